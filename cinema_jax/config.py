@@ -1,0 +1,246 @@
+"""The configuration: frozen dataclasses, each field documented once, and the way from and to a ConfigDict.
+
+A config file in `configs/` starts from `default()`, a `ConfigDict` of every field below, and changes what it needs. The command
+line changes single fields (`--config.finetune.steps=200`). `parse` then gives the frozen `Config`, or refuses by name what
+does not exist or has the wrong type.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from cinema_jax.data.augment import AugmentConfig
+from cinema_jax.errors import InputError
+from cinema_jax.models.aligner import AlignerConfig
+from cinema_jax.models.cogvideox.transformer import CogVideoXConfig
+from cinema_jax.models.qwen_vl.config import Qwen2VLConfig
+from cinema_jax.models.t5.model import T5Config
+from cinema_jax.models.wan.vae import WanVAEConfig
+from cinema_jax.training.optimizer import OptimizerConfig
+
+STAGES = ("vae", "mllm", "pretrain", "align", "finetune")
+
+
+def option(default: Any, doc: str) -> Any:
+    """A documented field."""
+    return dataclasses.field(default=default, metadata={"doc": doc})
+
+
+def section(default: Any, doc: str) -> Any:
+    """A documented field that holds a section of fields; `default` builds it."""
+    return dataclasses.field(default_factory=default, metadata={"doc": doc})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    source: Literal["critters", "folder"] = option("critters", "The embedded dataset, or a folder of your own videos.")
+    path: str = option("", "With source=folder: the folder that holds manifest.jsonl.")
+    subjects: str = option("", "With source=critters: a folder of cut-out PNGs to use as subjects (file stem = noun).")
+    frames: int = option(9, "Pixel frames of a clip: 4k+1.")
+    height: int = option(64, "Pixels; a multiple of 16.")
+    width: int = option(64, "Pixels; a multiple of 16.")
+    fps: float = option(8.0, "Frames a second; videos are resampled to it by their time stamps.")
+    reference_height: int = option(64, "Pixels of a reference as the VAE sees it.")
+    reference_width: int = option(64, "Pixels of a reference as the VAE sees it.")
+    max_references: int = option(3, "Most references a sample may have.")
+    train_videos: int = option(0, "How many training videos are encoded and used; 0: all of the source.")
+    validation_videos: int = option(64, "How many held-out videos the evaluation uses.")
+    validation_fraction: float = option(0.1, "With source=folder: the share of clips held out, by hash of their name.")
+    augment: AugmentConfig = section(AugmentConfig, "How references are augmented, anew each epoch.")
+    threads: int = option(2, "Threads that prepare batches.")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+    """Where a part's initial weights come from: "packaged" (the small ones that ship with the project), a folder in the
+    Hugging Face layout (config.json + *.safetensors), or "" to start from random numbers at the size of its section."""
+
+    vae: str = option("packaged", "The video VAE.")
+    t5: str = option("packaged", "The T5 encoder.")
+    mllm: str = option("packaged", "The multimodal LLM.")
+    aligner: str = option("", "The AlignerNet.")
+    dit: str = option("", "The video transformer.")
+    tokenizer: str = option("packaged", "The MLLM's tokenizer.")
+    t5_tokenizer: str = option("packaged", "The T5's tokenizer.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionConfig:
+    """How prompt and references reach the video transformer."""
+
+    conditioner: Literal["mllm", "t5"] = option("mllm", "Who reads the prompt; t5 is the paper's ablation.")
+    entities: bool = option(True, "Whether references enter as visual entity tokens; off is the paper's ablation.")
+    aligner_init: Literal["aligned", "random"] = option("aligned", "Where finetune takes the AlignerNet from.")
+    mllm_layer: int = option(-1, "Which hidden state of the MLLM is read; -1: the last.")
+    template: Literal["demo", "qwen"] = option("demo", "The instruction template: short words, or the full chat.")
+    mllm_tokens: int = option(160, "Tokens of the MLLM's input, padding included.")
+    mllm_patches: int = option(192, "Image patches of one sample, over all its references.")
+    mllm_max_pixels: int = option(112 * 112, "Pixel cap of one reference as the MLLM sees it.")
+    mllm_min_pixels: int = option(56 * 56, "Smaller references are enlarged to this many pixels for the MLLM.")
+    text_tokens: int = option(226, "Tokens of the text block: T5's length and the AlignerNet's latents.")
+    text_dropout: float = option(0.1, "How often training replaces the prompt by the empty one.")
+    reference_dropout: float = option(0.1, "How often training leaves the references out.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """Flow matching and sampling."""
+
+    time_mean: float = option(0.0, "Mean of the logit-normal training times.")
+    time_std: float = option(1.0, "Standard deviation of the logit-normal training times.")
+    shift: float = option(1.0, "Resolution shift of training and sampling times: t' = s t / (1 + (s - 1) t).")
+    sample_steps: int = option(20, "Euler steps of a sampled video.")
+    guidance_text: float = option(3.0, "Guidance scale towards the prompt.")
+    guidance_reference: float = option(2.0, "Guidance scale towards the references.")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage of training."""
+
+    trainable: tuple[str, ...] = option((), "Regular expressions of the parameters that are trained; all others freeze.")
+    steps: int = option(1000, "Optimizer steps.")
+    batch_size: int = option(32, "Examples a step, over all devices.")
+    optimizer: OptimizerConfig = section(OptimizerConfig, "AdamW and its schedule.")
+    ema_decay: float = option(0.999, "Decay of the averaged weights, which evaluation, later stages and sampling use.")
+    log_every: int = option(10, "Steps between metric records.")
+    eval_every: int = option(0, "Steps between held-out evaluations; 0: only at the end.")
+    checkpoint_every: int = option(100, "Steps between checkpoints.")
+    keep: int = option(2, "How many checkpoints are kept.")
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEStageConfig(StageConfig):
+    """The stage that trains the VAE."""
+
+    image_steps: int = option(0, "How many of the first steps train on single frames, which is cheaper.")
+    image_batch_size: int = option(32, "Single frames a step in those.")
+    kl_weight: float = option(1e-6, "Weight of the KL term.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignStageConfig(StageConfig):
+    """The stage that trains the AlignerNet."""
+
+    mse_weight: float = option(1.0, "Weight of the mean squared error.")
+    cosine_weight: float = option(1.0, "Weight of 1 - cosine similarity.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh; -1 fills one axis with the devices left over."""
+
+    data: int = option(-1, "Data parallelism: parameters replicated.")
+    fsdp: int = option(1, "Data parallelism with sharded parameters.")
+    context: int = option(1, "Sequence parallelism.")
+    tensor: int = option(1, "Tensor parallelism.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    seed: int = option(0, "Decides initial weights, data order, noise and augmentation.")
+    stages: tuple[str, ...] = option(("pretrain", "align", "finetune"), f"Stages to run, in order, of {STAGES}.")
+    data: DataConfig = section(DataConfig, "What is trained on.")
+    weights: WeightsConfig = section(WeightsConfig, "Where initial weights come from.")
+    condition: ConditionConfig = section(ConditionConfig, "How prompt and references reach the transformer.")
+    flow: FlowConfig = section(FlowConfig, "Flow matching and sampling.")
+    vae_model: WanVAEConfig = section(WanVAEConfig, "Size of a VAE trained from scratch.")
+    t5_model: T5Config = section(T5Config, "Size of a T5 encoder trained from scratch.")
+    mllm_model: Qwen2VLConfig = section(Qwen2VLConfig, "Size of an MLLM trained from scratch.")
+    aligner_model: AlignerConfig = section(AlignerConfig, "Size of the AlignerNet; its widths follow MLLM and T5.")
+    dit_model: CogVideoXConfig = section(CogVideoXConfig, "Size of a transformer trained from scratch.")
+    vae: VAEStageConfig = section(lambda: VAEStageConfig(trainable=("vae/.*",)), "Stage: the video VAE.")
+    mllm: StageConfig = section(lambda: StageConfig(trainable=("mllm/.*",)), "Stage: the MLLM learns to describe.")
+    pretrain: StageConfig = section(lambda: StageConfig(trainable=("dit/.*",)), "Stage: text to video.")
+    align: AlignStageConfig = section(lambda: AlignStageConfig(trainable=("aligner/.*",)), "Stage: MLLM to T5 space.")
+    finetune: StageConfig = section(
+        lambda: StageConfig(trainable=("aligner/.*", "dit/.*")), "Stage: references and prompt to video."
+    )
+    mesh: MeshConfig = section(MeshConfig, "The device mesh.")
+    evaluate_identities: int = option(64, "Held-out identities the command's closing measurement generates.")
+
+
+def default() -> ConfigDict:
+    """Every field at its default, to be changed by a config file and the command line."""
+    return ConfigDict(to_dict(Config()))
+
+
+def to_dict(value: Any) -> Any:
+    """A config as nested plain dicts, for a ConfigDict or JSON."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
+
+
+def parse(values: ConfigDict | dict) -> Config:
+    """The frozen config of a ConfigDict (or of its JSON); InputError names a field that is unknown or of a wrong type."""
+    values = values.to_dict() if isinstance(values, ConfigDict) else values
+    config = _parse(values, Config, "config")
+    _validate(config)
+    return config
+
+
+def _parse(value: Any, kind: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        if not isinstance(value, dict):
+            raise InputError(f"{name} is {value!r}; it must be a section with fields")
+        hints = typing.get_type_hints(kind)
+        fields = {field.name for field in dataclasses.fields(kind)}
+        if unknown := sorted(set(value) - fields):
+            raise InputError(f"{name}.{unknown[0]} does not exist; {name} has {', '.join(sorted(fields))}")
+        return kind(**{key: _parse(item, hints[key], f"{name}.{key}") for key, item in value.items()})
+    if origin is Literal:
+        if value not in arguments:
+            raise InputError(f"{name} is {value!r}; accepted: {', '.join(map(repr, arguments))}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _parse(value, next(a for a in arguments if a is not type(None)), name)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise InputError(f"{name} is {value!r}; it must be a tuple")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(value):
+            raise InputError(f"{name} is {value!r}; it must have {len(kinds)} values")
+        return tuple(_parse(item, k, f"{name}[{i}]") for i, (item, k) in enumerate(zip(value, kinds, strict=True)))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+def _validate(config: Config) -> None:
+    for i, stage in enumerate(config.stages):
+        if stage not in STAGES:
+            raise InputError(f"config.stages holds {stage!r}; accepted: {', '.join(STAGES)}")
+        if stage in config.stages[:i]:
+            raise InputError(f"config.stages holds {stage!r} twice")
+    data = config.data
+    if data.frames < 1 or data.frames % 4 != 1:
+        nearest = max(1, round((data.frames - 1) / 4) * 4 + 1)
+        raise InputError(f"config.data.frames is {data.frames}; it must be 4k+1, for example {nearest}")
+    for name in ("height", "width", "reference_height", "reference_width"):
+        value = getattr(data, name)
+        if value < 16 or value % 16:
+            raise InputError(f"config.data.{name} is {value}; it must be a multiple of 16, for example {max(16, round(value / 16) * 16)}")
+    if data.source == "folder" and not data.path:
+        raise InputError("config.data.path is empty; with data.source=folder it must name the folder that holds manifest.jsonl")
+    for name in ("text_dropout", "reference_dropout"):
+        if not 0 <= getattr(config.condition, name) < 1:
+            raise InputError(f"config.condition.{name} is {getattr(config.condition, name)}; it must lie in [0, 1)")
+    for stage in config.stages:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+            if getattr(getattr(config, stage), name) < 1:
+                raise InputError(f"config.{stage}.{name} is {getattr(getattr(config, stage), name)}; it must be at least 1")

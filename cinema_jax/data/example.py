@@ -1,0 +1,59 @@
+"""The one schema of a training example: a video, and the conditions that go beside it."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One picture of one subject.
+
+    Two references with the same `subject` are two views of one entity.
+    """
+
+    # The picture, sRGB.
+    image: UInt8[np.ndarray, "height width 3"]
+    # Which pixels are the subject: 255 inside, 0 outside. None: the whole picture.
+    mask: UInt8[np.ndarray, "height width"] | None
+    # Name of the entity, unique within an example; never shown to a model.
+    subject: str
+    # What the entity is ("dog"), where that is known.
+    noun: str | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What goes beside a video."""
+
+    # The detailed description, the aligner's target.
+    caption: str
+    # What the multimodal model reads: may be vague ("two friends meet").
+    prompt: str
+    # In the order in which the models see them.
+    references: tuple[Reference, ...]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A dataset: random access to videos and to what goes beside them.
+
+    `video(index)` is the same at every call; `conditions(index, rng)` may vary with `rng` (other views, order).
+    Both raise `cinema_jax.errors.InputError` for a sample that cannot be read.
+    """
+
+    def __len__(self) -> int: ...
+
+    def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
+        """The sRGB frames of example `index`."""
+        ...
+
+    def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
+        """Caption, prompt and references of example `index`."""
+        ...
+
+    def id(self, index: int) -> str:
+        """A name of example `index` that stays the same when the dataset grows."""
+        ...

@@ -1,0 +1,177 @@
+"""Read and write published checkpoints by declarative tables.
+
+A table is a tuple of `Rule`s, one per kind of tensor. A rule names the published tensor and our parameter by templates:
+
+    Rule("transformer_blocks.{layer}.attn1.to_q.weight", "blocks/to_q/kernel", LINEAR)
+
+`{layer}` stands for a number. Where our side lacks a placeholder that the published side has, that axis is stacked: the
+published tensors become rows of one array with a leading `layer` axis. Every tensor and every parameter is used exactly
+once; everything that does not fit is reported together.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class WeightError(ValueError):
+    """Published tensors and a model that do not fit each other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How a published array becomes ours, and back."""
+
+    load: Callable[[np.ndarray], np.ndarray]
+    save: Callable[[np.ndarray], np.ndarray]
+
+
+COPY = Transform(lambda x: x, lambda x: x)
+LINEAR = Transform(lambda x: x.T, lambda x: x.T)  # (out, in) <-> (in, out)
+CONV2D = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
+CONV3D = Transform(lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2))  # OIDHW <-> DHWIO
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One kind of tensor: its published name (aliases accepted when reading), our path, and the transform."""
+
+    name: str
+    path: str
+    transform: Transform = COPY
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def stacked(self) -> bool:
+        """Whether published tensors of several layers become one array of ours."""
+        return "{layer}" in self.name and "{layer}" not in self.path
+
+
+def linear(name: str, path: str, *aliases: str, bias: bool = True) -> tuple[Rule, ...]:
+    """The rules of a linear layer `name`, whose parameters are `path/kernel` and `path/bias`."""
+    rules = (Rule(f"{name}.weight", f"{path}/kernel", LINEAR, tuple(f"{a}.weight" for a in aliases)),)
+    if bias:
+        rules += (Rule(f"{name}.bias", f"{path}/bias", COPY, tuple(f"{a}.bias" for a in aliases)),)
+    return rules
+
+
+def norm(name: str, path: str, *aliases: str, bias: bool = True) -> tuple[Rule, ...]:
+    """The rules of a norm `name`, whose parameters are `path/scale` and `path/bias`."""
+    rules = (Rule(f"{name}.weight", f"{path}/scale", COPY, tuple(f"{a}.weight" for a in aliases)),)
+    if bias:
+        rules += (Rule(f"{name}.bias", f"{path}/bias", COPY, tuple(f"{a}.bias" for a in aliases)),)
+    return rules
+
+
+def flatten(state: nnx.State | nnx.Module) -> dict[str, object]:
+    """A module's parameters (or a state of them) as `{"blocks/to_q/kernel": array}`."""
+    if isinstance(state, nnx.Module):
+        state = nnx.state(state, nnx.Param)
+    return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def _pattern(template: str) -> re.Pattern:
+    parts, end = [], 0
+    for match in _PLACEHOLDER.finditer(template):
+        parts += [re.escape(template[end : match.start()]), rf"(?P<{match.group(1)}>\d+)"]
+        end = match.end()
+    return re.compile("".join(parts) + re.escape(template[end:]))
+
+
+def import_weights(
+    tensors: Mapping[str, np.ndarray], table: Sequence[Rule], expected: Mapping[str, object]
+) -> dict[str, np.ndarray]:
+    """Published tensors as our parameters.
+
+    Args:
+        tensors: published name to array.
+        table: the model's rules.
+        expected: our path to anything with a shape: `flatten(model)`, of a real or an abstract model.
+
+    Returns:
+        Our path to array, in the published dtype.
+
+    Raises:
+        WeightError: naming all missing, unexpected and misshaped tensors at once.
+    """
+    patterns = [(rule, _pattern(name)) for rule in table for name in (rule.name, *rule.aliases)]
+    found: dict[str, dict[int, np.ndarray]] = {}
+    stacked, problems = set(), []
+    for name, tensor in tensors.items():
+        rule, match = next(((r, m) for r, p in patterns if (m := p.fullmatch(name))), (None, None))
+        if rule is None:
+            problems.append(f"unexpected {name} {list(tensor.shape)}")
+            continue
+        path = rule.path.format(**match.groupdict())
+        layer = int(match["layer"]) if rule.stacked else 0
+        if rule.stacked:
+            stacked.add(path)
+        if layer in found.setdefault(path, {}):
+            problems.append(f"{name} is a second tensor for {path}")
+        found[path][layer] = rule.transform.load(np.asarray(tensor))
+    arrays = {}
+    for path, layers in found.items():
+        gaps = sorted(set(range(max(layers) + 1)) - set(layers))
+        if gaps or len({x.shape for x in layers.values()}) > 1:
+            problems.append(f"{path}: layers {gaps} are missing" if gaps else f"{path}: layers differ in shape")
+            continue
+        arrays[path] = np.stack([layers[i] for i in sorted(layers)]) if path in stacked else layers[0]
+    problems += [f"missing {path} {list(expected[path].shape)}" for path in sorted(set(expected) - set(found))]
+    for path in sorted(arrays):
+        if path not in expected:
+            problems.append(f"unexpected {path} {list(arrays[path].shape)}")
+        elif tuple(arrays[path].shape) != tuple(expected[path].shape):
+            problems.append(f"{path} has shape {list(arrays[path].shape)}, the model {list(expected[path].shape)}")
+    if problems:
+        raise WeightError("the weights do not fit the model:\n  " + "\n  ".join(problems))
+    return arrays
+
+
+def export_weights(arrays: Mapping[str, np.ndarray], table: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """Our parameters under their published names and layouts: the inverse of `import_weights`."""
+    patterns = [(rule, _pattern(rule.path)) for rule in table]
+    tensors = {}
+    for path, array in arrays.items():
+        rule, match = next(((r, m) for r, p in patterns if (m := p.fullmatch(path))), (None, None))
+        if rule is None:
+            raise WeightError(f"no rule exports the parameter {path} {list(array.shape)}")
+        array = np.asarray(array)
+        for layer, x in enumerate(array) if rule.stacked else [(None, array)]:
+            fields = match.groupdict() | ({"layer": layer} if rule.stacked else {})
+            tensors[rule.name.format(**fields)] = np.ascontiguousarray(rule.transform.save(x))
+    return tensors
+
+
+def load_into(module: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Set a module's parameters from `{path: array}`, keeping the module's dtypes; all paths must be present."""
+    state = nnx.state(module, nnx.Param)
+    flat = nnx.to_flat_state(state)
+    leaves = [(path, leaf.replace(np.asarray(arrays["/".join(map(str, path))], leaf.dtype))) for path, leaf in flat]
+    nnx.update(module, nnx.from_flat_state(leaves))
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a `.safetensors` file, or of all those in a folder."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise WeightError(f"{path}: no .safetensors file here")
+    tensors = {}
+    for file in files:
+        with safe_open(file, framework="numpy") as f:
+            tensors |= {name: f.get_tensor(name) for name in f.keys()}
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to one file, under a temporary name until it is whole."""
+    temporary = path.with_name(path.name + ".partial")
+    save_file(dict(tensors), temporary, metadata=dict(metadata or {}))
+    temporary.replace(path)
