@@ -1,0 +1,131 @@
+"""Photographs as subjects: a folder of cut-out PNG pictures with alpha."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from cinema_jax.data.critters.drawing import Light, Sprite, bounds, lit, pose_matrix
+from cinema_jax.data.critters.identity import Number, stable_hash
+from cinema_jax.data.critters.parts import Pose
+from cinema_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A picture of a subject that looks to the right; the name of the file is its noun ("red_panda.png")."""
+
+    path: Path
+
+    @property
+    def noun(self) -> str:
+        return self.path.stem.replace("_", " ").replace("-", " ").lower()
+
+    @property
+    def key(self) -> str:
+        return self.path.stem
+
+    @property
+    def color(self) -> str:
+        """Not known."""
+        return ""
+
+    def describe(self) -> str:
+        return self.noun
+
+    def attributes(self) -> dict[str, str]:
+        return {"species": self.noun}
+
+
+def find_cutouts(folder: str | Path) -> list[Cutout]:
+    """All pictures of a folder, by name, each checked.
+
+    Raises:
+        InputError: there is no such folder, or no PNG in it, or a picture cannot be used (the message names it).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"subjects_dir {folder} is not a folder; expected a folder of PNG pictures with alpha")
+    cutouts = [Cutout(path) for path in sorted(folder.glob("*.png"))]
+    if not cutouts:
+        raise InputError(f"subjects_dir {folder} holds no .png file; expected one cut-out PNG with alpha per subject")
+    for cutout in cutouts:
+        _picture(cutout.path)
+    return cutouts
+
+
+def split_cutouts(cutouts: list[Cutout], split: str) -> list[Cutout]:
+    """The pictures of a split, by the hash of their names: of every ten, eight train, one validates, one tests.
+
+    The names are ranked by hash, so that the shares are exact, and a split is empty only where there are too few.
+    """
+    ranked = sorted(cutouts, key=lambda cutout: (stable_hash(cutout.key), cutout.key))
+    held = max(1, round(0.1 * len(ranked)))
+    if len(ranked) < 3:
+        raise InputError(
+            f"subjects_dir {ranked[0].path.parent} holds {len(ranked)} subject(s); at least 3 are needed, "
+            "because train, validation and test never share one"
+        )
+    parts = {"validation": ranked[:held], "test": ranked[held : 2 * held], "train": ranked[2 * held :]}
+    return sorted(parts[split], key=lambda cutout: cutout.key)
+
+
+@lru_cache(maxsize=256)
+def _picture(path: Path) -> UInt8[np.ndarray, "height width 4"]:
+    """Premultiplied RGBA, cropped to what is visible, at most 512 pixels high.
+
+    Raises:
+        InputError: the file is no picture, has no alpha, or shows nothing.
+    """
+    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if picture is None:
+        raise InputError(f"{path} is not a PNG picture that can be read")
+    if picture.ndim != 3 or picture.shape[2] != 4:
+        raise InputError(f"{path} has no alpha channel; save the cut-out as PNG with transparency")
+    if picture.dtype == np.uint16:
+        picture = (picture >> 8).astype(np.uint8)
+    alpha = picture[..., 3]
+    if alpha.min() > 250:
+        raise InputError(f"{path} is opaque everywhere; cut the subject out so that the background is transparent")
+    rows, columns = np.flatnonzero((alpha > 16).any(axis=1)), np.flatnonzero((alpha > 16).any(axis=0))
+    if not len(rows):
+        raise InputError(f"{path} is transparent everywhere; it must show a subject")
+    picture = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    color = (picture[..., 2::-1].astype(np.uint16) * picture[..., 3:] + 127) // 255
+    rgba = np.concatenate([color.astype(np.uint8), picture[..., 3:]], axis=-1)
+    if len(rgba) > 512:
+        rgba = cv2.resize(rgba, (max(1, rgba.shape[1] * 512 // len(rgba)), 512), interpolation=cv2.INTER_AREA)
+    return rgba
+
+
+@lru_cache(maxsize=1024)
+def _reduced(path: Path, rows: int) -> UInt8[np.ndarray, "height width 4"]:
+    """The picture at about `rows` rows, with a transparent margin of two pixels for smooth edges."""
+    picture = _picture(path)
+    if rows < len(picture):
+        width = max(1, round(picture.shape[1] * rows / len(picture)))
+        picture = cv2.resize(picture, (width, rows), interpolation=cv2.INTER_AREA)
+    return cv2.copyMakeBorder(picture, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
+
+
+def draw_cutout(cutout: Cutout, pose: Pose, feet: tuple[Number, Number], height: Number, light: Light) -> Sprite:
+    """The picture with its lower middle at `feet`, warped as the pose says; see `drawing.draw`."""
+    aspect = _picture(cutout.path).shape[1] / _picture(cutout.path).shape[0]
+    tall = 1.1 * height * min(1.0, 1.25 / aspect)  # a wide subject is no larger than the others
+    source = _reduced(cutout.path, 8 * int(np.ceil(tall * 1.25 / 8)))
+    # From the picture's pixels to units with the feet at the origin and y up, then by the pose into the frame.
+    scale = 1 / (source.shape[0] - 4)
+    unit = np.array(
+        [[scale, 0, -0.5 * (source.shape[1] - 1) * scale], [0, -scale, (source.shape[0] - 2.5) * scale], [0, 0, 1]]
+    )
+    matrix = pose_matrix(pose, tall)
+    matrix[:, 2] = feet
+    low, high = bounds(matrix, (0.5 * aspect + 0.05, 1.05, 0.05))
+    left, top = np.floor(low).astype(int)
+    size = np.ceil(high).astype(int) - (left, top)
+    matrix[:, 2] -= (left + 0.5, top + 0.5)  # OpenCV puts pixel centres at whole numbers
+    rgba = cv2.warpAffine(source, matrix @ unit, (int(size[0]), int(size[1])), flags=cv2.INTER_LINEAR)
+    return Sprite(lit(rgba, light), int(left), int(top))

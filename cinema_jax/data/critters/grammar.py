@@ -1,0 +1,111 @@
+"""Words for scenes: detailed captions, prompts from precise to vague, and the naming of references."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cinema_jax.data.critters.background import PLACES
+from cinema_jax.data.critters.identity import COLORS, HATS, PATTERNS, SPECIES, article
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """How an action is told. {a} {b} {c} stand for the subjects in their roles, {side} for left or right, {thing} for
+    what one hides behind."""
+
+    telling: str
+    vague: tuple[str, ...]
+
+
+SENTENCES: dict[str, Sentence] = {
+    # One subject.
+    "walk": Sentence("{a} walks to the {side}", ("someone walks to the {side}", "a friend goes for a walk")),
+    "run": Sentence("{a} runs to the {side}", ("someone runs to the {side}", "a friend is in a hurry")),
+    "jump": Sentence("{a} jumps up", ("someone jumps up", "a friend makes a big jump")),
+    "bounce": Sentence("{a} bounces up and down", ("someone bounces up and down", "a friend is happy")),
+    "spin": Sentence("{a} spins around", ("someone spins around", "a friend makes a turn")),
+    "dance": Sentence("{a} dances", ("someone dances", "a friend dances")),
+    "hide": Sentence("{a} hides behind a {thing}", ("someone hides behind a {thing}", "a friend hides")),
+    # Two.
+    "chase": Sentence("{a} chases {b} to the {side}", ("one chases the other", "two friends play catch")),
+    "jump over": Sentence("{a} jumps over {b}", ("one jumps over the other", "two friends play")),
+    "hide behind": Sentence("{a} hides behind {b}", ("one hides behind the other", "two friends play hide and seek")),
+    "meet": Sentence("{a} and {b} meet", ("two friends meet", "they meet")),
+    "walk around": Sentence("{a} walks around {b}", ("one walks around the other", "two friends play")),
+    "dance together": Sentence("{a} and {b} dance", ("two friends dance", "they dance")),
+    "walk together": Sentence("{a} and {b} walk to the {side}", ("two friends go for a walk", "they take a walk")),
+    # Three.
+    "chase and watch": Sentence("{a} chases {b} and {c} watches", ("one chases another", "three friends play catch")),
+    "jump and watch": Sentence("{a} jumps over {b} and {c} watches", ("one jumps over another", "three friends play")),
+    "three meet": Sentence("{a}, {b} and {c} meet", ("three friends meet", "they meet")),
+    "three dance": Sentence("{a}, {b} and {c} dance", ("three friends dance", "they dance")),
+    "three walk": Sentence("{a}, {b} and {c} walk {side}", ("three friends go for a walk", "they take a walk")),
+}
+QUESTIONS = ("describe the images", "who is in the images", "name the friends")
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a caption needs to know of a scene: the action, the place, and who takes part, in the order of the roles."""
+
+    action: str  # key of SENTENCES
+    place: str  # key of PLACES
+    descriptions: tuple[str, ...]  # "striped blue and yellow bird with a red hat"
+    colors: tuple[str, ...]  # "blue", or "" where it is not known
+    nouns: tuple[str, ...]  # "bird"
+    side: str = "left"
+
+    def tell(self, names: Sequence[str]) -> str:
+        """The action with these names for the subjects."""
+        roles = dict(zip("abc", names, strict=False))
+        return SENTENCES[self.action].telling.format(**roles, side=self.side, thing=PLACES[self.place].thing)
+
+
+def named(description: str) -> str:
+    """With its article."""
+    return f"{article(description)} {description}"
+
+
+def caption(story: Story) -> str:
+    """All that can be seen, in plain words, at most 40."""
+    return f"{story.tell([named(description) for description in story.descriptions])} {PLACES[story.place].words}"
+
+
+def prompt(story: Story, rng: np.random.Generator) -> str:
+    """What a user might write: everything, colours, only nouns, or hardly anything; with or without the place."""
+    style = rng.random()
+    if style < 0.2:
+        text = story.tell([named(description) for description in story.descriptions])
+    elif style < 0.35:
+        text = story.tell(
+            [f"the {color} {noun}".replace("  ", " ") for color, noun in zip(story.colors, story.nouns, strict=True)]
+        )
+    elif style < 0.65:
+        text = story.tell([f"the {noun}" for noun in story.nouns])
+    else:
+        choices = SENTENCES[story.action].vague
+        text = choices[rng.integers(len(choices))].format(side=story.side, thing=PLACES[story.place].thing)
+    return f"{text} {PLACES[story.place].words}" if rng.random() < 0.5 else text
+
+
+def naming(descriptions: Sequence[str]) -> str:
+    """What the references show, in their order: "image 1: a striped ... bird. image 2: ..."."""
+    return " ".join(f"image {index}: {named(text)}." for index, text in enumerate(descriptions, 1))
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, without punctuation."""
+    return re.findall(r"[a-z0-9]+", text)
+
+
+def vocabulary() -> list[str]:
+    """Every word that captions, prompts and namings of critters can contain, sorted."""
+    texts = [*COLORS, *SPECIES, *PATTERNS, *HATS[1:], *QUESTIONS, *(str(number) for number in range(1, 4))]
+    texts += ["a", "an", "the", "and", "with", "horns", "image", "left", "right"]
+    for place in PLACES.values():
+        texts += [place.words, place.thing]
+    for sentence in SENTENCES.values():
+        texts += [re.sub(r"\{\w+\}", " ", text) for text in (sentence.telling, *sentence.vague)]
+    return sorted({word for text in texts for word in words(text)})
