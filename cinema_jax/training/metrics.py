@@ -1,0 +1,112 @@
+"""Where a run's numbers and pictures go: JSON lines, TensorBoard, and a progress bar."""
+
+import io
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
+
+
+def truncate(path: Path, stage: str, step: int) -> None:
+    """Drop a stage's lines past `step` from a file of JSON lines, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n"):
+            continue
+        row = json.loads(line)
+        if row["stage"] != stage or row["step"] <= step:
+            kept.append(line)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+class MetricsWriter:
+    """Writes the metrics of one stage. Only the first process writes; the others may call everything.
+
+    `metrics.jsonl` has one object a line: `step`, `stage` and the values (null where not finite). TensorBoard files are
+    in `tensorboard/<stage>`. A step is the number of batches done.
+
+    Args:
+        workdir: the run's folder; made if missing.
+        stage: the name of the stage.
+        resume_step: the restored step; whatever was written after it is dropped, so that no step appears twice.
+        total_steps: the stage's length, for the progress bar.
+    """
+
+    def __init__(self, workdir: Path, *, stage: str, resume_step: int = 0, total_steps: int | None = None):
+        self._stage = stage
+        self._primary = jax.process_index() == 0
+        if not self._primary:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        truncate(path, stage, resume_step)
+        self._lines = path.open("a", buffering=1)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=resume_step + 1)
+        # In a log file every refresh is a line of its own.
+        interval = 0.2 if sys.stderr.isatty() else 30
+        self._bar = tqdm(
+            desc=stage, total=total_steps, initial=resume_step, unit="step", mininterval=interval, dynamic_ncols=True
+        )
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Scalars (numbers or arrays without axes) of a step."""
+        if not self._primary:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        row = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+        self._lines.write(json.dumps({"step": step, "stage": self._stage, **row}) + "\n")
+        for name, number in numbers.items():
+            self._tensorboard.add_scalar(name, number, step)
+
+    def progress(self, step: int, **values: float) -> None:
+        """Move the bar to `step`; it shows the values (the loss, say), steps a second and the time left."""
+        if not self._primary:
+            return
+        if values:
+            self._bar.set_postfix({name: f"{float(value):.4g}" for name, value in values.items()}, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def images(self, step: int, name: str, images: UInt8[np.ndarray, "N height width 3"]) -> None:
+        """Pictures side by side under one name, for TensorBoard."""
+        if self._primary:
+            self._tensorboard.add_images(name, images, step, dataformats="NHWC")
+
+    def video(self, step: int, name: str, video: UInt8[np.ndarray, "frames height width 3"], fps: float = 8.0) -> None:
+        """A video for TensorBoard, as an animated GIF."""
+        if not self._primary:
+            return
+        frames = [Image.fromarray(frame) for frame in video]
+        buffer = io.BytesIO()
+        frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+        image = Summary.Image(
+            height=video.shape[1], width=video.shape[2], colorspace=3, encoded_image_string=buffer.getvalue()
+        )
+        # `add_video` of tensorboardX would want moviepy for the same GIF.
+        self._tensorboard.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def close(self) -> None:
+        """Write out everything."""
+        if self._primary:
+            self._bar.close()
+            self._tensorboard.close()
+            self._lines.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,210 @@
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cinema_jax import checkpoint, sharding
+from cinema_jax.checkpoint import CheckpointError, Checkpoints
+from cinema_jax.training import state
+from cinema_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+OPTIMIZER = make_optimizer(OptimizerConfig(), steps=10)
+PARAMS = {
+    "dit/blocks/to_q/kernel": np.arange(128, dtype=np.float32).reshape(2, 8, 8),
+    "dit/blocks/to_q/bias": np.ones((2, 8), np.float32),
+}
+METADATA = {"stage": "finetune", "config": {"width": 8, "betas": [0.9, 0.95]}, "frozen": {"t5": {"sha256": "ab"}}}
+
+
+def new_state(mesh, step=0, params=PARAMS):
+    """A state whose every leaf is different."""
+    leaves, structure = jax.tree.flatten(state.create(params, OPTIMIZER, mesh, seed=1))
+    leaves = [leaf + i if i else jnp.int32(step) for i, leaf in enumerate(leaves)]
+    return sharding.place(jax.tree.unflatten(structure, leaves), mesh)
+
+
+def abstract(mesh, params=PARAMS):
+    return state.abstract(params, OPTIMIZER, mesh)
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh()
+
+
+@pytest.fixture
+def saved(tmp_path, mesh):
+    """A folder with the checkpoint of step 5."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(new_state(mesh, 5), METADATA)
+    return tmp_path
+
+
+def test_state_comes_back_as_it_was(saved, mesh):
+    with Checkpoints(saved) as checkpoints:
+        restored, _ = checkpoints.restore(abstract(mesh))
+    jax.tree.map(np.testing.assert_array_equal, restored, new_state(mesh, 5))
+
+
+def test_metadata_comes_back_as_it_was(saved):
+    assert checkpoint.read_metadata(saved / "5") == METADATA
+
+
+def test_restored_state_has_the_wanted_type(saved, mesh):
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding) if x.dtype == jnp.float32 else x,
+        abstract(mesh),
+    )
+    with Checkpoints(saved) as checkpoints:
+        restored, _ = checkpoints.restore(wanted)
+    assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, wanted)
+
+
+def test_the_last_checkpoints_are_kept(tmp_path, mesh):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in range(4):
+            checkpoints.save(new_state(mesh, step), {})
+    assert checkpoint.complete_steps(tmp_path) == [2, 3]
+
+
+def test_state_may_be_donated_while_it_is_saved(tmp_path, mesh):
+    scramble = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 + 7, state), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        one = new_state(mesh, 1)
+        checkpoints.save(one, {})
+        jax.block_until_ready(scramble(one))
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(abstract(mesh))
+    jax.tree.map(np.testing.assert_array_equal, restored, new_state(mesh, 1))
+
+
+@pytest.mark.parametrize(
+    "missing", ["commit_success.txt", "_CHECKPOINT_METADATA", "state/_METADATA", "state/commit_success.txt"]
+)
+def test_step_without_one_of_its_marks_is_not_seen(saved, missing):
+    (saved / "5" / missing).unlink()
+    assert checkpoint.complete_steps(saved) == []
+
+
+def test_incomplete_step_is_set_aside_and_can_be_saved_anew(saved, mesh):
+    (saved / "5" / "commit_success.txt").unlink()
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.latest is None
+        checkpoints.save(new_state(mesh, 5), {})
+    assert checkpoint.complete_steps(saved) == [5]
+
+
+def test_saving_a_step_twice_keeps_the_first(saved, mesh):
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.restore(abstract(mesh))
+        checkpoints.save(new_state(mesh, 5), {"stage": "other"})
+    assert checkpoint.read_metadata(saved / "5") == METADATA
+
+
+def test_step_of_another_run_is_replaced(saved, mesh):
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.save(new_state(mesh, 5), {"stage": "other"})
+    assert checkpoint.read_metadata(saved / "5") == {"stage": "other"}
+
+
+def test_other_parameters_are_named_in_one_sentence(saved, mesh):
+    other = {"dit/blocks/to_q/kernel": np.zeros((2, 8, 4), np.float32), "dit/blocks/to_k/bias": np.zeros(3, np.float32)}
+    with Checkpoints(saved) as checkpoints, pytest.raises(CheckpointError) as error:
+        checkpoints.restore(abstract(mesh, other))
+    assert str(error.value) == (
+        f"{saved / '5'} does not fit this run: params/dit/blocks/to_k/bias is missing; "
+        "params/dit/blocks/to_q/bias is not in this run; "
+        "params/dit/blocks/to_q/kernel is [2, 8, 8] there and [2, 8, 4] here"
+    )
+
+
+def test_other_optimizer_is_named_by_its_moments(saved, mesh):
+    wanted = abstract(mesh)
+    fields = {name: getattr(wanted, name) for name in ("step", "params", "ema", "key", "skipped")}
+    with Checkpoints(saved) as checkpoints, pytest.raises(CheckpointError, match="opt_state/1/mu/dit"):
+        checkpoints.restore(state.TrainState(opt_state=(), **fields))
+
+
+def test_step_that_is_not_there_is_refused_with_those_that_are(saved):
+    with pytest.raises(CheckpointError, match="no complete checkpoint of step 4; there are steps 5"):
+        checkpoint.step_path(saved, 4)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_load_params_gives_host_arrays(saved, mesh, ema):
+    params = checkpoint.load_params(saved, ema=ema)
+    assert {type(x) for x in params.values()} == {np.ndarray}
+    expected = new_state(mesh, 5).ema if ema else new_state(mesh, 5).params
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_load_params_takes_the_folder_of_a_step(saved):
+    assert sorted(checkpoint.load_params(saved / "5")) == sorted(PARAMS)
+
+
+def test_digest_sees_one_changed_value():
+    changed = PARAMS | {"dit/blocks/to_q/bias": np.nextafter(PARAMS["dit/blocks/to_q/bias"], 2, dtype=np.float32)}
+    assert checkpoint.digest(PARAMS) != checkpoint.digest(changed)
+
+
+def test_digest_does_not_depend_on_order_or_device():
+    shuffled = {path: jnp.asarray(PARAMS[path]) for path in reversed(PARAMS)}
+    assert checkpoint.digest(PARAMS) == checkpoint.digest(shuffled)
+
+
+def test_digest_of_bfloat16():
+    assert len(checkpoint.digest({"x": jnp.ones((2, 3), jnp.bfloat16), "scalar": jnp.zeros((), jnp.bfloat16)})) == 64
+
+
+KILLED = """
+import os, pathlib, signal, sys, numpy as np
+sys.path.insert(0, "tests")
+import test_checkpoint as t
+mesh, params = t.sharding.make_mesh(), {"dit/to_q/kernel": np.ones((1024, 2048), np.float32)}
+checkpoints = t.Checkpoints(pathlib.Path(sys.argv[1]))
+checkpoints.save(t.new_state(mesh, 6, params), {})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+OTHER_MESH = """
+import sys, pathlib, jax, numpy as np
+sys.path.insert(0, "tests")
+import test_checkpoint as t
+from cinema_jax import sharding
+folder = pathlib.Path(sys.argv[1])
+saved = t.new_state(sharding.make_mesh(data=2, fsdp=4), 5)
+with t.Checkpoints(folder) as checkpoints:
+    checkpoints.save(saved, {})
+    checkpoints.wait()
+    for mesh in (sharding.make_mesh(data=1, devices=jax.devices()[:1]), sharding.make_mesh(data=8)):
+        restored, _ = checkpoints.restore(t.abstract(mesh))
+        jax.tree.map(np.testing.assert_array_equal, restored, saved)
+        wanted = jax.tree.map(lambda x: x.sharding, t.abstract(mesh))
+        assert jax.tree.map(lambda x: x.sharding, restored) == wanted
+"""
+
+
+def run(code, folder):
+    """Run `code` in a process with eight CPU devices."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_restore_onto_other_meshes(tmp_path):
+    done = run(OTHER_MESH, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_save_that_was_killed_leaves_the_checkpoint_before_it(saved, mesh):
+    assert run(KILLED, saved).returncode == -signal.SIGKILL
+    assert (saved / "6.orbax-checkpoint-tmp").exists()
+    with Checkpoints(saved) as checkpoints:
+        restored, _ = checkpoints.restore(abstract(mesh))
+    assert int(restored.step) == 5
