@@ -1,0 +1,118 @@
+"""Rectified flow: the path from data to noise, its times, and its loss (arXiv 2209.03003, arXiv 2403.03206).
+
+Time runs from 0 (data) to 1 (noise). Every random number of a sample comes from that sample's own key, so that it
+depends on neither the row, nor the host, nor the microbatch in which the sample happens to sit.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+# Constants that part the uses of one sample's key: the same keys may go into every function here.
+_TIME, _NOISE, _EVALUATION = (zlib.crc32(b"flow." + use) for use in (b"time", b"noise", b"evaluation"))
+
+
+def example_keys(key: Key[Array, ""], indices: Int[Array, "B"]) -> Key[Array, "B"]:
+    """One key per sample: `key` folded with the global example index.
+
+    Raises:
+        ValueError: for a generator other than threefry, whose numbers under `vmap` depend on the row.
+    """
+    if (impl := str(jax.random.key_impl(key))) != "threefry2x32":
+        raise ValueError(f"key is of the generator {impl!r}; per-sample randomness needs 'threefry2x32'")
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def _fold(keys: Key[Array, "B"], use: int) -> Key[Array, "B"]:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, use)
+
+
+def shift_times(times: Float[Array, "*shape"], shift: float) -> Float[Array, "*shape"]:
+    """`s t / (1 + (s - 1) t)`: more noise for higher resolution (arXiv 2403.03206, equation 23).
+
+    A shift of 1 changes nothing; `1 / shift` undoes `shift`; 0 and 1 stay where they are.
+    """
+    _check_positive("shift", shift)
+    return shift * times / (1 + (shift - 1) * times)
+
+
+def logit_normal_times(
+    keys: Key[Array, "B"], *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+) -> Float[Array, "B"]:
+    """Times whose logit is normal, then shifted (arXiv 2403.03206, section 3.1). In [0, 1]."""
+    _check_positive("std", std)
+    normal = jax.vmap(jax.random.normal)(_fold(keys, _TIME))
+    return shift_times(jax.nn.sigmoid(mean + std * normal), shift)
+
+
+def uniform_times(keys: Key[Array, "B"], *, shift: float = 1.0) -> Float[Array, "B"]:
+    """Uniform times, then shifted. In [0, 1)."""
+    return shift_times(jax.vmap(jax.random.uniform)(_fold(keys, _TIME)), shift)
+
+
+def sample_noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+    """Standard normal noise of `shape` per sample."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(_fold(keys, _NOISE))
+
+
+def interpolate(
+    x: Float[Array, "B *shape"], noise: Float[Array, "B *shape"], times: Float[Array, "B"]
+) -> Float[Array, "B *shape"]:
+    """The path `z_t = (1 - t) x + t noise`."""
+    t = times.reshape(-1, *(1,) * (x.ndim - 1))
+    return (1 - t) * x + t * noise
+
+
+def velocity_target(x: Float[Array, "B *shape"], noise: Float[Array, "B *shape"]) -> Float[Array, "B *shape"]:
+    """`dz_t / dt = noise - x`, what the network learns."""
+    return noise - x
+
+
+def flow_loss(
+    predicted: Float[Array, "B *shape"], x: Float[Array, "B *shape"], noise: Float[Array, "B *shape"]
+) -> Float[Array, "B"]:
+    """Mean squared error of the predicted velocity, per sample, in fp32.
+
+    Samples are weighted alike at all times: what arXiv 2403.03206 found best is to weight by how often a time is drawn.
+    """
+    error = predicted.astype(jnp.float32) - velocity_target(x, noise).astype(jnp.float32)
+    return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+
+
+def evaluation_times(count: int) -> Float[Array, "n"]:
+    """The fixed times of a held-out loss: the midpoints of `count` equal parts of [0, 1]."""
+    if count < 1:
+        raise ValueError(f"count of evaluation times is {count}; it must be at least 1")
+    return (jnp.arange(count, dtype=jnp.float32) + 0.5) / count
+
+
+def evaluation_noise(
+    indices: Int[Array, "B"], time_index: int | Int[Array, ""], shape: tuple[int, ...]
+) -> Float[Array, "B ..."]:
+    """The fixed noise of a held-out loss: a function of the example and the number of the evaluation time only.
+
+    The same in every run, so that two checkpoints, or two models, are compared on the same draw.
+    """
+    key = jax.random.fold_in(jax.random.key(_EVALUATION, impl="threefry2x32"), time_index)
+    return sample_noise(example_keys(key, indices), shape)
+
+
+def loss_by_time(
+    losses: Float[Array, "B"], times: Float[Array, "B"], buckets: int
+) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
+    """Sum and number of the losses whose time falls in each of `buckets` equal parts of [0, 1].
+
+    Sums and counts add up over microbatches, hosts and steps; their ratio is the mean loss of a bucket.
+    """
+    if buckets < 1:
+        raise ValueError(f"buckets is {buckets}; it must be at least 1")
+    bucket = jnp.clip((times * buckets).astype(jnp.int32), 0, buckets - 1)
+    sums = jnp.zeros(buckets, losses.dtype).at[bucket].add(losses)
+    return sums, jnp.zeros(buckets, jnp.int32).at[bucket].add(1)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value}; it must be a positive, finite number")

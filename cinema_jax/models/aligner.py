@@ -1,0 +1,152 @@
+"""AlignerNet: the hidden states of the multimodal LLM, read into the T5 feature space (CINEMA, arXiv 2503.10391).
+
+A perceiver resampler: learned latents attend to themselves and to the states. The paper gives its sizes (6 layers,
+width 768, 8 heads, 226 latents) and loss terms, but no module: what it leaves open follows ELLA's resampler
+(arXiv 2403.05135).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from cinema_jax.models.attention import attention
+from cinema_jax.models.layers import LayerNorm, scan_layers, stack_layers
+from cinema_jax.weights import Rule, linear, norm
+
+_EPS = 1e-5
+
+# There is no published module: files hold our own names, in PyTorch's layout like those of all other parts.
+TABLE: tuple[Rule, ...] = (
+    Rule("latents", "latents"),
+    *linear("input_projection", "input_projection"),
+    *(r for x in ("latents", "states", "mlp") for r in norm(f"layers.{{layer}}.{x}_norm", f"layers/{x}_norm")),
+    *(r for x in ("q", "k", "v", "o", "up", "down") for r in linear(f"layers.{{layer}}.{x}", f"layers/{x}")),
+    *linear("output_projection", "output_projection"),
+    *norm("output_norm", "output_norm"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignerConfig:
+    """Sizes of the aligner. The defaults are the paper's."""
+
+    # Width of the MLLM's hidden states: 1536 for Qwen2-VL-2B, 3584 for the 7B models.
+    input_dim: int
+    # Width of the transformer's text tokens: 4096 for T5 XXL.
+    output_dim: int
+    num_layers: int = 6
+    width: int = 768
+    num_heads: int = 8
+    # How many tokens come out: the number of text tokens that the transformer was trained with.
+    num_latents: int = 226
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}; it must be at least 1")
+        if self.width % self.num_heads:
+            raise ValueError(f"width is {self.width}; it must be a multiple of num_heads, {self.num_heads}")
+
+
+class AlignerLayer(nnx.Module):
+    """`z += MHA(q=LN(z), kv=[LN(z); LN(x)])`, then `z += MLP(LN(z))` with a 4x squared-ReLU network."""
+
+    def __init__(self, config: AlignerConfig, *, rngs: nnx.Rngs):
+        width = config.width
+        # Residual outputs start small, so that the sum of all layers starts at the size of one.
+        small = nnx.initializers.variance_scaling(0.5 / config.num_layers, "fan_in", "truncated_normal")
+        self.latents_norm = LayerNorm(width, eps=_EPS)
+        self.states_norm = LayerNorm(width, eps=_EPS)
+        self.q = nnx.Linear(width, width, rngs=rngs)
+        self.k = nnx.Linear(width, width, rngs=rngs)
+        self.v = nnx.Linear(width, width, rngs=rngs)
+        self.o = nnx.Linear(width, width, kernel_init=small, rngs=rngs)
+        self.mlp_norm = LayerNorm(width, eps=_EPS)
+        self.up = nnx.Linear(width, 4 * width, rngs=rngs)
+        self.down = nnx.Linear(4 * width, width, kernel_init=small, rngs=rngs)
+        self.num_heads = config.num_heads
+
+    def __call__(
+        self, z: Float[Array, "B T D"], x: Float[Array, "B L D"], lengths: Int[Array, "B"] | None
+    ) -> Float[Array, "B T D"]:
+        """One layer: latents `z` read themselves and the first `lengths` of the states `x`."""
+        z_normed = self.latents_norm(z)
+        # States come last: their padding is then a suffix of the keys, and one length masks it on any backend.
+        source = jnp.concatenate([z_normed, self.states_norm(x)], axis=1)
+        q, k, v = (
+            project(y).reshape(*y.shape[:2], self.num_heads, -1)
+            for project, y in ((self.q, z_normed), (self.k, source), (self.v, source))
+        )
+        y = attention(q, k, v, kv_lengths=None if lengths is None else lengths + z.shape[1])
+        z = z + self.o(y.reshape(*y.shape[:2], -1))
+        return z + self.down(jnp.square(jax.nn.relu(self.up(self.mlp_norm(z)))))
+
+
+class AlignerNet(nnx.Module):
+    """MLLM states in, T5-like features out."""
+
+    def __init__(self, config: AlignerConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.config = c
+        self.latents = nnx.Param(jax.random.normal(rngs.params(), (c.num_latents, c.width)) * c.width**-0.5)
+        self.input_projection = nnx.Linear(c.input_dim, c.width, rngs=rngs)
+        self.layers = stack_layers(lambda rngs: AlignerLayer(c, rngs=rngs), c.num_layers, rngs)
+        self.output_projection = nnx.Linear(c.width, c.output_dim, rngs=rngs)
+        # T5 features are a normalised vector times a learned scale per channel, and so is what this norm gives.
+        self.output_norm = LayerNorm(c.output_dim, eps=_EPS)
+
+    def __call__(
+        self, states: Float[Array, "B L D"], lengths: Int[Array, "B"] | None = None, *, remat: bool = False
+    ) -> Float[Array, "B T D2"]:
+        """Aligned features, always `num_latents` of them.
+
+        Args:
+            states: the MLLM's hidden states, padded at the end; what the padding holds has no influence.
+            lengths: number of real states per sample; None means all of them.
+            remat: recompute the layers in the backward pass instead of keeping their activations.
+        """
+        x = self.input_projection(states)
+        z = jnp.broadcast_to(self.latents[...].astype(x.dtype), (x.shape[0], *self.latents.shape))
+        z = scan_layers(self.layers, z, lambda layer, z: layer(z, x, lengths), remat=remat)
+        return self.output_norm(self.output_projection(z))
+
+
+def alignment_loss(
+    predicted: Float[Array, "B T D"],
+    target: Float[Array, "B T D"],
+    lengths: Int[Array, "B"],
+    *,
+    mse_weight: float = 1.0,
+    cosine_weight: float = 1.0,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """`mse_weight * MSE + cosine_weight * (1 - cosine)`, averaged over all positions: the paper's two terms.
+
+    Padding positions count too, because the transformer reads them (CogVideoX runs T5 without a mask).
+
+    Args:
+        predicted: the aligner's features.
+        target: T5's features of the caption.
+        lengths: number of real tokens of the caption; it only parts the metrics.
+        mse_weight: weight of the squared error. The paper does not give the weights.
+        cosine_weight: weight of the cosine term.
+
+    Returns:
+        The loss and `mse`, `cosine`, `cosine_real`, `cosine_padding`, all fp32. The last two are means over the real
+        and the padding positions of all captions together, NaN where there is none of that kind.
+    """
+    predicted, target = predicted.astype(jnp.float32), target.astype(jnp.float32)
+    mse = jnp.mean(jnp.square(predicted - target))
+    # The floor keeps a zero vector's gradient finite.
+    squares = jnp.sum(jnp.square(predicted), -1) * jnp.sum(jnp.square(target), -1)
+    cosine = jnp.sum(predicted * target, -1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
+    real = jnp.arange(cosine.shape[1]) < lengths[:, None]
+    metrics = {
+        "mse": mse,
+        "cosine": jnp.mean(cosine),
+        "cosine_real": jnp.mean(cosine, where=real),
+        "cosine_padding": jnp.mean(cosine, where=~real),
+    }
+    return mse_weight * mse + cosine_weight * (1 - metrics["cosine"]), metrics

@@ -1,0 +1,130 @@
+"""The T5 v1.1 text encoder (arXiv 1910.10683; v1.1: gated GELU, no sharing with the output layer).
+
+Same mathematics as transformers' `T5EncoderModel` in evaluation mode. Published T5 v1.1 was trained without dropout, so
+there is none here.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from cinema_jax.models.attention import attention
+from cinema_jax.models.layers import RMSNorm, scan_layers, stack_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes of the encoder, under the names of its `config.json`. The defaults are T5 v1.1 XXL's."""
+
+    # Rows of the token embedding.
+    vocab_size: int = 32128
+    # Width of the residual stream, and of the features that come out.
+    d_model: int = 4096
+    # Head size. `num_heads * d_kv` need not equal `d_model`.
+    d_kv: int = 64
+    # Width of the gated feed-forward network.
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    # Relative distances share this many learned biases, half of them for each direction ...
+    relative_attention_num_buckets: int = 32
+    # ... and all distances from here on share the last one.
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+    def __post_init__(self):
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4 or buckets % 4:
+            raise ValueError(f"relative_attention_num_buckets is {buckets}; it must be a positive multiple of 4")
+        if distance <= buckets // 4:
+            raise ValueError(f"relative_attention_max_distance is {distance}; it must exceed {buckets // 4} here")
+
+
+def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "S S"]:
+    """Which learned bias the key (second axis) gives to the query (first axis), in [0, num_buckets).
+
+    Half of the buckets are for keys after the query; of each half, half are single distances and half grow
+    logarithmically up to `max_distance`. Formula and fp32 rounding are T5's (`_relative_position_bucket`).
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]
+    distance = np.abs(offset)
+    ratio = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
+    far = exact + (ratio / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)).astype(np.int64)
+    return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, np.minimum(far, half - 1))
+
+
+def _dense(inputs: int, outputs: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=nnx.initializers.normal(std), rngs=rngs)
+
+
+class T5Block(nnx.Module):
+    """Pre-norm self-attention and gated-GELU feed-forward, each with a residual connection."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        c, inner = config, config.num_heads * config.d_kv
+        # T5's own initialisers: attention does not scale its logits, so the query's initialiser carries d_kv ** -0.5.
+        self.attention_norm = RMSNorm(c.d_model, eps=c.layer_norm_epsilon)
+        self.q = _dense(c.d_model, inner, (c.d_model * c.d_kv) ** -0.5, rngs)
+        self.k = _dense(c.d_model, inner, c.d_model**-0.5, rngs)
+        self.v = _dense(c.d_model, inner, c.d_model**-0.5, rngs)
+        self.o = _dense(inner, c.d_model, inner**-0.5, rngs)
+        self.mlp_norm = RMSNorm(c.d_model, eps=c.layer_norm_epsilon)
+        self.wi_0 = _dense(c.d_model, c.d_ff, c.d_model**-0.5, rngs)
+        self.wi_1 = _dense(c.d_model, c.d_ff, c.d_model**-0.5, rngs)
+        self.wo = _dense(c.d_ff, c.d_model, c.d_ff**-0.5, rngs)
+        self.num_heads = c.num_heads
+
+    def __call__(
+        self, x: Float[Array, "B T D"], bias: Float[Array, "1 N T T"], lengths: Int[Array, "B"] | None
+    ) -> Float[Array, "B T D"]:
+        """One layer; `bias` is added to the unscaled logits, keys at or past `lengths` are masked."""
+        y = self.attention_norm(x)
+        q, k, v = (project(y).reshape(*y.shape[:2], self.num_heads, -1) for project in (self.q, self.k, self.v))
+        y = attention(q, k, v, kv_lengths=lengths, bias=bias, scale=1.0)
+        x = x + self.o(y.reshape(*y.shape[:2], -1))
+        y = self.mlp_norm(x)
+        return x + self.wo(jax.nn.gelu(self.wi_0(y), approximate=True) * self.wi_1(y))
+
+
+class T5Encoder(nnx.Module):
+    """Tokens in, features out."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        c = config
+        self.config = c
+        # Plain parameters: `nnx.Embed` fixes its output's dtype when it is built, whatever the weights become later.
+        self.token_embedding = nnx.Param(jax.random.normal(rngs.params(), (c.vocab_size, c.d_model)))
+        # Published inside block 0; all blocks use it.
+        bias_shape = (c.relative_attention_num_buckets, c.num_heads)
+        self.relative_attention_bias = nnx.Param(jax.random.normal(rngs.params(), bias_shape) * c.d_model**-0.5)
+        self.blocks = stack_layers(lambda rngs: T5Block(c, rngs=rngs), c.num_layers, rngs)
+        self.final_norm = RMSNorm(c.d_model, eps=c.layer_norm_epsilon)
+
+    def position_bias(self, length: int) -> Float[Array, "1 N T T"]:
+        """What every block adds to its logits, queries before keys."""
+        c = self.config
+        buckets = relative_position_buckets(length, c.relative_attention_num_buckets, c.relative_attention_max_distance)
+        return jnp.take(self.relative_attention_bias[...], buckets, axis=0).transpose(2, 0, 1)[None]
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"] | None = None, *, remat: bool = False
+    ) -> Float[Array, "B T D"]:
+        """Features of all positions.
+
+        Args:
+            tokens: ids in [0, vocab_size), padded at the end (T5 pads with 0).
+            lengths: number of real tokens, to hide the padding from attention. None lets padding take part as ordinary
+                tokens: that is how CogVideoX computes its 226 text features, and what its transformer expects.
+            remat: recompute the layers in the backward pass instead of keeping their activations.
+        """
+        bias = self.position_bias(tokens.shape[1])
+        x = jnp.take(self.token_embedding[...], tokens, axis=0)
+        x = scan_layers(self.blocks, x, lambda block, x: block(x, bias, lengths), remat=remat)
+        return self.final_norm(x)

@@ -1,0 +1,81 @@
+"""Published T5 v1.1 encoders: the names of transformers' `T5EncoderModel`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cinema_jax.models.t5.model import T5Config
+from cinema_jax.weights import Rule, WeightError, linear, norm
+
+_SHARED, _TIED = "shared.weight", "encoder.embed_tokens.weight"
+_ATTENTION = "encoder.block.{layer}.layer.0"
+_MLP = "encoder.block.{layer}.layer.1"
+
+TABLE: tuple[Rule, ...] = (
+    Rule(_SHARED, "token_embedding", aliases=(_TIED,)),
+    Rule("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "relative_attention_bias"),
+    *norm(f"{_ATTENTION}.layer_norm", "blocks/attention_norm", bias=False),
+    *(r for x in "qkvo" for r in linear(f"{_ATTENTION}.SelfAttention.{x}", f"blocks/{x}", bias=False)),
+    *norm(f"{_MLP}.layer_norm", "blocks/mlp_norm", bias=False),
+    *(r for x in ("wi_0", "wi_1", "wo") for r in linear(f"{_MLP}.DenseReluDense.{x}", f"blocks/{x}", bias=False)),
+    *norm("encoder.final_layer_norm", "final_norm", bias=False),
+)
+
+
+def untie(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Published tensors without the second copy of the token embedding that most files carry.
+
+    Raises:
+        WeightError: when the two copies differ.
+    """
+    if _SHARED in tensors and _TIED in tensors and not np.array_equal(tensors[_SHARED], tensors[_TIED]):
+        raise WeightError(f"{_SHARED} and {_TIED} differ; in a T5 encoder they are one array")
+    return {name: x for name, x in tensors.items() if name != _TIED or _SHARED not in tensors}
+
+
+def tie(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Exported tensors with the second copy of the token embedding, as the released files have it."""
+    return {**tensors, _TIED: tensors[_SHARED]}
+
+
+# Our field and the value that files without it mean.
+_FIELDS = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+}
+
+
+def config_from_hf(values: Mapping[str, Any]) -> T5Config:
+    """The sizes in a T5 v1.1 `config.json`.
+
+    Raises:
+        ValueError: naming a field whose value this encoder does not implement.
+    """
+    for field, wanted, default in (("model_type", "t5", "t5"), ("feed_forward_proj", "gated-gelu", "relu")):
+        if (value := values.get(field, default)) != wanted:
+            raise ValueError(f"{field} is {value!r}; this T5 v1.1 encoder accepts only {wanted!r}")
+    return T5Config(**{field: values.get(field, default) for field, default in _FIELDS.items()})
+
+
+def config_to_hf(config: T5Config) -> dict[str, Any]:
+    """The `config.json` from which transformers builds the same encoder."""
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        **{field: getattr(config, field) for field in _FIELDS},
+        "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.0,
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }

@@ -1,0 +1,187 @@
+"""The T5 encoder against transformers' `T5EncoderModel`."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from cinema_jax.models.t5.model import T5Config, T5Encoder, relative_position_buckets
+from cinema_jax.models.t5.weights import TABLE, config_from_hf, config_to_hf, tie, untie
+from cinema_jax.weights import WeightError, export_weights, flatten, import_weights, load_into, write_safetensors
+
+TINY = T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4)
+CONFIGS = {
+    "tiny": TINY,
+    # The inner width differs from d_model, as in no XXL but in the small v1.1 models.
+    "narrow": dataclasses.replace(TINY, d_model=24, d_kv=6, num_heads=6, num_layers=2, d_ff=40),
+    "few-buckets": dataclasses.replace(TINY, relative_attention_num_buckets=8, relative_attention_max_distance=20),
+    "one-layer": dataclasses.replace(TINY, num_layers=1, num_heads=1, layer_norm_epsilon=1e-3),
+}
+
+
+def original(config: T5Config) -> transformers.T5EncoderModel:
+    torch.manual_seed(0)
+    model = transformers.T5EncoderModel(transformers.T5Config(**config_to_hf(config))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Norms start at 1, biases are too small to matter; neither would show an error.
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            if "relative_attention_bias" in name:
+                parameter.normal_(std=1.0)
+    return model
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: x.detach().numpy() for name, x in model.state_dict().items()}
+
+
+def ours(config: T5Config, model: torch.nn.Module) -> T5Encoder:
+    encoder = nnx.eval_shape(lambda: T5Encoder(config, rngs=nnx.Rngs(0)))
+    load_into(encoder, import_weights(untie(tensors_of(model)), TABLE, flatten(encoder)))
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def encoder() -> T5Encoder:
+    return T5Encoder(TINY, rngs=nnx.Rngs(0))
+
+
+def features(encoder: T5Encoder, tokens, lengths=None) -> jax.Array:
+    graph, state = nnx.split(encoder)
+    return jax.jit(lambda state, *inputs: nnx.merge(graph, state)(*inputs))(state, tokens, lengths)
+
+
+def relative_error(a, b) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_features_match_transformers(name):
+    config = CONFIGS[name]
+    model = original(config)
+    encoder = ours(config, model)
+    # Longer than the largest distance of the configuration that shrinks it.
+    length, lengths = 40, np.array([40, 7, 1])
+    tokens = np.random.default_rng(0).integers(1, config.vocab_size, (3, length))
+    real = np.arange(length) < lengths[:, None]
+    tokens = np.where(real, tokens, 0)
+    for masked in False, True:
+        with torch.no_grad():
+            mask = torch.tensor(real.astype(np.int64)) if masked else None
+            # Without a mask transformers takes all positions as real, which is what CogVideoX does.
+            expected = model(torch.tensor(tokens), attention_mask=mask).last_hidden_state.numpy()
+        got = np.asarray(features(encoder, tokens, lengths if masked else None))
+        assert relative_error(got, expected) < 1e-4, f"masked: {masked}"
+
+
+def test_226_positions_match_transformers():
+    model = original(TINY)
+    tokens = np.zeros((1, 226), np.int64)
+    tokens[0, :9] = np.arange(1, 10)
+    with torch.no_grad():
+        expected = model(torch.tensor(tokens)).last_hidden_state.numpy()
+    assert relative_error(np.asarray(features(ours(TINY, model), tokens)), expected) < 1e-4
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (32, 256), (8, 20), (16, 64), (64, 512)])
+def test_buckets_are_those_of_transformers_at_every_distance(buckets, distance):
+    offset = torch.arange(600)[None, :] - torch.arange(600)[:, None]
+    expected = T5Attention._relative_position_bucket(offset, True, buckets, distance).numpy()
+    np.testing.assert_array_equal(relative_position_buckets(600, buckets, distance), expected)
+
+
+def test_exported_weights_load_into_transformers_strictly(encoder, tmp_path):
+    tensors = export_weights({path: np.asarray(x) for path, x in flatten(encoder).items()}, TABLE)
+    strict = original(TINY)
+    strict.load_state_dict({name: torch.tensor(x) for name, x in tie(tensors).items()}, strict=True)
+    # In a folder one copy of the embedding is enough.
+    write_safetensors(tmp_path / "model.safetensors", tensors, {"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(TINY)))
+    folder, report = transformers.T5EncoderModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    tokens = np.arange(20)[None]
+    for model in strict, folder.eval():
+        with torch.no_grad():
+            expected = model(torch.tensor(tokens)).last_hidden_state.numpy()
+        assert relative_error(np.asarray(features(encoder, tokens)), expected) < 1e-4
+
+
+def test_table_names_every_tensor_of_the_released_encoder():
+    expected = flatten(nnx.eval_shape(lambda: T5Encoder(T5Config(), rngs=nnx.Rngs(0))))
+    # Zeros of no memory: the real encoder has 4.8 billion parameters.
+    zeros = {path: np.broadcast_to(np.int8(0), [*x.shape[:1], *[1] * (x.ndim - 1)]) for path, x in expected.items()}
+    tensors = export_weights(zeros, TABLE)
+    attention, mlp = [f"SelfAttention.{x}" for x in "qkvo"], [f"DenseReluDense.{x}" for x in ("wi_0", "wi_1", "wo")]
+    names = {"shared", "encoder.final_layer_norm", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"}
+    for layer, (part, modules) in itertools.product(range(24), enumerate((attention, mlp))):
+        names |= {f"encoder.block.{layer}.layer.{part}.{x}" for x in [*modules, "layer_norm"]}
+    assert set(tensors) == {f"{name}.weight" for name in names}
+    assert sum(math.prod(x.shape) for x in expected.values()) == 4_762_310_656
+
+
+def test_config_survives_the_way_through_config_json():
+    assert config_from_hf(config_to_hf(CONFIGS["few-buckets"])) == CONFIGS["few-buckets"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("model_type", "umt5"), ("feed_forward_proj", "relu"), ("feed_forward_proj", "gated-silu")]
+)
+def test_foreign_config_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"{field} is '{value}'"):
+        config_from_hf({**config_to_hf(TINY), field: value})
+
+
+@pytest.mark.parametrize("missing", ["shared.weight", "encoder.embed_tokens.weight"])
+def test_either_copy_of_the_embedding_is_enough(missing, encoder):
+    tensors = tensors_of(original(TINY))
+    del tensors[missing]
+    import_weights(untie(tensors), TABLE, flatten(encoder))
+
+
+def test_differing_copies_of_the_embedding_are_refused():
+    tensors = tensors_of(original(TINY))
+    tensors["shared.weight"] = tensors["shared.weight"] + 1
+    with pytest.raises(WeightError, match="differ"):
+        untie(tensors)
+
+
+def test_padding_does_not_reach_real_positions_when_masked(encoder):
+    tokens = jnp.asarray(np.random.default_rng(0).integers(1, 60, (2, 12)))
+    lengths = jnp.array([5, 12])
+    changed = tokens.at[0, 5:].set(7)
+    np.testing.assert_array_equal(features(encoder, tokens, lengths)[0, :5], features(encoder, changed, lengths)[0, :5])
+
+
+def test_fresh_weights_have_the_spread_of_transformers_initialisers(encoder):
+    torch.manual_seed(0)
+    model = transformers.T5EncoderModel(transformers.T5Config(**config_to_hf(TINY)))
+    wanted = import_weights(untie(tensors_of(model)), TABLE, flatten(encoder))
+    for path, x in flatten(encoder).items():
+        # Four standard errors of the ratio of two sample deviations.
+        assert x.std() == pytest.approx(wanted[path].std(), rel=4 / x.size**0.5), path
+        if x.ndim == 3:
+            assert not np.allclose(x[0], x[1]), f"{path}: all layers start alike"
+
+
+def test_bfloat16_weights_give_bfloat16_features_near_the_full_ones(encoder):
+    tokens = jnp.arange(20)[None]
+    full = features(encoder, tokens)
+    graph, state = nnx.split(encoder)
+    half = features(nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)), tokens)
+    assert half.dtype == jnp.bfloat16
+    assert relative_error(np.asarray(half, np.float32), np.asarray(full)) < 0.05
+
+
+def test_bad_bucket_count_is_refused_by_name():
+    with pytest.raises(ValueError, match="relative_attention_num_buckets is 6"):
+        T5Config(relative_attention_num_buckets=6)
