@@ -16,7 +16,7 @@ class Reference:
 
     # The picture, sRGB.
     image: UInt8[np.ndarray, "height width 3"]
-    # Which pixels are the subject: 255 inside, 0 outside. None: the whole picture.
+    # Which pixels are the subject: 255 inside, 0 outside, between at soft edges. None: the whole picture.
     mask: UInt8[np.ndarray, "height width"] | None
     # Name of the entity, unique within an example; never shown to a model.
     subject: str

@@ -1,0 +1,153 @@
+"""A user's own clips: a folder with a `manifest.jsonl`, as a `Source`."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cinema_jax.data.example import Conditions, Reference
+from cinema_jax.data.images import check_aspect, read_image, read_mask
+from cinema_jax.data.manifest import Entry, ReferenceEntry, read_manifest
+from cinema_jax.data.video import frame_at, read_frames
+from cinema_jax.errors import InputError
+
+Split = Literal["train", "validation", "all"]
+
+
+class Folder:
+    """Clips, captions and references described by one JSON object a line of `manifest.jsonl`:
+
+    ```
+    {"video": "clip.mp4", "start": 1.5, "end": 3.0, "id": "optional", "caption": "...", "prompt": "... (optional)",
+     "references": [{"image": "ref.png", "mask": "m.png", "subject": "a", "noun": "dog"},
+                    {"video": "other.mp4", "frame": 12, "box": [x0, y0, x1, y1], "subject": "a"}]}
+    ```
+
+    Only `video` and `caption` are required (in a reference: `subject`, and `image` or `video` with `frame`). The prompt
+    defaults to the caption. References of one `subject` are views of one entity: an example shows one of them.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        frames: int,
+        height: int,
+        width: int,
+        fps: float | int,
+        split: Split = "train",
+        validation_fraction: float | int = 0.05,
+        max_references: int = 4,
+        second_view: float | int = 0.0,
+    ):
+        """Checks the whole manifest. Raises `InputError` if anything in it, or an empty split, would stop training.
+
+        Clips are `frames` frames at `fps`, covering `height x width`. `validation_fraction` of the examples, chosen by
+        a hash of their ids (so they stay when the folder grows), are validation. `second_view`: probability that
+        an entity with several views is shown by two of them, as long as `max_references` allows.
+        """
+        if not 0 <= validation_fraction < 1:
+            raise InputError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
+        if not 0 <= second_view <= 1:
+            raise InputError(f"second_view is {second_view}; it must be a probability between 0 and 1")
+        self._path = Path(path)
+        self._frames, self._height, self._width, self._fps = frames, height, width, fps
+        self._max_references, self._second_view = max_references, second_view
+        entries = read_manifest(path, max_references)
+        for entry in entries:
+            _check_length(self._path, entry, frames, fps)
+        self._entries = _split(self._path, entries, split, validation_fraction)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def id(self, index: int) -> str:
+        return self._entries[index].id
+
+    def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
+        """The clip's frames. Raises `InputError` if the video cannot be read or is too short."""
+        entry = self._entries[index]
+        return read_frames(entry.video, self._frames, self._fps, self._height, self._width, entry.start)
+
+    def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
+        """Caption, prompt and, in random order, a random view of each subject.
+
+        Raises `InputError` if a reference cannot be read.
+        """
+        entry = self._entries[index]
+        chosen = self._choose(entry, rng)
+        return Conditions(entry.caption, entry.prompt, tuple(_read_reference(reference) for reference in chosen))
+
+    def _choose(self, entry: Entry, rng: np.random.Generator) -> list[ReferenceEntry]:
+        views: dict[str, list[ReferenceEntry]] = {}
+        for reference in entry.references:
+            views.setdefault(reference.subject, []).append(reference)
+        room = self._max_references - len(views)
+        chosen: list[ReferenceEntry] = []
+        # Subjects in random order too: with room for few second views none of them is favoured.
+        subjects = list(views)
+        for subject in (subjects[i] for i in rng.permutation(len(subjects))):
+            order = rng.permutation(len(views[subject]))
+            both = len(order) > 1 and room > 0 and rng.uniform() < self._second_view
+            room -= int(both)
+            chosen += [views[subject][i] for i in order[: 1 + int(both)]]
+        return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def _split(path: Path, entries: tuple[Entry, ...], split: Split, fraction: float | int) -> tuple[Entry, ...]:
+    if split == "all":
+        return entries
+    if split not in ("train", "validation"):
+        raise InputError(f'split is "{split}"; accepted are train, validation and all')
+    validation = tuple(entry for entry in entries if _position(entry.id) < fraction)
+    train = tuple(entry for entry in entries if _position(entry.id) >= fraction)
+    if fraction == 0 and split == "validation":
+        raise InputError(f"{path}: there is no validation split, because validation_fraction is 0")
+    if fraction > 0 and not (train and validation):
+        raise InputError(
+            f"{path}: validation_fraction {fraction:g} of {len(entries)} examples leaves {len(train)} for training and "
+            f"{len(validation)} for validation; each side needs at least 1: change validation_fraction or add examples"
+        )
+    return train if split == "train" else validation
+
+
+def _position(identifier: str) -> float:
+    """A place in [0, 1) that depends on the id alone."""
+    return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") / 2**64
+
+
+def _check_length(path: Path, entry: Entry, frames: int, fps: float | int) -> None:
+    # Half a frame of slack: the last frame need only begin before the end.
+    needed = (frames - 0.5) / fps
+    if entry.end is not None and entry.end - entry.start < needed:
+        raise InputError(
+            f'{path / "manifest.jsonl"}:{entry.line}: "start" {entry.start:g} to "end" {entry.end:g} is '
+            f"{entry.end - entry.start:.2f} s; {frames} frames at {fps:g} a second need {needed:.2f} s"
+        )
+
+
+def _read_reference(entry: ReferenceEntry) -> Reference:
+    if entry.image is not None:
+        picture = read_image(entry.image)
+        image, mask, name = picture.image, picture.mask, str(entry.image)
+    else:
+        image, mask, name = frame_at(entry.video, entry.frame), None, f"{entry.video} frame {entry.frame}"
+    if entry.mask is not None:
+        mask = read_mask(entry.mask)
+        if mask.shape != image.shape[:2]:
+            raise InputError(f"{entry.mask}: the mask is {_size(mask)}, but its image {entry.image} is {_size(image)}")
+    if entry.box is not None:
+        x0, y0, x1, y1 = entry.box
+        if x1 > image.shape[1] or y1 > image.shape[0]:
+            raise InputError(f"{name}: box {list(entry.box)} does not fit into the picture, which is {_size(image)}")
+        image, mask = image[y0:y1, x0:x1], None if mask is None else mask[y0:y1, x0:x1]
+        if mask is not None and not mask.any():
+            raise InputError(f"{name}: box {list(entry.box)} holds nothing of the subject's mask")
+        check_aspect(name, image.shape[1], image.shape[0])
+    return Reference(np.ascontiguousarray(image), mask, entry.subject, entry.noun)
+
+
+def _size(layer: np.ndarray) -> str:
+    return f"{layer.shape[1]}x{layer.shape[0]}"

@@ -1,0 +1,162 @@
+"""A user's picture: read with every mode and trap of image files, and laid out for the video VAE."""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageCms, ImageOps
+
+from cinema_jax.errors import InputError
+
+# Beyond this the picture is a strip in which no network sees a subject.
+MAX_ASPECT_RATIO = 20.0
+# Modes that hold more than 8 bits in one channel: `convert("RGB")` would clip these, not scale them.
+DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+# A palette's transparency stands in `info` or in the palette itself: treat every palette as if it had some.
+ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La", "P")
+# What Pillow's decoders raise on damaged files, besides OSError.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, and which part of it is meant."""
+
+    # sRGB. Undefined where the mask is 0.
+    image: UInt8[np.ndarray, "height width 3"]
+    # 255 inside, 0 outside, between at soft edges. None: the whole picture.
+    mask: UInt8[np.ndarray, "height width"] | None
+
+
+def read_image(path: str | Path) -> Picture:
+    """Reads any image file Pillow knows, upright (EXIF), as sRGB; an alpha channel becomes the mask.
+
+    Of an animation the first frame. Raises `InputError` (one sentence) for a file that is missing, a folder, empty,
+    damaged, no image, too large to be decoded safely, wholly transparent, or longer than 20 times its width.
+    """
+    path = Path(path)
+    try:
+        with _open(path) as image:
+            _check_size(path, image.size)
+            image.load()
+            return _decode(path, ImageOps.exif_transpose(image))
+    except InputError:
+        raise
+    except DAMAGED as error:
+        raise InputError(f"{path}: this {path.suffix or 'file'} image is damaged or cut short ({error})") from None
+
+
+def read_mask(path: str | Path) -> UInt8[np.ndarray, "height width"]:
+    """Reads a mask: white (or opaque, where the file has transparency) is the subject, black is not.
+
+    Raises `InputError` as `read_image` does, and for a mask without any subject.
+    """
+    picture = read_image(path)
+    mask = picture.mask
+    if mask is None:
+        mask = np.asarray(Image.fromarray(picture.image).convert("L"))
+    if not mask.any():
+        raise InputError(f"{path}: the mask is black everywhere; the subject must be white")
+    return mask
+
+
+def check_aspect(name: str | Path, width: int, height: int) -> None:
+    """Raises `InputError` for strips."""
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise InputError(
+            f"{name}: the image is {width}x{height}; one side may be at most {MAX_ASPECT_RATIO:.0f} times the other"
+        )
+
+
+def letterbox(
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None, height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The VAE's view of a reference: whole, never upscaled, centred on white, and white outside the mask."""
+    picture = Image.fromarray(on_white(image, mask))
+    scale = min(1.0, height / picture.height, width / picture.width)
+    if scale < 1.0:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        # `reducing_gap`: average whole blocks first, which for large photographs is several times faster.
+        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    canvas = Image.new("RGB", (width, height), (255, 255, 255))
+    canvas.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+    return np.asarray(canvas)
+
+
+def on_white(image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture with everything outside its mask white."""
+    if mask is None:
+        return image
+    inside = mask[..., None].astype(np.uint16)
+    return ((image * inside + 255 * (255 - inside) + 127) // 255).astype(np.uint8)
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.exists():
+        raise InputError(f"{path}: no such image file")
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder, not an image file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the image file is empty (0 bytes)")
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: the image is too large; at most {Image.MAX_IMAGE_PIXELS} pixels are read") from None
+    except PermissionError:
+        raise InputError(f"{path}: no permission to read this file") from None
+    except DAMAGED:
+        raise InputError(f"{path}: not an image that can be read (PNG, JPEG, WebP, TIFF, BMP and GIF can)") from None
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    # Pillow itself only warns between its limit and twice its limit.
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise InputError(
+            f"{path}: the image is too large ({width}x{height}); at most {Image.MAX_IMAGE_PIXELS} pixels are read"
+        )
+    check_aspect(path, width, height)
+
+
+def _decode(path: Path, image: Image.Image) -> Picture:
+    if image.mode in DEEP_MODES:
+        return Picture(_rgb(_eight_bits(path, image)), None)
+    if image.mode == "F":
+        raise InputError(f"{path}: floating-point images are not read; save it with 8 or 16 bits a channel")
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
+        profile = image.info.get("icc_profile")
+        rgba = image.convert("RGBA")
+        mask = np.asarray(rgba.getchannel("A"))
+        if not mask.any():
+            raise InputError(f"{path}: the image is transparent everywhere, so it shows no subject")
+        opaque = bool((mask == 255).all())
+        return Picture(_rgb(_to_srgb(rgba.convert("RGB"), profile)), None if opaque else mask)
+    return Picture(_rgb(_to_srgb(image, image.info.get("icc_profile"))), None)
+
+
+def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise InputError(f"{path}: grey values {values.min()}..{values.max()} do not fit 16 bits (0..65535)")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Phones write Display P3, scanners Adobe RGB or CMYK: read as sRGB their colours would be wrong."""
+    if not profile:
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        # A profile that does not fit its image is common and harmless: viewers ignore it as well.
+        return image
+    return image if converted is None else converted
+
+
+def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    return np.asarray(image.convert("RGB"))

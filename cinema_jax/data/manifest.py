@@ -1,0 +1,208 @@
+"""`manifest.jsonl`: reading and checking the description of a folder of clips before anything is trained on it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cinema_jax.errors import InputError
+
+NAME = "manifest.jsonl"
+# All problems are collected; more than this many lines help nobody.
+MAX_PROBLEMS = 10
+ENTRY_FIELDS = ("id", "video", "start", "end", "caption", "prompt", "references")
+REFERENCE_FIELDS = ("image", "mask", "video", "frame", "box", "subject", "noun")
+
+
+@dataclass(frozen=True)
+class ReferenceEntry:
+    """Where one picture of one subject comes from: an image file, or a box in a frame of a video."""
+
+    subject: str
+    noun: str | None
+    # Image file, or None for a frame of `video`.
+    image: Path | None
+    # Mask file of the image's size.
+    mask: Path | None
+    video: Path | None
+    frame: int
+    # x0, y0, x1, y1 in pixels of the upright picture, x1 and y1 not included. None: all of it.
+    box: tuple[int, int, int, int] | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the manifest."""
+
+    # Given, or made from video and start; unique.
+    id: str
+    video: Path
+    # The clip is this part of the video, in seconds; `end` None: to its end.
+    start: float
+    end: float | None
+    caption: str
+    prompt: str
+    references: tuple[ReferenceEntry, ...]
+    # Of the manifest, from 1.
+    line: int
+
+
+class _Problem(Exception):
+    """What is wrong with one line; collected, and reported with the others."""
+
+
+def read_manifest(folder: str | Path, max_references: int) -> tuple[Entry, ...]:
+    """Reads `folder/manifest.jsonl` and checks every line of it.
+
+    Raises one `InputError` that lists (up to 10) problems, each with file, line, field, value and what is accepted:
+    text that is no JSON, missing, unknown or badly typed fields, files that do not exist or lie outside the folder
+    (also by a symbolic link), ids used twice, and more than `max_references` subjects on a line.
+    """
+    folder = Path(folder)
+    path = folder / NAME
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; a dataset folder needs a {NAME} with one JSON object a line")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    root = folder.resolve()
+    entries: list[Entry] = []
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            entry = _entry(root, text, number, max_references)
+            if entry.id in seen:
+                raise _Problem(f'id "{entry.id}" is also on line {seen[entry.id]}; give each line its own "id"')
+            seen[entry.id] = number
+            entries.append(entry)
+        except _Problem as problem:
+            problems.append(f"{path}:{number}: {problem}")
+    if problems:
+        more = [f"... and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        raise InputError("\n".join(problems[:MAX_PROBLEMS] + more))
+    if not entries:
+        raise InputError(f"{path}: holds no example; write one JSON object a line")
+    return tuple(entries)
+
+
+def _entry(root: Path, text: str, line: int, max_references: int) -> Entry:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _Problem(f"not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(record, dict):
+        raise _Problem(f"must be a JSON object in braces, not {_shown(record)}")
+    _known(record, ENTRY_FIELDS, "")
+    video = _file(root, record, "video", "")
+    start = _seconds(record, "start") or 0.0
+    end = _seconds(record, "end")
+    if end is not None and end <= start:
+        raise _Problem(f'"end" is {end:g}; it must be after "start" ({start:g} seconds)')
+    caption = _text(record, "caption", "")
+    references = record.get("references", [])
+    if not isinstance(references, list):
+        raise _Problem(f'"references" is {_shown(references)}; it must be a list of objects')
+    parsed = tuple(_reference(root, item, f"references[{i}].") for i, item in enumerate(references))
+    subjects = {reference.subject for reference in parsed}
+    if len(subjects) > max_references:
+        raise _Problem(f'"references" names {len(subjects)} subjects; at most {max_references} are configured')
+    return Entry(
+        id=_text(record, "id", "") if "id" in record else f"{record['video']}@{start:g}",
+        video=video,
+        start=start,
+        end=end,
+        caption=caption,
+        prompt=_text(record, "prompt", "") if "prompt" in record else caption,
+        references=parsed,
+        line=line,
+    )
+
+
+def _reference(root: Path, record: object, prefix: str) -> ReferenceEntry:
+    if not isinstance(record, dict):
+        raise _Problem(f'"{prefix[:-1]}" is {_shown(record)}; it must be an object such as {{"image": "a.png", ...}}')
+    _known(record, REFERENCE_FIELDS, prefix)
+    if ("image" in record) == ("video" in record):
+        raise _Problem(f'"{prefix[:-1]}" must have either "image" or "video" and "frame"')
+    if "video" in record and "mask" in record:
+        raise _Problem(f'"{prefix}mask" goes with "image" only; a frame of a video takes a "box"')
+    if "image" in record and "frame" in record:
+        raise _Problem(f'"{prefix}frame" goes with "video" only')
+    return ReferenceEntry(
+        subject=_text(record, "subject", prefix),
+        noun=_text(record, "noun", prefix) if "noun" in record else None,
+        image=_file(root, record, "image", prefix) if "image" in record else None,
+        mask=_file(root, record, "mask", prefix) if "mask" in record else None,
+        video=_file(root, record, "video", prefix) if "video" in record else None,
+        frame=_frame(record, prefix) if "video" in record else 0,
+        box=_box(record["box"], f"{prefix}box") if "box" in record else None,
+    )
+
+
+def _known(record: dict, fields: tuple[str, ...], prefix: str) -> None:
+    for field in record:
+        if field not in fields:
+            raise _Problem(f'unknown field "{prefix}{field}"; accepted are {", ".join(fields)}')
+
+
+def _required(record: dict, field: str, prefix: str) -> object:
+    if field not in record:
+        raise _Problem(f'field "{prefix}{field}" is missing')
+    return record[field]
+
+
+def _text(record: dict, field: str, prefix: str) -> str:
+    value = _required(record, field, prefix)
+    if not isinstance(value, str) or not value.strip():
+        raise _Problem(f'"{prefix}{field}" is {_shown(value)}; it must be text that is not empty')
+    return value
+
+
+def _file(root: Path, record: dict, field: str, prefix: str) -> Path:
+    name = _text(record, field, prefix)
+    if "\0" in name:
+        raise _Problem(f'"{prefix}{field}" is {_shown(name)}; a path has no zero bytes')
+    # Resolving follows symbolic links: a manifest from elsewhere must not read this machine's other files.
+    try:
+        path = (root / name).resolve()
+        found = path.is_file()
+    except (OSError, RuntimeError) as error:
+        raise _Problem(f'"{prefix}{field}" is {_shown(name)}, which cannot be looked up ({error})') from None
+    if not path.is_relative_to(root):
+        raise _Problem(f'"{prefix}{field}" is {_shown(name)}, which leaves the dataset folder')
+    if not found:
+        raise _Problem(f'"{prefix}{field}" is {_shown(name)}; there is no such file in the dataset folder')
+    return path
+
+
+def _seconds(record: dict, field: str) -> float | None:
+    if field not in record:
+        return None
+    value = record[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise _Problem(f'"{field}" is {_shown(value)}; it must be a number of seconds, at least 0')
+    return float(value)
+
+
+def _frame(record: dict, prefix: str) -> int:
+    value = _required(record, "frame", prefix)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _Problem(f'"{prefix}frame" is {_shown(value)}; it must be a frame number, a whole number from 0')
+    return value
+
+
+def _box(value: object, field: str) -> tuple[int, int, int, int]:
+    whole = isinstance(value, list) and len(value) == 4 and all(type(side) is int for side in value)
+    if not whole or not (0 <= value[0] < value[2] and 0 <= value[1] < value[3]):
+        raise _Problem(f'"{field}" is {_shown(value)}; it must be [x0, y0, x1, y1] in pixels with x0 < x1 and y0 < y1')
+    return tuple(value)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

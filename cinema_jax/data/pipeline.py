@@ -1,0 +1,152 @@
+"""From a source's samples to the arrays a stage's step takes. Runs in data workers: numpy only."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int32
+from transformers import PreTrainedTokenizerBase
+
+from cinema_jax.config import Config
+from cinema_jax.data.augment import augment_reference
+from cinema_jax.data.example import Conditions, Reference, Source
+from cinema_jax.data.images import letterbox, on_white
+from cinema_jax.errors import InputError
+from cinema_jax.models.qwen_vl.processing import Processor
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessor:
+    """Turns texts and pictures into what the networks read. The same object serves training and sampling."""
+
+    config: Config
+    processor: Processor
+    t5_tokenizer: PreTrainedTokenizerBase
+
+    def text(self, text: str) -> tuple[Int32[np.ndarray, "T"], int]:
+        """T5 token ids of `text`, padded to the text block, and how many of them are real."""
+        length = self.config.condition.text_tokens
+        tokens = list(self.t5_tokenizer(text)["input_ids"])
+        if not tokens or tokens[-1] != self.t5_tokenizer.eos_token_id:
+            tokens.append(self.t5_tokenizer.eos_token_id)
+        if len(tokens) > length:
+            raise InputError(f"the text {text[:60]!r}... has {len(tokens)} tokens; at most {length} are accepted")
+        padding = [self.t5_tokenizer.pad_token_id] * (length - len(tokens))
+        return np.asarray(tokens + padding, np.int32), len(tokens)
+
+    def answering(self, prompt: str, images: Sequence[np.ndarray], answer: str) -> Arrays:
+        """What the MLLM reads, continued by an answer that it should learn."""
+        length = self.config.condition.mllm_tokens + self.config.condition.answer_tokens
+        return dataclasses.replace(self.processor, max_length=length)(prompt, images, answer)
+
+    def conditions(self, prompt: str, references: Sequence[Reference]) -> Arrays:
+        """One sample's prompt and references, for MLLM, VAE and (ablation) T5.
+
+        No text is the empty prompt; no references are none in the MLLM's input and none beside the video. Training's
+        dropped conditions and sampling's null branches both come from here, so they are the same arrays.
+        """
+        data = self.config.data
+        if len(references) > data.max_references:
+            raise InputError(f"{len(references)} references were given; at most {data.max_references} are accepted")
+        size = (data.reference_height, data.reference_width)
+        boxes = np.full((data.max_references, *size, 3), 255, np.uint8)
+        for i, reference in enumerate(references):
+            boxes[i] = letterbox(reference.image, reference.mask, *size)
+        arrays = self.processor(prompt, [on_white(r.image, r.mask) for r in references])
+        return arrays | {
+            "prompt_tokens": self.text(prompt)[0],
+            "references": boxes,
+            "entity_lengths": np.int32(len(references)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Makes one example of a stage: `examples(stage, row, generator) -> arrays`."""
+
+    source: Source
+    preprocessor: Preprocessor
+    # The source's examples that are used; an example is known by its row in here.
+    indices: Sequence[int]
+    # Latents of their videos, for the stages that train on video.
+    latents: np.ndarray | None = None
+    # Held-out evaluation neither drops conditions nor augments.
+    augment: bool = True
+
+    def __call__(self, stage: str, row: int, rng: np.random.Generator) -> Arrays:
+        return getattr(self, stage)(row, rng)
+
+    def vae(self, row: int, rng: np.random.Generator) -> Arrays:
+        """A clip."""
+        return {"video": self.source.video(self.indices[row])}
+
+    def image(self, row: int, rng: np.random.Generator) -> Arrays:
+        """One frame of a clip, as a clip of one frame."""
+        video = self.source.video(self.indices[row])
+        at = int(rng.integers(len(video)))
+        return {"video": video[at : at + 1]}
+
+    def mllm(self, row: int, rng: np.random.Generator) -> Arrays:
+        """Pictures and a question, continued by the answer."""
+        describe = getattr(self.source, "describe_task", None)
+        if describe is None:
+            raise InputError(
+                "the mllm stage needs data.source=critters: a folder's captions name no attributes to learn"
+            )
+        images, prompt, answer = describe(self.indices[row], rng)
+        return self.preprocessor.answering(prompt, images, answer)
+
+    def pretrain(self, row: int, rng: np.random.Generator) -> Arrays:
+        """A caption and its video."""
+        conditions = self.source.conditions(self.indices[row], rng)
+        caption = "" if self._drop(rng)[0] else conditions.caption
+        return {"latents": self._latents(row), "caption_tokens": self.preprocessor.text(caption)[0]}
+
+    def align(self, row: int, rng: np.random.Generator) -> Arrays:
+        """A prompt, with references or without, and the caption that it stands for."""
+        conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
+        drop_text, drop_references = self._drop(rng)
+        prompt, caption, references = conditions.prompt, conditions.caption, conditions.references
+        if drop_text:
+            prompt = caption = ""
+        if drop_references:
+            # Without pictures a vague prompt does not say what the caption does: read the caption itself.
+            prompt, references = caption, ()
+        tokens, length = self.preprocessor.text(caption)
+        arrays = self.preprocessor.conditions(prompt, references)
+        arrays |= {"caption_tokens": tokens, "caption_lengths": np.int32(length)}
+        # Only the held-out evaluation of this stage looks at videos.
+        return arrays if self.latents is None else arrays | {"latents": self._latents(row)}
+
+    def finetune(self, row: int, rng: np.random.Generator) -> Arrays:
+        """A prompt, references and the video."""
+        conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
+        drop_text, drop_references = self._drop(rng)
+        arrays = self.preprocessor.conditions(
+            "" if drop_text else conditions.prompt, () if drop_references else conditions.references
+        )
+        return arrays | {"latents": self._latents(row)}
+
+    def _drop(self, rng: np.random.Generator) -> tuple[bool, bool]:
+        condition = self.preprocessor.config.condition
+        draws = rng.random(2)
+        if not self.augment:
+            return False, False
+        return bool(draws[0] < condition.text_dropout), bool(draws[1] < condition.reference_dropout)
+
+    def _augmented(self, conditions: Conditions, rng: np.random.Generator) -> Conditions:
+        if not self.augment:
+            return conditions
+        data = self.preprocessor.config.data
+        references = []
+        for reference in conditions.references:
+            if rng.random() < data.keep_background:
+                reference = dataclasses.replace(reference, mask=None)
+            references.append(augment_reference(reference, rng, data.augment))
+        return dataclasses.replace(conditions, references=tuple(references))
+
+    def _latents(self, row: int) -> np.ndarray:
+        assert self.latents is not None, "this stage trains on cached latents"
+        return np.asarray(self.latents[row], np.float32)

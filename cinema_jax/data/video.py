@@ -1,0 +1,272 @@
+"""Reading videos: any container, frame rate and rotation, sampled by presentation time. Writing is in `output.py`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation
+from jaxtyping import UInt8
+
+from cinema_jax.data.output import check_output, write_video
+from cinema_jax.errors import InputError
+
+__all__ = ["VideoInfo", "check_output", "frame_at", "probe", "read_frames", "write_video"]
+
+# Matroska and FLV round time stamps to milliseconds: a frame that begins within this of the asked time is shown at it.
+TOLERANCE = Fraction(6, 10_000)
+# swscale's defaults trade colour accuracy for speed: chroma is not interpolated, and rounding is biased.
+ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds."""
+
+    frames: int
+    # Mean frame rate, frames / duration.
+    fps: float
+    # Seconds, up to the end of the last frame.
+    duration: float
+    # As shown: after rotation, with square pixels.
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """Presentation times of all frames, from the packets alone."""
+
+    # In units of the stream's time base, ascending; empty where the container has no time stamps.
+    stamps: tuple[int, ...]
+    # Seconds from the first frame's beginning to the last frame's end.
+    duration: Fraction
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Frames, rate, duration and shown size of a video. Raises `InputError` if it has no frames or cannot be read."""
+    with _opened(path) as (_, stream):
+        first = next(_frames(stream.container, stream, None), None)
+        if first is None:
+            raise InputError(f"{path}: the video holds no frame that can be decoded")
+        height, width = _shown_size(first[1], stream)
+    timeline = _timeline_of(path)
+    frames, duration = len(timeline.stamps), timeline.duration
+    if frames == 0:
+        with _opened(path) as (container, stream):
+            times = [time for time, _ in _frames(container, stream, None)]
+            frames, duration = len(times), times[-1] - times[0] + 1 / _rate(stream)
+    return VideoInfo(frames, float(frames / duration), float(duration), height, width)
+
+
+def read_frames(
+    path: str | Path, count: int, fps: float | int, height: int, width: int, start: float | int = 0.0
+) -> UInt8[np.ndarray, "frames height width 3"]:
+    """The `count` sRGB frames shown at `start`, `start + 1/fps`, ... seconds after the video's first frame.
+
+    Each is the frame on screen at that moment, so any frame rate, constant or not, is resampled by time: frames repeat
+    where the video is slower than `fps`, and are left out where it is faster. Frames are turned upright, resized with
+    their aspect kept until they cover `height x width`, and cropped around the centre. Raises `InputError` if the
+    video cannot be read or ends before `start + count / fps` (the last frame counts until its end).
+    """
+    targets = [Fraction(start) + Fraction(i) / Fraction(fps).limit_denominator(1_000_000) for i in range(count)]
+    if start > 0:
+        with _opened(path) as (container, stream):
+            frames = _pick(path, container, stream, targets, (height, width), seek=True)
+        if frames is not None:
+            return np.stack(frames)
+    # Some containers have no index, and some seek past the asked time: then read from the beginning.
+    with _opened(path) as (container, stream):
+        return np.stack(_pick(path, container, stream, targets, (height, width), seek=False))
+
+
+def frame_at(path: str | Path, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Frame number `index` (from 0, in the order shown), upright, at full size with square pixels.
+
+    Raises `InputError` if the video cannot be read or has no frame of that number.
+    """
+    stamps = _timeline_of(path).stamps
+    if 0 < index < len(stamps):
+        with _opened(path) as (container, stream):
+            frame = _frame_of(container, stream, stamps[index])
+            if frame is not None:
+                return _whole(frame, stream)
+    # No time stamps, or the seek missed: count from the beginning.
+    count = 0
+    with _opened(path) as (container, stream):
+        for _, frame in _frames(container, stream, None):
+            if count == index:
+                return _whole(frame, stream)
+            count += 1
+    raise InputError(f"{path}: there is no frame {index}; the video has {count} frames, numbered from 0")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple]:
+    """The container and its first video stream; every decoding error inside becomes one sentence."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such video file")
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder, not a video file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the video file is empty (0 bytes)")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"{path}: the file has no video stream")
+            stream = container.streams.video[0]
+            # Parallelism comes from loading several examples at once; a decoder's own threads would only compete.
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    except av.error.FFmpegError as error:
+        raise InputError(f"{path}: this video cannot be decoded ({error.strerror})") from None
+
+
+def _frames(container, stream, origin: Fraction | None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """(seconds since the video's beginning, frame) in the order shown, from where the container stands."""
+    for count, frame in enumerate(container.decode(stream)):
+        # Raw streams carry no time stamps: count.
+        time = frame.pts * frame.time_base if frame.pts is not None else count / _rate(stream)
+        if origin is None:
+            origin = _origin(stream, time)
+        yield time - origin, frame
+
+
+def _seek(container, stream, stamp: int) -> bool:
+    """Moves to a key frame at or before the time stamp; False where the container cannot."""
+    try:
+        container.seek(stamp, stream=stream)
+    except (av.error.FFmpegError, OSError):
+        return False
+    return True
+
+
+def _frame_of(container, stream, stamp: int) -> av.VideoFrame | None:
+    """The frame that begins exactly at the time stamp, by seeking."""
+    if not _seek(container, stream, stamp):
+        return None
+    for _, frame in _frames(container, stream, None):
+        if frame.pts is None or frame.pts >= stamp:
+            return frame if frame.pts == stamp and not frame.is_corrupt else None
+    return None
+
+
+def _pick(
+    path, container, stream, targets: list[Fraction], size: tuple[int, int], seek: bool
+) -> list[np.ndarray] | None:
+    """The frame on screen at each of the ascending times; None if a seek landed too late or on damaged frames."""
+    if seek and not _seek(container, stream, int((targets[0] + _origin(stream, Fraction(0))) / stream.time_base)):
+        return None
+    picked: list[np.ndarray] = []
+    shown, end = None, Fraction(0)
+    for time, frame in _frames(container, stream, _origin(stream, Fraction(0)) if seek else None):
+        if seek and shown is None and (time > targets[0] + TOLERANCE or frame.pts is None):
+            return None
+        if shown is not None:
+            wanted = [target for target in targets[len(picked) :] if target + TOLERANCE < time]
+            if wanted and shown.is_corrupt:
+                break
+            # Converted at once and only when needed: decoded frames are large.
+            picked += [_cover(shown, stream, *size)] * len(wanted) if wanted else []
+        if len(picked) == len(targets):
+            return picked
+        shown, end = frame, time + _length(frame, stream)
+    else:
+        if shown is not None and targets[-1] < end and not shown.is_corrupt:
+            return picked + [_cover(shown, stream, *size)] * (len(targets) - len(picked))
+    if seek:
+        return None
+    if shown is not None and shown.is_corrupt:
+        raise InputError(f"{path}: the frame shown at {float(targets[len(picked)]):.2f} s is damaged")
+    raise InputError(_too_short(path, shown is None, end, targets))
+
+
+def _too_short(path, empty: bool, end: Fraction, targets: list[Fraction]) -> str:
+    if empty:
+        return f"{path}: the video holds no frame that can be decoded"
+    step = targets[1] - targets[0] if len(targets) > 1 else Fraction(0)
+    rate = f" at {float(1 / step):g} frames a second" if step else ""
+    return (
+        f"{path}: the video ends at {float(end):.2f} s, but the last of {len(targets)} frames{rate} from "
+        f"{float(targets[0]):g} s on would be the one shown at {float(targets[-1]):.2f} s"
+    )
+
+
+def _rate(stream) -> Fraction:
+    return Fraction(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _origin(stream, first: Fraction) -> Fraction:
+    return stream.start_time * stream.time_base if stream.start_time is not None else first
+
+
+def _length(frame: av.VideoFrame, stream) -> Fraction:
+    """Seconds for which the frame is shown if nothing follows."""
+    return frame.duration * frame.time_base if frame.duration else 1 / _rate(stream)
+
+
+def _timeline_of(path: str | Path) -> _Timeline:
+    path = Path(path)
+    if not path.is_file():
+        # Let the opener say what is wrong.
+        with _opened(path):
+            pass
+    status = path.stat()
+    return _timeline(str(path), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=256)
+def _timeline(path: str, modified: int, size: int) -> _Timeline:
+    """Reads all packets without decoding them: milliseconds for minutes of video. Cached until the file changes."""
+    with _opened(path) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        if not packets or any(packet.pts is None for packet in packets):
+            return _Timeline((), Fraction(0))
+        last = max(packets, key=lambda packet: packet.pts)
+        stamps = tuple(sorted(packet.pts for packet in packets))
+        length = last.duration * stream.time_base if last.duration else 1 / _rate(stream)
+        return _Timeline(stamps, (stamps[-1] - stamps[0]) * stream.time_base + length)
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns that make the frame upright."""
+    return round(frame.rotation / 90) % 4
+
+
+def _square_size(frame: av.VideoFrame, stream) -> tuple[float, float]:
+    """Height and width with square pixels, before rotation."""
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    return float(frame.height), float(frame.width * aspect)
+
+
+def _shown_size(frame: av.VideoFrame, stream) -> tuple[int, int]:
+    height, width = (round(side) for side in _square_size(frame, stream))
+    return (width, height) if _quarter_turns(frame) % 2 else (height, width)
+
+
+def _cover(frame: av.VideoFrame, stream, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Upright, resized until it covers the size, cropped around the centre."""
+    turns = _quarter_turns(frame)
+    need_height, need_width = (width, height) if turns % 2 else (height, width)
+    full_height, full_width = _square_size(frame, stream)
+    scale = max(need_height / full_height, need_width / full_width)
+    rows, columns = max(need_height, round(full_height * scale)), max(need_width, round(full_width * scale))
+    pixels = _resized(frame, rows, columns)
+    top, left = (rows - need_height) // 2, (columns - need_width) // 2
+    return np.rot90(pixels[top : top + need_height, left : left + need_width], turns)
+
+
+def _whole(frame: av.VideoFrame, stream) -> UInt8[np.ndarray, "height width 3"]:
+    rows, columns = (round(side) for side in _square_size(frame, stream))
+    return np.ascontiguousarray(np.rot90(_resized(frame, rows, columns), _quarter_turns(frame)))
+
+
+def _resized(frame: av.VideoFrame, rows: int, columns: int) -> UInt8[np.ndarray, "rows columns 3"]:
+    smaller = rows * columns < frame.height * frame.width
+    kernel = Interpolation.AREA if smaller else Interpolation.BICUBIC
+    return frame.to_ndarray(format="rgb24", height=rows, width=columns, interpolation=kernel | ACCURATE)
