@@ -1,0 +1,187 @@
+"""Qwen2-VL: a language model that reads images (arXiv 2409.12191; reference: transformers `modeling_qwen2_vl`)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from cinema_jax.errors import InputError
+from cinema_jax.models.attention import attention
+from cinema_jax.models.layers import RMSNorm, rotate_halves, scan_layers, stack_layers
+from cinema_jax.models.qwen_vl.config import MLLMInputs, Qwen2VLConfig
+from cinema_jax.models.qwen_vl.vision import Linear, Rotary, build_vision_tower, inverse_frequencies
+
+
+def mrope(positions: Int[Array, "B 3 L"], config: Qwen2VLConfig) -> Rotary:
+    """Each token's rotation: the first pairs turn with time, the next with the row, the last with the column."""
+    axis = np.repeat(np.arange(3), config.mrope_section)
+    turning = positions[:, axis].swapaxes(1, 2).astype(jnp.float32)
+    angles = turning * inverse_frequencies(config.rope_theta, config.head_dim)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+class Embedding(nnx.Module):
+    """A table of token embeddings, in the dtype it has now (`nnx.Embed` would keep the one it was built with)."""
+
+    def __init__(self, config: Qwen2VLConfig, *, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
+
+    def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        return jnp.take(self.embedding[...], tokens, axis=0)
+
+    def attend(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """The table as an output layer: a logit for each token."""
+        return x @ self.embedding[...].T
+
+
+class DecoderAttention(nnx.Module):
+    """Causal self-attention with grouped queries; q, k and v have a bias, the output has none."""
+
+    def __init__(self, config: Qwen2VLConfig, *, rngs: nnx.Rngs):
+        self.head_dim = config.head_dim
+        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(width, width, rngs=rngs)
+        self.k_proj = Linear(width, kv_width, rngs=rngs)
+        self.v_proj = Linear(width, kv_width, rngs=rngs)
+        self.o_proj = Linear(width, width, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L D"], rotary: Rotary, lengths: Int[Array, "B"]) -> Float[Array, "B L D"]:
+        q, k, v = (
+            project(x).reshape(*x.shape[:2], -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = attention(rotate_halves(q, *rotary), rotate_halves(k, *rotary), v, kv_lengths=lengths, causal=True)
+        return self.o_proj(out.reshape(x.shape))
+
+
+class DecoderMLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: Qwen2VLConfig, *, rngs: nnx.Rngs):
+        linear = partial(Linear, use_bias=False, rngs=rngs)
+        self.gate_proj = linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and feed-forward layer."""
+
+    def __init__(self, config: Qwen2VLConfig, *, rngs: nnx.Rngs):
+        norm = partial(RMSNorm, config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = norm()
+        self.self_attn = DecoderAttention(config, rngs=rngs)
+        self.post_attention_layernorm = norm()
+        self.mlp = DecoderMLP(config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L D"], rotary: Rotary, lengths: Int[Array, "B"]) -> Float[Array, "B L D"]:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, lengths)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Qwen2VL(nnx.Module):
+    """The whole model: hidden states for conditioning, logits for training and answering.
+
+    Linear layers start as Flax does it: small models learn faster from there than from the reference's normal(0.02).
+    """
+
+    def __init__(self, config: Qwen2VLConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.visual = build_vision_tower(config.vision, config.hidden_size, rngs=rngs)
+        self.embed_tokens = Embedding(config, rngs=rngs)
+        self.layers = stack_layers(lambda rngs: DecoderLayer(config, rngs=rngs), config.num_hidden_layers, rngs)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
+
+    def embed(self, inputs: MLLMInputs) -> Float[Array, "B L D"]:
+        """Token embeddings, those of image tokens replaced by the merged patches, in order."""
+        x = self.embed_tokens(inputs.tokens)
+        if inputs.patches.shape[1] == 0:
+            return x
+        images = self.visual(inputs.patches, inputs.patch_segments, inputs.patch_positions)
+        is_image = inputs.tokens == self.config.image_token_id
+        index = jnp.cumsum(is_image, axis=1) - 1
+        blocks = jnp.sum(inputs.patch_segments > 0, axis=1, keepdims=True) // self.config.vision.merge_unit
+        # An image token beyond the last block (a model may generate one) keeps its own embedding.
+        is_image &= index < blocks
+        placed = jnp.take_along_axis(images, jnp.where(is_image, index, 0)[..., None], axis=1)
+        return jnp.where(is_image[..., None], placed.astype(x.dtype), x)
+
+    def decode(
+        self, x: Float[Array, "B L D"], positions: Int[Array, "B 3 L"], lengths: Int[Array, "B"], layer: int = -1
+    ) -> Float[Array, "B L D"]:
+        """The state after `layer` decoder layers, of embedded tokens; see `hidden_states`."""
+        last = self.config.num_hidden_layers
+        if not -last - 1 <= layer <= last:
+            raise InputError(f"layer is {layer}, accepted is {-last - 1} to {last} for {last} decoder layers")
+        layer %= last + 1
+        rotary = mrope(positions, self.config)
+        x = scan_layers(self.layers, x, lambda block, x: block(x, rotary, lengths), count=layer)
+        x = self.norm(x) if layer == last else x
+        valid = jnp.arange(x.shape[1]) < lengths[:, None]
+        return jnp.where(valid[..., None], x, 0)
+
+    def hidden_states(self, inputs: MLLMInputs, layer: int = -1) -> Float[Array, "B L D"]:
+        """The state after `layer` decoder layers, which are the only ones that run; padding is zero.
+
+        As transformers' `hidden_states[layer]`: 0 is the embeddings, `num_hidden_layers` (or -1) the output of the
+        final norm, any other number the raw state after that many layers.
+        """
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        return self.decode(self.embed(inputs), inputs.positions, inputs.lengths, layer)
+
+    def unembed(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Logits of final states."""
+        return self.embed_tokens.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
+
+    def logits(self, inputs: MLLMInputs) -> Float[Array, "B L V"]:
+        """Logits of the token that follows each token."""
+        return self.unembed(self.hidden_states(inputs))
+
+
+@partial(jax.jit, static_argnames=("graph", "max_new_tokens"))
+def _generate(graph, state, inputs: MLLMInputs, eos_token_id, max_new_tokens: int):
+    model = nnx.merge(graph, state)
+    batch, length = inputs.tokens.shape
+    rows = jnp.arange(batch)
+    # Positions go on after the largest one used so far, as the reference does.
+    valid = jnp.arange(length) < inputs.lengths[:, None]
+    start = jnp.max(jnp.where(valid[:, None], inputs.positions, -1), axis=(1, 2)) + 1
+    ahead = start[:, None] + jnp.arange(length + max_new_tokens) - inputs.lengths[:, None]
+    positions = jnp.pad(inputs.positions, ((0, 0), (0, 0), (0, max_new_tokens)))
+    is_new = jnp.arange(length + max_new_tokens) >= inputs.lengths[:, None]
+    positions = jnp.where(is_new[:, None], ahead[:, None], positions)
+
+    def step(carry):
+        count, x, lengths, answer, done = carry
+        states = model.decode(x, positions, lengths)
+        token = jnp.argmax(model.unembed(states[rows, lengths - 1]), axis=-1).astype(jnp.int32)
+        token = jnp.where(done, eos_token_id, token)
+        x = x.at[rows, lengths].set(model.embed_tokens(token))
+        answer = answer.at[:, count].set(token)
+        return count + 1, x, lengths + 1, answer, done | (token == eos_token_id)
+
+    x = jnp.pad(model.embed(inputs), ((0, 0), (0, max_new_tokens), (0, 0)))
+    answer = jnp.full((batch, max_new_tokens), eos_token_id, jnp.int32)
+    carry = 0, x, inputs.lengths, answer, jnp.zeros(batch, bool)
+    return jax.lax.while_loop(lambda carry: (carry[0] < max_new_tokens) & ~carry[4].all(), step, carry)[3]
+
+
+def generate_greedy(
+    model: Qwen2VL, inputs: MLLMInputs, *, max_new_tokens: int, eos_token_id: int
+) -> Int[np.ndarray, "B new"]:
+    """The most likely continuation of each sequence, token by token; after its end, only `eos_token_id`.
+
+    Images are embedded once, the sequence is computed anew for each token (there is no cache): for evaluating small
+    models. Compiled once per shape of the inputs.
+    """
+    graph, state = nnx.split(model)
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    return np.asarray(_generate(graph, state, inputs, jnp.int32(eos_token_id), max_new_tokens))

@@ -1,0 +1,263 @@
+"""From a prompt and reference images to the arrays Qwen2-VL reads.
+
+numpy and Pillow only, no jax: data worker processes import this file.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from cinema_jax.errors import InputError
+from cinema_jax.models.qwen_vl.config import Qwen2VLVisionConfig
+
+SYSTEM = (
+    "You prepare the making of a video. Reference images show its subjects, and a prompt tells what happens. "
+    "Read the images and the prompt together, and work out which words of the prompt speak of which image. "
+    "Keep each subject true to the visual traits of its reference: shape, colours, texture, face and clothing. "
+    "Its appearance stays consistent across all frames. Subjects move naturally, are integrated seamlessly into "
+    "one scene, and everything remains coherent in time and space."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """The parts of the text around prompt and images, in their order in the sequence.
+
+    The default is a chat for the released Qwen tokenizers.
+    """
+
+    # Everything before the images: the system message and the header of the user's.
+    opening: str = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
+    # Once per image; {number} counts from 1. Holds `image_token` exactly once.
+    image: str = "Image {number}: <|vision_start|><|image_pad|><|vision_end|>\n"
+    # After the prompt: the end of the user's message and the header of the assistant's.
+    closing: str = "<|im_end|>\n<|im_start|>assistant\n"
+    # The token that is repeated once per merged patch block of the image.
+    image_token: str = "<|image_pad|>"
+
+    def __post_init__(self):
+        if self.image.count(self.image_token) != 1:
+            raise InputError(f"template.image is {self.image!r}, accepted is a text with {self.image_token} once")
+
+    def text(self, prompt: str, images: int) -> str:
+        """The whole sequence as text, with one image token per image."""
+        numbered = "".join(self.image.format(number=i + 1) for i in range(images))
+        return f"{self.opening}{numbered}{prompt}{self.closing}"
+
+
+# For small models trained from scratch: few tokens, plain words (`tokenizer.build_word_tokenizer` knows them).
+DEMO_TEMPLATE = Template(
+    opening="show each subject of these images in one video : ",
+    image="image {number} <image> ",
+    closing=" answer :",
+    image_token="<image>",
+)
+
+
+def smart_resize(height: int, width: int, unit: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Qwen's rule for the size of an image: multiples of `unit`, about the same aspect, an area within bounds.
+
+    Very long images may exceed `max_pixels`, because no side gets shorter than `unit`.
+
+    Raises:
+        InputError: if one side is more than 200 times the other.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise InputError(f"image is {width} x {height} pixels, accepted is an aspect ratio of at most 200")
+
+    # As in the reference, sides are first rounded without a lower limit: a thin image counts as having no area.
+    area = round(height / unit) * round(width / unit) * unit**2
+    if area > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        sides = [math.floor(side / shrink / unit) for side in (height, width)]
+    elif area < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        sides = [math.ceil(side * grow / unit) for side in (height, width)]
+    else:
+        sides = [round(side / unit) for side in (height, width)]
+    return max(1, sides[0]) * unit, max(1, sides[1]) * unit
+
+
+def fit_size(height: int, width: int, unit: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """`smart_resize`, with the longer side cut where it would exceed `max_pixels` (at least unit**2) nevertheless."""
+    height, width = smart_resize(height, width, unit, min(min_pixels, max_pixels), max_pixels)
+    if height * width > max_pixels:
+        blocks = max_pixels // unit**2
+        cut = max(1, blocks // (min(height, width) // unit)) * unit
+        height, width = min(height, cut), min(width, cut)
+    return height, width
+
+
+def _merge_order(grid: np.ndarray, merge: int) -> np.ndarray:
+    """Rows and columns of a grid, the first two axes, flattened merge block by merge block."""
+    rows, columns, *rest = grid.shape
+    blocks = grid.reshape(rows // merge, merge, columns // merge, merge, *rest).swapaxes(1, 2)
+    return blocks.reshape(rows * columns, *rest)
+
+
+def patchify(image: UInt8[np.ndarray, "h w 3"], config: Qwen2VLVisionConfig) -> Float[np.ndarray, "P patch_dim"]:
+    """Normalised flat patches (colour, frame, row, column) in merge blocks; the sides are multiples of the unit."""
+    mean, std = (np.asarray(x, np.float32) for x in (config.image_mean, config.image_std))
+    pixels = (image.astype(np.float32) / np.float32(255) - mean) / std
+    size, frames = config.patch_size, config.temporal_patch_size
+    rows, columns = image.shape[0] // size, image.shape[1] // size
+    grid = pixels.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
+    patches = _merge_order(grid, config.spatial_merge_size)
+    return np.repeat(patches[:, :, None], frames, axis=2).reshape(rows * columns, config.patch_dim)
+
+
+def patch_grid(rows: int, columns: int, merge: int) -> Int[np.ndarray, "P 2"]:
+    """Row and column of each patch, in the order of `patchify`."""
+    return _merge_order(np.stack(np.indices((rows, columns), np.int32), axis=-1), merge)
+
+
+def mrope_positions(is_image: np.ndarray, grids: Sequence[tuple[int, int]]) -> Int[np.ndarray, "3 L"]:
+    """Time, row and column of each token.
+
+    Text counts on in all three. An image that starts at p has (p, p + row, p + column), and the text after it goes on
+    at p + max(rows, columns).
+
+    Args:
+        is_image: Bool [L], whether a token belongs to an image.
+        grids: rows and columns of the merged blocks of each image; an image has rows x columns tokens.
+    """
+    positions = np.zeros((3, len(is_image)), np.int32)
+    place, following = 0, 0  # the next token and its position
+    for rows, columns in grids:
+        text = int(np.argmax(is_image[place:]))
+        positions[:, place : place + text] = following + np.arange(text)
+        place, following = place + text, following + text
+        positions[0, place : place + rows * columns] = following
+        positions[1:, place : place + rows * columns] = following + np.indices((rows, columns)).reshape(2, -1)
+        place, following = place + rows * columns, following + max(rows, columns)
+    positions[:, place:] = following + np.arange(len(is_image) - place)
+    return positions
+
+
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """One example's prompt and images as arrays of a fixed shape.
+
+    Raises:
+        InputError: when built, if a setting does not fit the tokenizer or the vision tower.
+    """
+
+    tokenizer: Any  # a transformers tokenizer with a padding token and an end-of-sequence token
+    vision: Qwen2VLVisionConfig  # patch sizes and normalisation
+    template: Template = Template()  # the text around prompt and images
+    max_length: int = 1536  # L: tokens of a sequence, image tokens and answer included
+    max_patches: int = 4096  # P: patches of all images of an example together, a multiple of the merge unit
+    max_pixels: int = 1024 * 28 * 28  # of one image; larger ones are shrunk
+    min_pixels: int = 4 * 28 * 28  # of one image; smaller ones are enlarged
+
+    def __post_init__(self):
+        for name in ("pad_token_id", "eos_token_id"):
+            if getattr(self.tokenizer, name) is None:
+                raise InputError(f"tokenizer.{name} is None, accepted is a tokenizer that has one")
+        if self._tokenize(self.template.image_token) != [self.image_token_id]:
+            raise InputError(f"template.image_token is {self.template.image_token!r}, which is no token of its own")
+        if self.max_patches % self.vision.merge_unit:
+            raise InputError(f"max_patches is {self.max_patches}, accepted are multiples of {self.vision.merge_unit}")
+        if not self.vision.pixel_unit**2 <= self.max_pixels or not 0 < self.min_pixels <= self.max_pixels:
+            raise InputError(
+                f"min_pixels and max_pixels are {self.min_pixels} and {self.max_pixels}, accepted are "
+                f"0 < min_pixels <= max_pixels and max_pixels >= {self.vision.pixel_unit**2}"
+            )
+
+    @property
+    def image_token_id(self) -> int:
+        """The token that stands for a merged patch block; the model's `image_token_id`."""
+        return self.tokenizer.convert_tokens_to_ids(self.template.image_token)
+
+    def __call__(self, prompt: str, images: Sequence[np.ndarray], answer: str | None = None) -> dict[str, np.ndarray]:
+        """The fields of `MLLMInputs` for one example, without the batch axis.
+
+        Args:
+            prompt: free text, may be empty.
+            images: uint8 [h w 3], RGB, any number, none included.
+            answer: if given, it and an end-of-sequence token follow, and `loss_mask` Bool[L] marks these tokens: those
+                that training predicts, each from the state before it.
+
+        Raises:
+            InputError: naming the length and the maximum, if the text is too long or the images too many.
+        """
+        for text in (prompt, answer or ""):
+            found = next((token for token in self.tokenizer.all_special_tokens if token in text), None)
+            if found is not None:
+                raise InputError(f"the text {text[:80]!r} holds {found!r}, which is reserved by the tokenizer")
+        resized = self._resize(images)
+        grids = [tuple(side // self.vision.pixel_unit for side in image.shape[:2]) for image in resized]
+        tokens = self._expand(self._tokenize(self.template.text(prompt, len(images))), grids)
+        answered = [] if answer is None else [*self._tokenize(answer), self.tokenizer.eos_token_id]
+        length = len(tokens) + len(answered)
+        if length > self.max_length:
+            raise InputError(
+                f"the sequence of the prompt {prompt[:80]!r} has {length} tokens, {sum(r * c for r, c in grids)} of "
+                f"them of {len(images)} images: max_length is {self.max_length}"
+            )
+        sequence = np.full(self.max_length, self.tokenizer.pad_token_id, np.int32)
+        sequence[:length] = [*tokens, *answered]
+        positions = mrope_positions(np.asarray([*tokens, *answered]) == self.image_token_id, grids)
+        arrays = {
+            "tokens": sequence,
+            "lengths": np.asarray(length, np.int32),
+            "positions": np.ascontiguousarray(_padded(positions.T, self.max_length).T),
+            **self._patches(resized),
+        }
+        if answer is not None:
+            place = np.arange(self.max_length)
+            arrays["loss_mask"] = (place >= len(tokens)) & (place < length)
+        return arrays
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _resize(self, images: Sequence[np.ndarray]) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """Images at the tower's sizes; the patch buffer is shared out evenly, so that all of them fit."""
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
+                raise InputError(f"an image is {image.dtype} {list(image.shape)}, accepted is uint8 [h w 3]")
+        share = self.max_patches // self.vision.merge_unit // max(1, len(images))
+        if share == 0:
+            raise InputError(
+                f"{len(images)} images need at least {len(images) * self.vision.merge_unit} patches: max_patches is "
+                f"{self.max_patches}"
+            )
+        unit = self.vision.pixel_unit
+        max_pixels = min(self.max_pixels, share * unit**2)
+        resized = []
+        for image in images:
+            height, width = fit_size(*image.shape[:2], unit, self.min_pixels, max_pixels)
+            picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+            resized.append(np.asarray(picture))
+        return resized
+
+    def _expand(self, tokens: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[int]:
+        """Repeat each image token once per merged block."""
+        counts = iter([rows * columns for rows, columns in grids])
+        return [token for token in tokens for _ in range(next(counts) if token == self.image_token_id else 1)]
+
+    def _patches(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        size, merge = self.vision.patch_size, self.vision.spatial_merge_size
+        patches = [np.zeros((0, self.vision.patch_dim), np.float32)]
+        segments, places = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
+        for number, image in enumerate(images, start=1):
+            places.append(patch_grid(image.shape[0] // size, image.shape[1] // size, merge))
+            patches.append(patchify(image, self.vision))
+            segments.append(np.full(len(patches[-1]), number, np.int32))
+        parts = {"patches": patches, "patch_segments": segments, "patch_positions": places}
+        return {name: _padded(np.concatenate(part), self.max_patches) for name, part in parts.items()}
+
+
+def collate(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Examples as one batch."""
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}

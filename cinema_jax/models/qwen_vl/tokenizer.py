@@ -1,0 +1,53 @@
+"""A tokenizer of our own for small models: a list of words, and characters for all other words."""
+
+import string
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from cinema_jax.errors import InputError
+from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Template
+
+SPECIAL = ("<pad>", "<eos>", "<unk>")
+_CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation
+
+
+def build_word_tokenizer(words: Iterable[str], template: Template = DEMO_TEMPLATE) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are these words and those of the template, lower-cased.
+
+    Other words are split into known words and characters (longest first), accents are dropped, and only characters
+    outside ASCII become `<unk>`. Punctuation marks and digits are tokens of their own. Ids are the same for the same
+    set of words: 0 is `<pad>`, 1 `<eos>`, 2 `<unk>`, 3 the template's image token.
+    """
+    normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    splitter = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(True)]
+    )
+    special = (*SPECIAL, template.image_token)
+    template_text = " ".join([template.opening, template.image.format(number=1), template.closing])
+    text = " ".join([*words, template_text.replace(template.image_token, " ")])
+    known = {piece for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    pieces = [*special, *_CHARACTERS, *("##" + c for c in _CHARACTERS)]
+    pieces += sorted(known - set(pieces))
+    model = models.WordPiece(
+        {piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>", continuing_subword_prefix="##"
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece("##", cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=[template.image_token],
+    )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer saved in a folder, ours or a released one; nothing is downloaded."""
+    if not folder.is_dir():
+        raise InputError(f"tokenizer is {str(folder)!r}, accepted is a folder with a saved tokenizer")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

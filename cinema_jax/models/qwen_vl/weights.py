@@ -1,0 +1,71 @@
+"""Names and layouts of Qwen2-VL checkpoints.
+
+We write the released names (`visual.*`, `model.layers.*`), which every version of transformers loads, and also read
+those of transformers 5 (`model.visual.*`, `model.language_model.*`).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cinema_jax.models.qwen_vl.config import Qwen2VLConfig, Qwen2VLVisionConfig
+from cinema_jax.weights import Rule, Transform, WeightError, linear, norm
+
+_HEAD = "lm_head.weight"
+_EMBEDDING = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
+
+
+def _patch_embed(config: Qwen2VLVisionConfig) -> Transform:
+    """A convolution whose stride is its kernel is a linear layer on flat patches."""
+    kernel = (3, config.temporal_patch_size, config.patch_size, config.patch_size)
+    return Transform(lambda x: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(-1, *kernel))
+
+
+def _vision(config: Qwen2VLVisionConfig) -> tuple[Rule, ...]:
+    name = "visual.patch_embed.proj.weight"
+    rules = (Rule(name, "visual/patch_embed/kernel", _patch_embed(config), (f"model.{name}",)),)
+    for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        name = f"visual.blocks.{{layer}}.{part}"
+        rules += linear(name, f"visual/blocks/{part.replace('.', '/')}", f"model.{name}")
+    for part in ("norm1", "norm2"):
+        name = f"visual.blocks.{{layer}}.{part}"
+        rules += norm(name, f"visual/blocks/{part}", f"model.{name}")
+    rules += norm("visual.merger.ln_q", "visual/merger/ln_q", "model.visual.merger.ln_q")
+    rules += linear("visual.merger.mlp.0", "visual/merger/fc1", "model.visual.merger.mlp.0")
+    return rules + linear("visual.merger.mlp.2", "visual/merger/fc2", "model.visual.merger.mlp.2")
+
+
+def _text() -> tuple[Rule, ...]:
+    rules = (Rule(_EMBEDDING[0], "embed_tokens/embedding", aliases=_EMBEDDING[1:]),)
+    for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):
+        name, bias = f"layers.{{layer}}.{part}", not part.endswith("o_proj")
+        path = f"layers/{part.replace('.', '/')}"
+        rules += linear(f"model.{name}", path, f"model.language_model.{name}", bias=bias)
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        name = f"layers.{{layer}}.mlp.{part}"
+        rules += linear(f"model.{name}", f"layers/mlp/{part}", f"model.language_model.{name}", bias=False)
+    for part in ("input_layernorm", "post_attention_layernorm"):
+        name = f"layers.{{layer}}.{part}"
+        rules += norm(f"model.{name}", f"layers/{part}", f"model.language_model.{name}", bias=False)
+    return rules + norm("model.norm", "norm", "model.language_model.norm", bias=False)
+
+
+def table(config: Qwen2VLConfig) -> tuple[Rule, ...]:
+    """The rules of a model; one with tied embeddings has no output layer of its own (see `drop_tied_head`)."""
+    head = () if config.tie_word_embeddings else linear("lm_head", "lm_head", bias=False)
+    return _vision(config.vision) + _text() + head
+
+
+def drop_tied_head(tensors: Mapping[str, np.ndarray], config: Qwen2VLConfig) -> dict[str, np.ndarray]:
+    """Published tensors without the copy of the embedding that some checkpoints of tied models carry.
+
+    Raises:
+        WeightError: if the copy differs from the embedding, so that leaving it out would change the model.
+    """
+    tensors = dict(tensors)
+    if config.tie_word_embeddings and _HEAD in tensors:
+        head = tensors.pop(_HEAD)
+        embedding = next((tensors[name] for name in _EMBEDDING if name in tensors), None)
+        if embedding is not None and not np.array_equal(head, embedding):
+            raise WeightError(f"{_HEAD} differs from {_EMBEDDING[0]}, but tie_word_embeddings is true")
+    return tensors
