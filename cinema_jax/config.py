@@ -1,8 +1,8 @@
 """The configuration: frozen dataclasses, each field documented once, and the way from and to a ConfigDict.
 
-A config file in `configs/` starts from `default()`, a `ConfigDict` of every field below, and changes what it needs. The command
-line changes single fields (`--config.finetune.steps=200`). `parse` then gives the frozen `Config`, or refuses by name what
-does not exist or has the wrong type.
+A config file in `configs/` starts from `default()`, a `ConfigDict` of every field below, and changes what it needs. The
+command line changes single fields (`--config.finetune.steps=200`). `parse` then gives the frozen `Config`, or refuses
+by name what does not exist or has the wrong type.
 """
 
 import dataclasses
@@ -51,6 +51,7 @@ class DataConfig:
     train_videos: int = option(0, "How many training videos are encoded and used; 0: all of the source.")
     validation_videos: int = option(64, "How many held-out videos the evaluation uses.")
     validation_fraction: float = option(0.1, "With source=folder: the share of clips held out, by hash of their name.")
+    keep_background: float = option(0.2, "How often training shows a reference with its background, not cut out.")
     augment: AugmentConfig = section(AugmentConfig, "How references are augmented, anew each epoch.")
     threads: int = option(2, "Threads that prepare batches.")
 
@@ -78,7 +79,8 @@ class ConditionConfig:
     aligner_init: Literal["aligned", "random"] = option("aligned", "Where finetune takes the AlignerNet from.")
     mllm_layer: int = option(-1, "Which hidden state of the MLLM is read; -1: the last.")
     template: Literal["demo", "qwen"] = option("demo", "The instruction template: short words, or the full chat.")
-    mllm_tokens: int = option(160, "Tokens of the MLLM's input, padding included.")
+    mllm_tokens: int = option(512, "Tokens of the MLLM's input: instruction, references and prompt, padding included.")
+    answer_tokens: int = option(64, "Further tokens for the answer, in the mllm stage.")
     mllm_patches: int = option(192, "Image patches of one sample, over all its references.")
     mllm_max_pixels: int = option(112 * 112, "Pixel cap of one reference as the MLLM sees it.")
     mllm_min_pixels: int = option(56 * 56, "Smaller references are enlarged to this many pixels for the MLLM.")
@@ -103,7 +105,9 @@ class FlowConfig:
 class StageConfig:
     """One stage of training."""
 
-    trainable: tuple[str, ...] = option((), "Regular expressions of the parameters that are trained; all others freeze.")
+    trainable: tuple[str, ...] = option(
+        (), "Regular expressions of the parameters that are trained; all others freeze."
+    )
     steps: int = option(1000, "Optimizer steps.")
     batch_size: int = option(32, "Examples a step, over all devices.")
     optimizer: OptimizerConfig = section(OptimizerConfig, "AdamW and its schedule.")
@@ -115,11 +119,17 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEStageConfig(StageConfig):
+class ImageFirstStageConfig(StageConfig):
+    """A stage that begins with single pictures (frames for the VAE, one reference for the MLLM), which is cheaper."""
+
+    image_steps: int = option(0, "How many of the first steps train on single pictures.")
+    image_batch_size: int = option(32, "Single pictures a step in those.")
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEStageConfig(ImageFirstStageConfig):
     """The stage that trains the VAE."""
 
-    image_steps: int = option(0, "How many of the first steps train on single frames, which is cheaper.")
-    image_batch_size: int = option(32, "Single frames a step in those.")
     kl_weight: float = option(1e-6, "Weight of the KL term.")
 
 
@@ -154,10 +164,15 @@ class Config:
     vae_model: WanVAEConfig = section(WanVAEConfig, "Size of a VAE trained from scratch.")
     t5_model: T5Config = section(T5Config, "Size of a T5 encoder trained from scratch.")
     mllm_model: Qwen2VLConfig = section(Qwen2VLConfig, "Size of an MLLM trained from scratch.")
-    aligner_model: AlignerConfig = section(AlignerConfig, "Size of the AlignerNet; its widths follow MLLM and T5.")
+    aligner_model: AlignerConfig = section(
+        lambda: AlignerConfig(input_dim=1536, output_dim=4096),
+        "Size of the AlignerNet; its outer widths follow MLLM and T5.",
+    )
     dit_model: CogVideoXConfig = section(CogVideoXConfig, "Size of a transformer trained from scratch.")
     vae: VAEStageConfig = section(lambda: VAEStageConfig(trainable=("vae/.*",)), "Stage: the video VAE.")
-    mllm: StageConfig = section(lambda: StageConfig(trainable=("mllm/.*",)), "Stage: the MLLM learns to describe.")
+    mllm: ImageFirstStageConfig = section(
+        lambda: ImageFirstStageConfig(trainable=("mllm/.*",)), "Stage: the MLLM learns to describe."
+    )
     pretrain: StageConfig = section(lambda: StageConfig(trainable=("dit/.*",)), "Stage: text to video.")
     align: AlignStageConfig = section(lambda: AlignStageConfig(trainable=("aligner/.*",)), "Stage: MLLM to T5 space.")
     finetune: StageConfig = section(
@@ -180,7 +195,7 @@ def to_dict(value: Any) -> Any:
 
 
 def parse(values: ConfigDict | dict) -> Config:
-    """The frozen config of a ConfigDict (or of its JSON); InputError names a field that is unknown or of a wrong type."""
+    """The frozen config of a ConfigDict (or of its JSON); InputError names a field that is unknown or of wrong type."""
     values = values.to_dict() if isinstance(values, ConfigDict) else values
     config = _parse(values, Config, "config")
     _validate(config)
@@ -198,7 +213,11 @@ def _parse(value: Any, kind: Any, name: str) -> Any:
         fields = {field.name for field in dataclasses.fields(kind)}
         if unknown := sorted(set(value) - fields):
             raise InputError(f"{name}.{unknown[0]} does not exist; {name} has {', '.join(sorted(fields))}")
-        return kind(**{key: _parse(item, hints[key], f"{name}.{key}") for key, item in value.items()})
+        arguments = {key: _parse(item, hints[key], f"{name}.{key}") for key, item in value.items()}
+        try:
+            return kind(**arguments)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from None
     if origin is Literal:
         if value not in arguments:
             raise InputError(f"{name} is {value!r}; accepted: {', '.join(map(repr, arguments))}")
@@ -234,13 +253,18 @@ def _validate(config: Config) -> None:
     for name in ("height", "width", "reference_height", "reference_width"):
         value = getattr(data, name)
         if value < 16 or value % 16:
-            raise InputError(f"config.data.{name} is {value}; it must be a multiple of 16, for example {max(16, round(value / 16) * 16)}")
+            nearest = max(16, round(value / 16) * 16)
+            raise InputError(f"config.data.{name} is {value}; it must be a multiple of 16, for example {nearest}")
     if data.source == "folder" and not data.path:
-        raise InputError("config.data.path is empty; with data.source=folder it must name the folder that holds manifest.jsonl")
+        raise InputError(
+            "config.data.path is empty; with data.source=folder it must name the folder that holds manifest.jsonl"
+        )
     for name in ("text_dropout", "reference_dropout"):
         if not 0 <= getattr(config.condition, name) < 1:
             raise InputError(f"config.condition.{name} is {getattr(config.condition, name)}; it must lie in [0, 1)")
     for stage in config.stages:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             if getattr(getattr(config, stage), name) < 1:
-                raise InputError(f"config.{stage}.{name} is {getattr(getattr(config, stage), name)}; it must be at least 1")
+                raise InputError(
+                    f"config.{stage}.{name} is {getattr(getattr(config, stage), name)}; it must be at least 1"
+                )

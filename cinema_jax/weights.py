@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import safe_open
@@ -75,7 +76,7 @@ def flatten(state: nnx.State | nnx.Module) -> dict[str, object]:
     """A module's parameters (or a state of them) as `{"blocks/to_q/kernel": array}`."""
     if isinstance(state, nnx.Module):
         state = nnx.state(state, nnx.Param)
-    return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 def _pattern(template: str) -> re.Pattern:
@@ -154,7 +155,7 @@ def load_into(module: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Set a module's parameters from `{path: array}`, keeping the module's dtypes; all paths must be present."""
     state = nnx.state(module, nnx.Param)
     flat = nnx.to_flat_state(state)
-    leaves = [(path, leaf.replace(np.asarray(arrays["/".join(map(str, path))], leaf.dtype))) for path, leaf in flat]
+    leaves = [(path, leaf.replace(jnp.asarray(arrays["/".join(map(str, path))], leaf.dtype))) for path, leaf in flat]
     nnx.update(module, nnx.from_flat_state(leaves))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -15,6 +16,19 @@ from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import Processor
 
 Arrays = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class DescribingSource(Source, Protocol):
+    """A source that can also teach the MLLM to see: (images, question, answer)."""
+
+    def describe_task(self, index: int, rng: np.random.Generator) -> tuple[Sequence[np.ndarray], str, str]:
+        """Several pictures."""
+        ...
+
+    def portrait_task(self, index: int, rng: np.random.Generator) -> tuple[Sequence[np.ndarray], str, str]:
+        """One picture."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +50,14 @@ class Preprocessor:
         padding = [self.t5_tokenizer.pad_token_id] * (length - len(tokens))
         return np.asarray(tokens + padding, np.int32), len(tokens)
 
-    def answering(self, prompt: str, images: Sequence[np.ndarray], answer: str) -> Arrays:
-        """What the MLLM reads, continued by an answer that it should learn."""
-        length = self.config.condition.mllm_tokens + self.config.condition.answer_tokens
-        return dataclasses.replace(self.processor, max_length=length)(prompt, images, answer)
+    def answering(self, prompt: str, images: Sequence[np.ndarray], answer: str, alone: bool = False) -> Arrays:
+        """What the MLLM reads, continued by an answer that it should learn; with `alone`, room for one image only."""
+        condition, patches = self.config.condition, self.processor.max_patches
+        length = condition.mllm_tokens + condition.answer_tokens
+        if alone:
+            patches //= self.config.data.max_references
+            length //= self.config.data.max_references
+        return dataclasses.replace(self.processor, max_length=length, max_patches=patches)(prompt, images, answer)
 
     def conditions(self, prompt: str, references: Sequence[Reference]) -> Arrays:
         """One sample's prompt and references, for MLLM, VAE and (ablation) T5.
@@ -82,7 +100,7 @@ class Examples:
         """A clip."""
         return {"video": self.source.video(self.indices[row])}
 
-    def image(self, row: int, rng: np.random.Generator) -> Arrays:
+    def vae_image(self, row: int, rng: np.random.Generator) -> Arrays:
         """One frame of a clip, as a clip of one frame."""
         video = self.source.video(self.indices[row])
         at = int(rng.integers(len(video)))
@@ -90,13 +108,13 @@ class Examples:
 
     def mllm(self, row: int, rng: np.random.Generator) -> Arrays:
         """Pictures and a question, continued by the answer."""
-        describe = getattr(self.source, "describe_task", None)
-        if describe is None:
-            raise InputError(
-                "the mllm stage needs data.source=critters: a folder's captions name no attributes to learn"
-            )
-        images, prompt, answer = describe(self.indices[row], rng)
+        images, prompt, answer = self._describing().describe_task(self.indices[row], rng)
         return self.preprocessor.answering(prompt, images, answer)
+
+    def mllm_image(self, row: int, rng: np.random.Generator) -> Arrays:
+        """One picture, the question what it shows, and the answer."""
+        images, prompt, answer = self._describing().portrait_task(self.indices[row], rng)
+        return self.preprocessor.answering(prompt, images, answer, alone=True)
 
     def pretrain(self, row: int, rng: np.random.Generator) -> Arrays:
         """A caption and its video."""
@@ -128,6 +146,13 @@ class Examples:
             "" if drop_text else conditions.prompt, () if drop_references else conditions.references
         )
         return arrays | {"latents": self._latents(row)}
+
+    def _describing(self) -> "DescribingSource":
+        if not isinstance(self.source, DescribingSource):
+            raise InputError(
+                "the mllm stage needs data.source=critters: a folder's captions name no attributes to learn"
+            )
+        return self.source
 
     def _drop(self, rng: np.random.Generator) -> tuple[bool, bool]:
         condition = self.preprocessor.config.condition

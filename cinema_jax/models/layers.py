@@ -1,10 +1,14 @@
 """Layers shared by the models."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 
 def stack_layers(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -25,11 +29,16 @@ def scan_layers(
     *,
     count: int | None = None,
     remat: bool = False,
+    unroll: bool = False,
 ) -> Any:
     """Run stacked layers one after the other: `x = apply(layer, x)`, for the first `count` layers (default all).
 
     One layer is traced and compiled, whatever their number. The stacked parameters go in as scan inputs: as closure
-    constants they would be gathered whole.
+    constants they would be gathered whole. With `remat` the backward pass recomputes each layer from its input.
+
+    `unroll` writes the layers out instead: what the backward pass needs then stays where it is, while a scan copies it
+    into and out of one array for all layers. On a CPU that is a fifth of a training step (6 layers of width 256, batch
+    32 x 112 tokens); the price is a compilation that grows with the number of layers. The result is the same.
     """
     graph, state = nnx.split(layers)
     if count is not None:
@@ -38,4 +47,121 @@ def scan_layers(
     def step(x, state):
         return apply(nnx.merge(graph, state), x), None
 
-    return jax.lax.scan(jax.checkpoint(step) if remat else step, x, state)[0]
+    step = jax.checkpoint(step) if remat else step
+    if not unroll:
+        return jax.lax.scan(step, x, state)[0]
+    # Unstacked at once, because the gradient of that is one concatenation; of leaf[i] it is a sum of whole arrays.
+    leaves, structure = jax.tree.flatten(state)
+    for layer in zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True):
+        x, _ = step(x, structure.unflatten(layer))
+    return x
+
+
+def platform() -> str:
+    """Where the program being traced will run: "cpu", "gpu" or "tpu"."""
+    # The mesh first: a program may be compiled for accelerators that this machine does not have.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = device.platform if device else jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear`, with the leading axes of its input joined for the product where that is faster: on CPUs.
+
+    There XLA computes the kernel's gradient through transposed copies if its operands have three axes, but not if they
+    are matrices (a feed-forward network at width 256, forward and backward: 82 instead of 189 ms of processor time).
+    Elsewhere the axes stay, because joining sharded ones would move data.
+    """
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D2"]:
+        """`x` times the kernel over its last axis, plus the bias."""
+        if platform() != "cpu" or x.ndim <= 2:
+            return super().__call__(x)
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+
+
+def layer_norm(
+    x: Float[Array, "... D"], scale: Float[ArrayLike, "D"], bias: Float[ArrayLike, "D"] | None, eps: float
+) -> Float[Array, "... D"]:
+    """Normalise the last axis to mean 0 and variance 1, in fp32; the result has the dtype of `x`."""
+    y = x.astype(jnp.float32)
+    # Two passes: E[x^2] - E[x]^2 cancels where the mean is large.
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def rms_norm(x: Float[Array, "... D"], scale: Float[ArrayLike, "D"], eps: float) -> Float[Array, "... D"]:
+    """Divide by the root mean square of the last axis, in fp32; the result has the dtype of `x`."""
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """`layer_norm` with a learned scale and bias."""
+
+    def __init__(self, size: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones(size))
+        self.bias = nnx.Param(jnp.zeros(size))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """`x`, normalised over its last axis."""
+        return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with a learned scale."""
+
+    def __init__(self, size: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones(size))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """`x`, normalised over its last axis."""
+        return rms_norm(x, self.scale[...], self.eps)
+
+
+def sinusoidal_embedding(
+    timestep: Float[Array, "B"], size: int, *, max_period: float = 10000.0
+) -> Float[Array, "B {size}"]:
+    """Cosines, then sines, of a diffusion timestep (unit: steps of 1000) at `size / 2` frequencies, in fp32."""
+    frequencies = jnp.exp(-math.log(max_period) / (size // 2) * jnp.arange(size // 2, dtype=jnp.float32))
+    angles = timestep.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """A diffusion timestep as a vector: sinusoids, then two linear layers with a SiLU between."""
+
+    def __init__(self, sinusoids: int, width: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.linear_1 = Linear(sinusoids, width, kernel_init=init, rngs=rngs)
+        self.linear_2 = Linear(width, width, kernel_init=init, rngs=rngs)
+
+    def __call__(self, timestep: Float[Array, "B"]) -> Float[Array, "B D"]:
+        """`timestep` in steps of 1000; the result has the parameters' dtype."""
+        x = sinusoidal_embedding(timestep, self.linear_1.in_features)
+        return self.linear_2(jax.nn.silu(self.linear_1(x.astype(self.linear_1.kernel.dtype))))
+
+
+def rotate_pairs(
+    x: Float[Array, "B S N D"], cos: Float[Array, "*#BS R"], sin: Float[Array, "*#BS R"]
+) -> Float[Array, "B S N D"]:
+    """Rotary embedding where channels 2i and 2i+1 of every head are one plane (CogVideoX, Wan); `R` is D / 2.
+
+    `cos` and `sin` of each token's angles are `S R`, or `B S R` where samples differ. Computed in fp32.
+    """
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    y = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = y[..., 0], y[..., 1]
+    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def rotate_halves(
+    x: Float[Array, "B S N D"], cos: Float[Array, "*#BS R"], sin: Float[Array, "*#BS R"]
+) -> Float[Array, "B S N D"]:
+    """Rotary embedding where channels i and i + D/2 of every head are one plane (Qwen, Llama); else `rotate_pairs`."""
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

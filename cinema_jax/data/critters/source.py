@@ -118,6 +118,15 @@ class Critters:
         references = tuple(reference(subject, rng) for subject in subjects)
         return Conditions(grammar.caption(story), grammar.prompt(story, rng), references)
 
+    def portrait_task(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[tuple[UInt8[np.ndarray, "height width 3"], ...], str, str]:
+        """(one image, question, answer): a single subject of example `index` and its naming."""
+        actors = self.scene(index).actors
+        subject = actors[rng.integers(len(actors))].subject
+        images = (_shown(reference(subject, rng), rng),)
+        return images, grammar.QUESTIONS[rng.integers(len(grammar.QUESTIONS))], grammar.naming([subject.describe()])
+
     def describe_task(
         self, index: int, rng: np.random.Generator
     ) -> tuple[tuple[UInt8[np.ndarray, "height width 3"], ...], str, str]:

@@ -1,0 +1,116 @@
+"""The whole model: conditions in, velocity out. The only place that knows all the parts."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from cinema_jax import parts
+from cinema_jax.config import Config
+from cinema_jax.models.qwen_vl.model import MLLMInputs
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Any]
+
+
+class Conditions(NamedTuple):
+    """What the video transformer is told beside the noisy video."""
+
+    text: Float[Array, "B T D"]
+    entities: Float[Array, "B K H W C"]
+    entity_lengths: Int[Array, "B"]
+
+
+class Cinema:
+    """The structure of all parts; parameters are always passed in, as one flat dictionary of all parts' arrays.
+
+    Args:
+        config: the run's configuration.
+        part_configs: part name to that part's own config.
+    """
+
+    def __init__(self, config: Config, part_configs: Mapping[str, Any]):
+        self.config = config
+        self.part_configs = dict(part_configs)
+        self.graphs, self.shapes = {}, {}
+        for name, part_config in self.part_configs.items():
+            self.graphs[name], shapes = parts.structure(name, part_config)
+            self.shapes |= shapes
+
+    def part(self, params: Params, name: str) -> Any:
+        """The module of a part, holding its share of `params`."""
+        own = {tuple(_keys(path)): x for path, x in params.items() if path.startswith(f"{name}/")}
+        return nnx.merge(self.graphs[name], nnx.from_flat_state([(path, nnx.Param(x)) for path, x in own.items()]))
+
+    def encode_video(self, params: Params, video: UInt8[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
+        """Normalised latents (posterior mode) of clips."""
+        return self.part(params, "vae").encode(to_float(video))
+
+    def decode_video(
+        self, params: Params, latents: Float[Array, "B F H W C"]
+    ) -> UInt8[Array, "B frames height width 3"]:
+        """Clips of normalised latents."""
+        return to_uint8(self.part(params, "vae").decode(latents))
+
+    def encode_references(
+        self, params: Params, references: UInt8[Array, "B K height width 3"]
+    ) -> Float[Array, "B K H W C"]:
+        """Latents of the references, each a clip of one frame."""
+        batch, count = references.shape[:2]
+        clips = references.reshape(batch * count, 1, *references.shape[2:])
+        latents = self.encode_video(params, clips)
+        return latents.reshape(batch, count, *latents.shape[2:])
+
+    def encode_caption(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """T5 features of all positions, padding included and unmasked, as CogVideoX was trained."""
+        return self.part(params, "t5")(tokens, None)
+
+    def read_prompt(self, params: Params, batch: Batch) -> Float[Array, "B T D"]:
+        """The aligner's tokens for prompts and references as the MLLM reads them."""
+        inputs = MLLMInputs(**{name: batch[name] for name in MLLMInputs._fields})
+        states = self.part(params, "mllm").hidden_states(inputs, self.config.condition.mllm_layer)
+        return self.part(params, "aligner")(jax.lax.stop_gradient(states), inputs.lengths)
+
+    def conditions(self, params: Params, batch: Batch) -> Conditions:
+        """What `batch` (see `data/pipeline.py`) tells the transformer, by the configured conditioner."""
+        if self.config.condition.conditioner == "mllm":
+            text = self.read_prompt(params, batch)
+        else:
+            text = self.encode_caption(params, batch["prompt_tokens"])
+        if not self.config.condition.entities or batch["references"].shape[1] == 0:
+            return self.without_entities(text)
+        return Conditions(text, self.encode_references(params, batch["references"]), batch["entity_lengths"])
+
+    def caption_conditions(self, params: Params, tokens: Int[Array, "B T"]) -> Conditions:
+        """Text-to-video conditions: the caption through T5, no references."""
+        return self.without_entities(self.encode_caption(params, tokens))
+
+    def without_entities(self, text: Float[Array, "B T D"]) -> Conditions:
+        """Conditions of text alone, with room for no reference."""
+        dit, size = self.part_configs["dit"], text.shape[0]
+        empty = jnp.zeros((size, 0, dit.patch_size, dit.patch_size, dit.in_channels), text.dtype)
+        return Conditions(text, empty, jnp.zeros(size, jnp.int32))
+
+    def velocity(
+        self, params: Params, video: Float[Array, "B F H W C"], time: Float[Array, "B"], conditions: Conditions
+    ) -> Float[Array, "B F H W C"]:
+        """The velocity d(video)/d(time) at flow time `time` (1 = noise)."""
+        dit = self.part(params, "dit")
+        return dit(video, conditions.text, conditions.entities, conditions.entity_lengths, time)
+
+
+def to_float(video: UInt8[Array, "..."]) -> Float[Array, "..."]:
+    """0..255 to [-1, 1]."""
+    return video.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(video: Float[Array, "..."]) -> UInt8[Array, "..."]:
+    """[-1, 1] to 0..255, rounded and clipped."""
+    return jnp.clip(jnp.round((video.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def _keys(path: str) -> list[str | int]:
+    return [int(key) if key.isdigit() else key for key in path.split("/")[1:]]

@@ -1,0 +1,264 @@
+"""The causal video VAE of Wan2.1 (reference: `AutoencoderKLWan` in diffusers).
+
+The first frame of a clip is coded by itself and every four after it together, so an image is a clip of one frame, and
+no frame depends on a later one.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from cinema_jax.models.attention import attention
+from cinema_jax.models.wan.layers import CausalConv, ChannelNorm, Downsample, Stream, Upsample
+
+_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
+_MEAN += (0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
+_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743)
+_STD += (3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+
+
+@dataclasses.dataclass(frozen=True)
+class WanVAEConfig:
+    """The shape of a VAE; the defaults are the released Wan2.1 VAE."""
+
+    base_dim: int = 96  # channels at full resolution, in the encoder
+    decoder_base_dim: int | None = None  # the same in the decoder; None: as in the encoder
+    z_dim: int = 16  # latent channels
+    dim_mult: tuple[int, ...] = (
+        1,
+        2,
+        4,
+        4,
+    )  # channels of each stage in units of base_dim; height and width halve between
+    num_res_blocks: int = 2  # residual blocks in each stage of the encoder; the decoder has one more
+    attn_scales: tuple[float, ...] = ()  # scales (1, 1/2, ...) at which the encoder attends after each residual block
+    temporal_downsample: tuple[bool, ...] = (False, True, True)  # whether the frames halve too, between each two stages
+    latents_mean: tuple[float, ...] = _MEAN  # of each latent channel, over training data
+    latents_std: tuple[float, ...] = _STD  # likewise
+
+    def __post_init__(self):
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise ValueError(
+                f"temporal_downsample={self.temporal_downsample} must have {len(self.dim_mult) - 1} entries, "
+                f"one less than dim_mult={self.dim_mult}"
+            )
+        for name in ("latents_mean", "latents_std"):
+            if len(getattr(self, name)) != self.z_dim:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries, z_dim={self.z_dim} needs as many")
+
+
+class ResidualBlock(nnx.Module):
+    """Twice norm, SiLU and convolution, beside a shortcut (reference: `WanResidualBlock`)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
+        self.norm1 = ChannelNorm(in_channels)
+        self.conv1 = CausalConv(in_channels, out_channels, rngs=rngs)
+        self.norm2 = ChannelNorm(out_channels)
+        self.conv2 = CausalConv(out_channels, out_channels, rngs=rngs)
+        self.conv_shortcut = nnx.Linear(in_channels, out_channels, rngs=rngs) if in_channels != out_channels else None
+
+    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream) -> Float[Array, "B F H W C2"]:
+        y = self.conv1(jax.nn.silu(self.norm1(x)), stream)
+        y = self.conv2(jax.nn.silu(self.norm2(y)), stream)
+        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class AttentionBlock(nnx.Module):
+    """Attention with one head over the positions of each frame (reference: `WanAttentionBlock`)."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.norm = ChannelNorm(channels)
+        self.to_qkv = nnx.Linear(channels, 3 * channels, rngs=rngs)
+        self.proj = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream) -> Float[Array, "B F H W C"]:
+        del stream  # frames do not see each other here
+        batch, frames, height, width, channels = x.shape
+        qkv = self.to_qkv(self.norm(x)).reshape(batch * frames, height * width, 3, 1, channels)
+        return x + self.proj(attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape))
+
+
+class MidBlock(nnx.Module):
+    """Residual block, attention, residual block (reference: `WanMidBlock`)."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.resnets = nnx.List([ResidualBlock(channels, channels, rngs=rngs) for _ in range(2)])
+        self.attentions = nnx.List([AttentionBlock(channels, rngs=rngs)])
+
+    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream) -> Float[Array, "B F H W C"]:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, stream), stream), stream)
+
+
+class UpBlock(nnx.Module):
+    """A stage of the decoder (reference: `WanUpBlock`); `temporal` None: the last one, without upsampling."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, temporal: bool | None, *, rngs: nnx.Rngs):
+        sizes = [in_channels] + [out_channels] * (blocks - 1)
+        self.resnets = nnx.List([ResidualBlock(size, out_channels, rngs=rngs) for size in sizes])
+        self.upsampler = None if temporal is None else Upsample(out_channels, temporal, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream) -> Float[Array, "B F2 H2 W2 C2"]:
+        for block in self.resnets:
+            x = block(x, stream)
+        return x if self.upsampler is None else self.upsampler(x, stream)
+
+
+class Encoder(nnx.Module):
+    """Pixels to what the posterior's moments are computed from (reference: `WanEncoder3d`)."""
+
+    def __init__(self, config: WanVAEConfig, *, rngs: nnx.Rngs):
+        channels, scale, blocks = config.base_dim, 1.0, []
+        self.conv_in = CausalConv(3, channels, rngs=rngs)
+        for stage, multiple in enumerate(config.dim_mult):
+            for _ in range(config.num_res_blocks):
+                blocks.append(ResidualBlock(channels, config.base_dim * multiple, rngs=rngs))
+                channels = config.base_dim * multiple
+                if scale in config.attn_scales:
+                    blocks.append(AttentionBlock(channels, rngs=rngs))
+            if stage < len(config.temporal_downsample):
+                blocks.append(Downsample(channels, config.temporal_downsample[stage], rngs=rngs))
+                scale /= 2
+        self.down_blocks = nnx.List(blocks)
+        self.mid_block = MidBlock(channels, rngs=rngs)
+        self.norm_out = ChannelNorm(channels)
+        self.conv_out = CausalConv(channels, 2 * config.z_dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B frames height width 3"], stream: Stream) -> Float[Array, "B F H W C2"]:
+        x = self.conv_in(x, stream)
+        for block in self.down_blocks:
+            x = block(x, stream)
+        x = self.mid_block(x, stream)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)), stream)
+
+
+class Decoder(nnx.Module):
+    """Latents to pixels (reference: `WanDecoder3d`)."""
+
+    def __init__(self, config: WanVAEConfig, *, rngs: nnx.Rngs):
+        base = config.base_dim if config.decoder_base_dim is None else config.decoder_base_dim
+        channels = base * config.dim_mult[-1]
+        self.conv_in = CausalConv(config.z_dim, channels, rngs=rngs)
+        self.mid_block = MidBlock(channels, rngs=rngs)
+        blocks = []
+        for multiple, temporal in zip(config.dim_mult[::-1], (*config.temporal_downsample[::-1], None), strict=True):
+            blocks.append(UpBlock(channels, base * multiple, config.num_res_blocks + 1, temporal, rngs=rngs))
+            channels = base * multiple // 2  # the upsampling halves them
+        self.up_blocks = nnx.List(blocks)
+        self.norm_out = ChannelNorm(base * config.dim_mult[0])
+        self.conv_out = CausalConv(base * config.dim_mult[0], 3, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream) -> Float[Array, "B frames height width 3"]:
+        x = self.mid_block(self.conv_in(x, stream), stream)
+        for block in self.up_blocks:
+            x = block(x, stream)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)), stream)
+
+
+class WanVAE(nnx.Module):
+    """Video in [-1, 1] to latents and back.
+
+    Latents have zero mean and unit variance in each channel, by the statistics in the config. `encode` and `decode`
+    code a clip at once; `encode_chunked` and `decode_chunked` give the same results at a peak memory that does not
+    grow with its length.
+    """
+
+    def __init__(self, config: WanVAEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.quant_conv = nnx.Linear(2 * config.z_dim, 2 * config.z_dim, rngs=rngs)
+        self.post_quant_conv = nnx.Linear(config.z_dim, config.z_dim, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    @property
+    def spatial_compression(self) -> int:
+        """Pixels to a latent, along height and width."""
+        return 2 ** len(self.config.temporal_downsample)
+
+    @property
+    def temporal_compression(self) -> int:
+        """Frames to a latent frame, after the first."""
+        return 2 ** sum(self.config.temporal_downsample)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """The latents' (F, H, W, C) for a clip of this size.
+
+        Raises:
+            ValueError: unless frames = 4k + 1 and height and width are multiples of 8 (in the released VAE).
+        """
+        time, space = self.temporal_compression, self.spatial_compression
+        if frames < 1 or (frames - 1) % time:
+            nearest = max(0, round((frames - 1) / time)) * time + 1
+            raise ValueError(f"frames={frames} must be {time}k + 1; the nearest is {nearest}")
+        for name, size in (("height", height), ("width", width)):
+            if size < 1 or size % space:
+                nearest = max(1, round(size / space)) * space
+                raise ValueError(f"{name}={size} must be a multiple of {space}; the nearest is {nearest}")
+        return (frames - 1) // time + 1, height // space, width // space, self.config.z_dim
+
+    def encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
+        """The posterior's mode, normalised. Raises ValueError as `latent_shape` does."""
+        return self.normalise(self.encode_moments(video)[0])
+
+    def encode_moments(
+        self, video: Float[Array, "B frames height width 3"]
+    ) -> tuple[Float[Array, "B F H W C"], Float[Array, "B F H W C"]]:
+        """Mean and log variance (in [-30, 20]) of the posterior, not normalised: for training."""
+        self.latent_shape(*video.shape[1:4])
+        return self._moments(self.encoder(video, Stream()))
+
+    def encode_chunked(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
+        """`encode`, a latent frame at a time."""
+        self.latent_shape(*video.shape[1:4])
+        return self.normalise(self._moments(_in_chunks(self.encoder, video, self.temporal_compression))[0])
+
+    def decode(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
+        """The video of normalised latents, clipped to [-1, 1]."""
+        return jnp.clip(self.decode_raw(self.denormalise(latents)), -1, 1)
+
+    def decode_raw(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
+        """The video of latents that are not normalised, not clipped: for training."""
+        return self.decoder(self.post_quant_conv(latents), Stream())
+
+    def decode_chunked(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
+        """`decode`, a latent frame at a time."""
+        latents = self.post_quant_conv(self.denormalise(latents))
+        return jnp.clip(_in_chunks(self.decoder, latents, 1), -1, 1)
+
+    def normalise(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B F H W C"]:
+        """Zero mean and unit variance in each channel."""
+        mean, std = self._statistics(latents)
+        return (latents - mean) / std
+
+    def denormalise(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B F H W C"]:
+        """The inverse of `normalise`."""
+        mean, std = self._statistics(latents)
+        return latents * std + mean
+
+    def _statistics(self, latents: Float[Array, "B F H W C"]) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
+        return jnp.array(self.config.latents_mean, latents.dtype), jnp.array(self.config.latents_std, latents.dtype)
+
+    def _moments(self, x: Float[Array, "B F H W C2"]) -> tuple[Float[Array, "B F H W C"], Float[Array, "B F H W C"]]:
+        mean, log_variance = jnp.split(self.quant_conv(x), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30, 20)
+
+
+def _in_chunks(network: Encoder | Decoder, x: Float[Array, "B F H W C"], size: int) -> Float[Array, "B F2 H2 W2 C2"]:
+    """The network's output for one frame, and then for `size` frames at a time."""
+    stream = Stream()
+    head = network(x[:, :1], stream)
+    if x.shape[1] == 1:
+        return head
+    chunks = x[:, 1:].reshape(x.shape[0], -1, size, *x.shape[2:])
+
+    def code(past, chunk):
+        stream = Stream(past)
+        y = network(chunk, stream)
+        return stream.kept, y
+
+    _, tail = lax.scan(code, stream.kept, jnp.moveaxis(chunks, 1, 0))
+    tail = jnp.moveaxis(tail, 0, 1)
+    return jnp.concatenate([head, tail.reshape(head.shape[0], -1, *head.shape[2:])], axis=1)

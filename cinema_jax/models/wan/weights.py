@@ -1,0 +1,110 @@
+"""Names and layouts of Wan checkpoints as diffusers publishes them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cinema_jax.models.wan.vae import WanVAEConfig
+from cinema_jax.weights import CONV2D, CONV3D, COPY, Rule, Transform
+
+_POINTWISE2D = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
+_POINTWISE3D = Transform(lambda x: x[:, :, 0, 0, 0].T, lambda x: x.T[:, :, None, None, None])
+_TIME = Transform(lambda x: x[..., 0, 0].transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)[..., None, None])
+_GAMMA2D = Transform(lambda x: x[:, 0, 0], lambda x: x[:, None, None])
+_GAMMA3D = Transform(lambda x: x[:, 0, 0, 0], lambda x: x[:, None, None, None])
+
+
+def _conv(name: str, path: str, transform: Transform) -> tuple[Rule, ...]:
+    return Rule(f"{name}.weight", f"{path}/kernel", transform), Rule(f"{name}.bias", f"{path}/bias", COPY)
+
+
+def _residual(name: str) -> tuple[Rule, ...]:
+    path = name.replace(".", "/")
+    return (
+        Rule(f"{name}.norm1.gamma", f"{path}/norm1/scale", _GAMMA3D),
+        *_conv(f"{name}.conv1", f"{path}/conv1", CONV3D),
+        Rule(f"{name}.norm2.gamma", f"{path}/norm2/scale", _GAMMA3D),
+        *_conv(f"{name}.conv2", f"{path}/conv2", CONV3D),
+        *_conv(f"{name}.conv_shortcut", f"{path}/conv_shortcut", _POINTWISE3D),
+    )
+
+
+def _attention(name: str) -> tuple[Rule, ...]:
+    path = name.replace(".", "/")
+    return (
+        Rule(f"{name}.norm.gamma", f"{path}/norm/scale", _GAMMA2D),
+        *_conv(f"{name}.to_qkv", f"{path}/to_qkv", _POINTWISE2D),
+        *_conv(f"{name}.proj", f"{path}/proj", _POINTWISE2D),
+    )
+
+
+def _resample(name: str, path: str) -> tuple[Rule, ...]:
+    return (
+        *_conv(f"{name}.resample.1", f"{path}/resample", CONV2D),
+        *_conv(f"{name}.time_conv", f"{path}/time_conv", _TIME),
+    )
+
+
+def _both(part: str) -> tuple[Rule, ...]:
+    """What encoder and decoder have alike."""
+    return (
+        *_conv(f"{part}.conv_in", f"{part}/conv_in", CONV3D),
+        *_residual(f"{part}.mid_block.resnets.{{i}}"),
+        *_attention(f"{part}.mid_block.attentions.{{i}}"),
+        Rule(f"{part}.norm_out.gamma", f"{part}/norm_out/scale", _GAMMA3D),
+        *_conv(f"{part}.conv_out", f"{part}/conv_out", CONV3D),
+    )
+
+
+TABLE: tuple[Rule, ...] = (
+    *_both("encoder"),
+    *_residual("encoder.down_blocks.{i}"),
+    *_attention("encoder.down_blocks.{i}"),
+    *_resample("encoder.down_blocks.{i}", "encoder/down_blocks/{i}"),
+    *_conv("quant_conv", "quant_conv", _POINTWISE3D),
+    *_conv("post_quant_conv", "post_quant_conv", _POINTWISE3D),
+    *_both("decoder"),
+    *_residual("decoder.up_blocks.{i}.resnets.{j}"),
+    *_resample("decoder.up_blocks.{i}.upsamplers.0", "decoder/up_blocks/{i}/upsampler"),
+)
+
+
+# Published fields that are ours under the same name.
+_SAME = ("base_dim", "decoder_base_dim", "z_dim", "num_res_blocks")
+_TUPLES = ("dim_mult", "attn_scales", "latents_mean", "latents_std")
+# What only other VAEs (Wan2.2's) set otherwise.
+_FIXED = {"is_residual": False, "in_channels": 3, "out_channels": 3, "patch_size": None}
+# Settings of training and of an unused option.
+_IGNORED = ("dropout", "clip_output", "scale_factor_spatial", "scale_factor_temporal")
+
+
+def config_from_hf(config: Mapping[str, Any]) -> WanVAEConfig:
+    """The config for a `vae/config.json` of diffusers; fields it does not say take the released VAE's values.
+
+    Raises:
+        ValueError: naming the fields that describe another network.
+    """
+    if config.get("_class_name", "AutoencoderKLWan") != "AutoencoderKLWan":
+        raise ValueError(f"_class_name is {config['_class_name']!r}; it must be AutoencoderKLWan")
+    said = {name: value for name, value in config.items() if not name.startswith("_") and name not in _IGNORED}
+    known = (*_SAME, *_TUPLES, *_FIXED, "temperal_downsample")
+    problems = [
+        f"{name} is {said[name]!r}; only {v!r} is supported" for name, v in _FIXED.items() if said.get(name, v) != v
+    ]
+    problems += [f"{name} is not known" for name in sorted(set(said) - set(known))]
+    if problems:
+        raise ValueError("this VAE config is not supported: " + ", ".join(problems))
+    fields = {name: said[name] for name in _SAME if name in said}
+    fields |= {name: tuple(said[name]) for name in _TUPLES if name in said}
+    if "temperal_downsample" in said:
+        fields["temporal_downsample"] = tuple(said["temperal_downsample"])
+    return WanVAEConfig(**fields)
+
+
+def config_to_hf(config: WanVAEConfig) -> dict[str, Any]:
+    """The `vae/config.json` with which diffusers builds the same network (its spelling of one field included)."""
+    return {
+        "_class_name": "AutoencoderKLWan",
+        **{name: getattr(config, name) for name in _SAME},
+        **{name: list(getattr(config, name)) for name in _TUPLES},
+        "temperal_downsample": list(config.temporal_downsample),
+    }

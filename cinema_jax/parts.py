@@ -1,0 +1,136 @@
+"""The five networks a run is made of, and how each comes from and goes to a folder in the Hugging Face layout.
+
+A *part* is one network: `vae`, `t5`, `mllm`, `aligner`, `dit`. Its folder holds `config.json` and `*.safetensors` under
+the published tensor names, so that diffusers and transformers read it as well. Inside the program all parameters live
+in one flat dictionary, `{"dit/blocks/to_q/kernel": array}`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cinema_jax import weights
+from cinema_jax.errors import InputError
+from cinema_jax.models import aligner
+from cinema_jax.models.cogvideox import transformer as cogvideox
+from cinema_jax.models.cogvideox import weights as cogvideox_weights
+from cinema_jax.models.qwen_vl import config as qwen_config
+from cinema_jax.models.qwen_vl import model as qwen
+from cinema_jax.models.qwen_vl import weights as qwen_weights
+from cinema_jax.models.t5 import model as t5
+from cinema_jax.models.t5 import weights as t5_weights
+from cinema_jax.models.wan import vae as wan
+from cinema_jax.models.wan import weights as wan_weights
+
+PACKAGED = Path(__file__).parent / "assets"
+
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How one part is built, read and written."""
+
+    build: Callable[..., nnx.Module]
+    table: Callable[[Any], Sequence[weights.Rule]]
+    config_from_hf: Callable[[dict], Any]
+    config_to_hf: Callable[[Any], dict]
+    # What published files carry twice, taken out after reading and put back before writing.
+    after_reading: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
+    before_writing: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
+
+
+KINDS: Mapping[str, Kind] = {
+    "vae": Kind(wan.WanVAE, lambda c: wan_weights.TABLE, wan_weights.config_from_hf, wan_weights.config_to_hf),
+    "t5": Kind(
+        t5.T5Encoder,
+        lambda c: t5_weights.TABLE,
+        t5_weights.config_from_hf,
+        t5_weights.config_to_hf,
+        after_reading=lambda tensors, config: t5_weights.untie(tensors),
+        before_writing=lambda tensors, config: t5_weights.tie(tensors),
+    ),
+    "mllm": Kind(
+        qwen.Qwen2VL,
+        qwen_weights.table,
+        qwen_config.config_from_hf,
+        qwen_config.config_to_hf,
+        after_reading=qwen_weights.drop_tied_head,
+    ),
+    "aligner": Kind(
+        aligner.AlignerNet, lambda c: aligner.TABLE, lambda values: aligner.AlignerConfig(**values), dataclasses.asdict
+    ),
+    "dit": Kind(
+        cogvideox.CogVideoXTransformer,
+        lambda c: cogvideox_weights.TABLE,
+        cogvideox_weights.config_from_hf,
+        cogvideox_weights.config_to_hf,
+    ),
+}
+
+
+def resolve(folder: str) -> Path:
+    """The folder that a `config.weights` entry names; "packaged" is inside the project."""
+    return PACKAGED if folder == "packaged" else Path(folder)
+
+
+def part_folder(name: str, folder: str) -> Path:
+    """Where a part lies: a packaged one under its name, the user's own as given."""
+    return PACKAGED / name if folder == "packaged" else Path(folder)
+
+
+def read_config(name: str, folder: Path) -> Any:
+    """The config of a part's folder; InputError when there is none or it is not of this kind."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InputError(f"{folder} holds no config.json, so there is no {name} to read here")
+    try:
+        return KINDS[name].config_from_hf(json.loads(file.read_text()))
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{file} does not describe a {name} this project knows: {error}") from error
+
+
+def structure(name: str, config: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """A part's graph definition and the shapes of its parameters, without allocating any."""
+    module = nnx.eval_shape(lambda: KINDS[name].build(config, rngs=nnx.Rngs(0)))
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    assert not nnx.to_flat_state(rest), f"{name} holds state that is no parameter: {rest}"
+    return graph, {f"{name}/{path}": leaf for path, leaf in weights.flatten(params).items()}
+
+
+def initialise(name: str, config: Any, seed: int) -> dict[str, np.ndarray]:
+    """Random parameters."""
+
+    @jax.jit
+    def create(key):
+        return nnx.state(KINDS[name].build(config, rngs=nnx.Rngs(key)), nnx.Param)
+
+    salt = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 1
+    state = create(jax.random.fold_in(jax.random.key(seed), salt))
+    return {f"{name}/{path}": np.asarray(leaf) for path, leaf in weights.flatten(state).items()}
+
+
+def read(name: str, config: Any, folder: Path) -> dict[str, np.ndarray]:
+    """A part's parameters from its folder, in fp32."""
+    _, expected = structure(name, config)
+    expected = {path.removeprefix(f"{name}/"): leaf for path, leaf in expected.items()}
+    tensors = KINDS[name].after_reading(weights.read_safetensors(folder), config)
+    arrays = weights.import_weights(tensors, KINDS[name].table(config), expected)
+    return {f"{name}/{path}": np.asarray(array, np.float32) for path, array in arrays.items()}
+
+
+def write(name: str, config: Any, params: Mapping[str, np.ndarray], folder: Path, dtype: Any = np.float32) -> None:
+    """Write a part's folder: `config.json` and `model.safetensors` under the published names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {path.removeprefix(f"{name}/"): np.asarray(x) for path, x in params.items() if path.startswith(f"{name}/")}
+    tensors = KINDS[name].before_writing(weights.export_weights(own, KINDS[name].table(config)), config)
+    (folder / "config.json").write_text(json.dumps(KINDS[name].config_to_hf(config), indent=2) + "\n")
+    weights.write_safetensors(folder / "model.safetensors", {k: x.astype(dtype) for k, x in tensors.items()})

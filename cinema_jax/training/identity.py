@@ -1,0 +1,122 @@
+"""Does a generated video show the subject of its reference? The closing measurement of the finetune stage.
+
+One subject that was never trained on, a prompt that does not say what it looks like ("someone jumps up"), one video.
+The judge is the frozen MLLM: a video is nearer to the subject whose description it gives the higher likelihood. It never
+saw the generator; what it makes of *real* videos of the same subjects is reported beside, as the ceiling.
+"""
+
+import dataclasses
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
+
+from cinema_jax.data.critters.background import PLACES
+from cinema_jax.data.critters.grammar import QUESTIONS, SENTENCES, naming
+from cinema_jax.data.critters.identity import Identity
+from cinema_jax.data.critters.source import Critters, reference
+from cinema_jax.models.qwen_vl.config import MLLMInputs
+from cinema_jax.sampling import Request, Sampler
+from cinema_jax.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+# Videos sampled at once, and other subjects that each video is compared with.
+BATCH, SWAPS = 16, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One held-out subject, what is asked of it, and a real video of it."""
+
+    subject: Identity
+    request: Request
+    real: UInt8[np.ndarray, "frames height width 3"]
+
+
+def measure(run: Run, sampler: Sampler) -> dict[str, float]:
+    """The share of comparisons in which a video is nearer to its own reference than to a swapped one (chance 0.5)."""
+    source = run.source("test")
+    if not isinstance(source, Critters) or source.cutouts is not None:
+        logger.info("identity is measured on drawn critters only: other data has no description of each subject")
+        return {}
+    cases = held_out_cases(source, run.config.evaluate_identities, run.config.seed)
+    generated = []
+    for start in tqdm(range(0, len(cases), BATCH), desc="identity", unit="batch"):
+        requests = [case.request for case in cases[start : start + BATCH]]
+        filled = requests + requests[:1] * (BATCH - len(requests))  # one shape, one compilation
+        generated.extend(sampler(filled, sampler.settings())[: len(requests)])
+    subjects = [case.subject for case in cases]
+    scores = {
+        "identity_generated": nearer_to_own(sampler, generated, subjects),
+        "identity_real": nearer_to_own(sampler, [case.real for case in cases], subjects),
+    }
+    logger.info(
+        "identity, on %d subjects never trained on: a generated video is nearer to its own reference than to a "
+        "swapped one in %.1f %% of comparisons (chance 50; real videos %.1f)",
+        len(cases),
+        100 * scores["identity_generated"],
+        100 * scores["identity_real"],
+    )
+    return scores
+
+
+def held_out_cases(source: Critters, count: int, seed: int) -> list[Case]:
+    """The first `count` scenes of one subject, each with a prompt that tells nothing of its looks."""
+    cases = []
+    for index in range(len(source)):
+        scene = source.scene(index)
+        if len(scene.actors) == 1 and len(cases) < count:
+            subject, story = scene.actors[0].subject, scene.story()
+            vague = SENTENCES[story.action].vague[0].format(side=story.side, thing=PLACES[story.place].thing)
+            picture = reference(subject, np.random.default_rng([seed, index]))
+            request = Request(f"{vague} {PLACES[story.place].words}", (picture,), seed=index)
+            cases.append(Case(subject, request, source.video(index)))
+    return cases
+
+
+def nearer_to_own(sampler: Sampler, videos: list[np.ndarray], subjects: list[Identity]) -> float:
+    """The share of (video, other subject) pairs in which the own description is the likelier one."""
+    count, wins = len(videos), []
+    swaps = min(SWAPS, count - 1)
+    for start in tqdm(range(0, count, BATCH), desc="judge", unit="batch"):
+        rows = [i % count for i in range(start, start + BATCH)]
+        told = [[subjects[(row + shift) % count].describe() for row in rows] for shift in range(swaps + 1)]
+        likelihoods = [
+            np.mean(
+                [_likelihood(sampler, [videos[row][at] for row in rows], texts) for at in _shown(videos[0])], axis=0
+            )
+            for texts in told
+        ]
+        for i in range(min(BATCH, count - start)):
+            for other, text in zip(likelihoods[1:], told[1:], strict=True):
+                if text[i] != told[0][i]:
+                    wins.append(likelihoods[0][i] > other[i])
+    return float(np.mean(wins))
+
+
+def _shown(video: np.ndarray) -> list[int]:
+    """Frames that are judged: a subject may still be outside the first, or outside the last."""
+    return [len(video) // 3, 2 * len(video) // 3]
+
+
+def _likelihood(sampler: Sampler, images: list[np.ndarray], descriptions: list[str]) -> Float[np.ndarray, " B"]:
+    """The log-likelihood of each description, given its image."""
+    examples = [
+        sampler.preprocessor.answering(QUESTIONS[0], [image], naming([text]))
+        for image, text in zip(images, descriptions, strict=True)
+    ]
+    batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    return np.asarray(_log_likelihood(sampler.cinema, sampler.params, batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_likelihood(cinema, params, batch) -> Float[Array, "B"]:
+    inputs = MLLMInputs.from_batch(batch)
+    logits = jax.nn.log_softmax(cinema.part(params, "mllm").logits(inputs)[:, :-1].astype(jnp.float32))
+    likelihood = jnp.take_along_axis(logits, inputs.tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.sum(likelihood * batch["loss_mask"][:, 1:], axis=1)

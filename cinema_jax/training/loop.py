@@ -1,0 +1,210 @@
+"""The training loop: any stage, from its data to its finished weights."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cinema_jax import parts, sharding
+from cinema_jax.checkpoint import Checkpoints, digest
+from cinema_jax.cinema import Cinema
+from cinema_jax.config import ImageFirstStageConfig, StageConfig
+from cinema_jax.data.loader import Loader, LoaderConfig
+from cinema_jax.data.pipeline import Examples
+from cinema_jax.training import reports, state
+from cinema_jax.training.latents import encode_all
+from cinema_jax.training.metrics import MetricsWriter
+from cinema_jax.training.optimizer import make_optimizer
+from cinema_jax.training.run import Run
+from cinema_jax.training.stages import STAGES, Stage
+from cinema_jax.training.state import TrainState
+from cinema_jax.training.step import make_train_step
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, Any]
+
+
+def train(run: Run) -> None:
+    """Run all stages that are not finished yet."""
+    mesh = sharding.make_mesh(**vars(run.config.mesh))
+    with jax.set_mesh(mesh):
+        for name in run.config.stages:
+            if run.finished(name) is None:
+                Trainer(run, STAGES[name], mesh).run_stage()
+            else:
+                logger.info("%s: finished before", name)
+
+
+class Trainer:
+    """One stage of one run."""
+
+    def __init__(self, run: Run, stage: Stage, mesh: Mesh):
+        self.run, self.stage, self.mesh = run, stage, mesh
+        self.config: StageConfig = getattr(run.config, stage.name)
+        configs, params, self.origins = run.load_parts(stage.parts, stage.name)
+        self.cinema = Cinema(run.config, configs)
+        trained, _ = state.trainable(params, self.config.trainable)
+        self.digests = {name: digest(_of_part(params, name)) for name in stage.parts}
+        self.frozen = sharding.place({path: x for path, x in params.items() if path not in trained}, mesh)
+        self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
+        self.initial = {path: params[path] for path in trained}
+        evaluate = stage.evaluate(self.cinema)
+        self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
+
+    def run_stage(self) -> None:
+        """Train to the last step, from the last checkpoint if there is one; evaluate; write the weights."""
+        workdir, name = self.run.workdir, self.stage.name
+        with Checkpoints(workdir / "checkpoints" / name, keep=self.config.keep) as checkpoints:
+            current = self._initial_state(checkpoints)
+            examples, held_out = self._examples("train"), self._held_out()
+            start = int(current.step)
+            with MetricsWriter(workdir, stage=name, resume_step=start, total_steps=self.config.steps) as metrics:
+                current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
+                weights = jax.device_get(current.ema)
+                configs = self._write_parts(weights, held_out)
+                params = {**jax.device_get(self.frozen), **weights}
+                report = reports.stage_report(self.run, name, configs, params, metrics)
+            self.run.finish(
+                name,
+                {"steps": self.config.steps, **closing, **report, "parts": self.origins, "digests": self.digests},
+            )
+
+    def _loop(self, current, examples, held_out, checkpoints, metrics) -> tuple[TrainState, dict[str, float]]:
+        config, loss = self.config, self.stage.loss(self.cinema)
+        step_fn = make_train_step(
+            lambda params, frozen, batch, keys: loss({**frozen, **params}, batch, keys),
+            self.optimizer,
+            current,
+            ema_decay=config.ema_decay,
+        )
+        closing: dict[str, float] = {}
+        for step, batch in self._batches(examples, int(current.step)):
+            current, values = step_fn(current, self.frozen, batch)
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                values = jax.device_get(values)
+                metrics.write(done, values)
+                metrics.progress(done, loss=values["loss"])
+            if done == config.steps or (config.eval_every and done % config.eval_every == 0):
+                closing = self.evaluate(current, held_out)
+                metrics.write(done, closing)
+            if done == config.steps or done % config.checkpoint_every == 0:
+                checkpoints.save(current, self._description())
+        # A run killed between its last step and its record comes back here without a step to do.
+        return current, closing or self.evaluate(current, held_out)
+
+    def evaluate(self, current: TrainState, held_out: list[Batch]) -> dict[str, float]:
+        """Mean metrics of the averaged weights over the held-out batches."""
+        totals: dict[str, list[float]] = {}
+        for batch in held_out:
+            keys = state.sample_keys(current.key, batch["index"])
+            loss, values = self._evaluate(current.ema, self.frozen, batch, keys)
+            for key, value in {"loss": loss, **values}.items():
+                totals.setdefault(f"eval_{key}", []).append(float(value))
+        return {key: float(np.mean(values)) for key, values in totals.items()}
+
+    def _initial_state(self, checkpoints: Checkpoints) -> TrainState:
+        if checkpoints.latest is None:
+            return state.create(self.initial, self.optimizer, self.mesh, seed=self.run.config.seed)
+        restored, _ = checkpoints.restore(state.abstract(self.initial, self.optimizer, self.mesh))
+        logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
+        return restored
+
+    def _examples(self, split: str, augment: bool = True) -> Examples:
+        """The split's examples, its videos encoded if the stage trains on them."""
+        source = self.run.source(split)
+        preprocessor = self.run.preprocessor()
+        held_out = split != "train"
+        count = self.run.config.data.validation_videos if held_out else self.run.config.data.train_videos
+        count = min(count or len(source), len(source))
+        if not (self.stage.latents or (held_out and "dit" in self.stage.parts)):
+            return Examples(source, preprocessor, range(count if held_out else len(source)), augment=augment)
+        data, vae = self.run.config.data, self.cinema.part_configs["vae"]
+        clip = (1, data.frames, data.height, data.width, 3)
+        clips = jax.ShapeDtypeStruct(clip, np.uint8)
+        shape = jax.eval_shape(self.cinema.encode_video, self.cinema.shapes, clips).shape
+        vae_params = _of_part({**self.initial, **self.frozen}, "vae")
+        encode = jax.jit(self.cinema.encode_video)
+        latents = encode_all(
+            source,
+            count,
+            functools.partial(encode, vae_params),
+            shape[1:],
+            self.run.workdir / "latents",
+            split,
+            [self.digests["vae"], dataclasses.asdict(data), repr(vae)],
+            threads=data.threads,
+        )
+        return Examples(source, preprocessor, latents.indices, latents.values, augment=augment)
+
+    def _held_out(self) -> list[Batch]:
+        """Held-out batches, fixed for the whole run."""
+        examples = self._examples("validation", augment=False)
+        size = min(self.config.batch_size, len(examples.indices))
+        batches = []
+        for start in range(0, len(examples.indices) - size + 1, size):
+            rows = []
+            for row in range(start, start + size):
+                rng = np.random.default_rng([self.run.config.seed, row])
+                rows.append(examples(self.stage.name, row, rng) | {"index": np.int32(row)})
+            batches.append({key: np.stack([example[key] for example in rows]) for key in rows[0]})
+        return batches
+
+    def _batches(self, examples: Examples, start: int) -> Iterator[tuple[int, Batch]]:
+        """Training batches from step `start` on, on the devices."""
+        for first, last, kind, size in self._phases():
+            if start >= last:
+                continue
+            config = LoaderConfig(size, self.run.config.seed, num_threads=self.run.config.data.threads, purpose=kind)
+            loader = Loader(
+                len(examples.indices),
+                functools.partial(_make, examples, kind),
+                config,
+                rows=sharding.local_rows(self.mesh, size),
+                on_failure=_report_failure,
+            )
+            for step, batch in loader.steps(max(start, first), last):
+                yield step, sharding.global_batch(batch, self.mesh, size)
+
+    def _phases(self) -> list[tuple[int, int, str, int]]:
+        """(first step, end, kind of example, batch size) of the stage's phases."""
+        config, whole = self.config, (0, self.config.steps, self.stage.name, self.config.batch_size)
+        if not isinstance(config, ImageFirstStageConfig) or config.image_steps == 0:
+            return [whole]
+        return [
+            (0, config.image_steps, f"{self.stage.name}_image", config.image_batch_size),
+            (config.image_steps, *whole[1:]),
+        ]
+
+    def _description(self) -> dict[str, Any]:
+        return {"stage": self.stage.name, "parts": self.origins, "digests": self.digests}
+
+    def _write_parts(self, weights: Mapping[str, np.ndarray], held_out: list[Batch]) -> dict[str, Any]:
+        """Write every trained part to the run's `parts/`; returns all parts' configs."""
+        configs = dict(self.cinema.part_configs)
+        for name in sorted({path.split("/")[0] for path in weights}):
+            if name == "vae":
+                configs[name] = reports.latent_statistics(self.cinema, weights, held_out)
+            complete = {**_of_part(jax.device_get(self.frozen), name), **_of_part(weights, name)}
+            parts.write(name, configs[name], complete, self.run.workdir / "parts" / name)
+        return configs
+
+
+def _make(
+    examples: Examples, kind: str, row: int, global_index: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    return examples(kind, row, rng)
+
+
+def _report_failure(global_index: int, row: int, message: str) -> None:
+    logger.warning("example %d (row %d of the data) was replaced: %s", global_index, row, message)
+
+
+def _of_part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {path: x for path, x in params.items() if path.startswith(f"{name}/")}

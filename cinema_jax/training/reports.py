@@ -1,0 +1,139 @@
+"""What a finished stage shows of itself: measurements on held-out data, and pictures to look at."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from cinema_jax.cinema import Cinema, Params
+from cinema_jax.data.critters.describing import attribute_accuracy
+from cinema_jax.data.critters.grammar import QUESTIONS
+from cinema_jax.data.critters.source import Critters, reference
+from cinema_jax.data.example import Conditions, Source
+from cinema_jax.data.images import letterbox
+from cinema_jax.data.output import write_video
+from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
+from cinema_jax.models.qwen_vl.config import MLLMInputs
+from cinema_jax.models.qwen_vl.model import generate_greedy
+from cinema_jax.sampling import Request, Sampler
+from cinema_jax.training import identity
+from cinema_jax.training.metrics import MetricsWriter
+from cinema_jax.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+# Rows of a contact sheet.
+SHOWN = 8
+
+
+def stage_report(
+    run: Run, stage: str, configs: Mapping[str, Any], params: Params, metrics: MetricsWriter
+) -> dict[str, float]:
+    """Measure and show what a stage has learned; returns the measurements."""
+    cinema = Cinema(run.config, configs)
+    (run.workdir / "samples").mkdir(exist_ok=True)
+    if stage == "vae":
+        show_reconstructions(run, cinema, params, metrics)
+    if stage == "mllm":
+        return describe_held_out(run, cinema, params)
+    if stage == "finetune":
+        sampler = Sampler(cinema, params, run.preprocessor())
+        show_samples(run, sampler, metrics)
+        return identity.measure(run, sampler)
+    return {}
+
+
+def latent_statistics(cinema: Cinema, params: Params, batches: Sequence[Mapping[str, Any]]) -> Any:
+    """The VAE's config with the mean and standard deviation of each latent channel over held-out clips."""
+
+    @jax.jit
+    def moments(params, video):
+        latents = cinema.part(params, "vae").encode_moments(video.astype(np.float32) / 127.5 - 1.0)[0]
+        return latents.mean((0, 1, 2, 3)), (latents**2).mean((0, 1, 2, 3))
+
+    means, squares = zip(*(jax.device_get(moments(params, batch["video"])) for batch in batches), strict=True)
+    mean = np.mean(means, axis=0)
+    std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 1e-12))
+    return dataclasses.replace(
+        cinema.part_configs["vae"], latents_mean=tuple(map(float, mean)), latents_std=tuple(map(float, std))
+    )
+
+
+def show_reconstructions(run: Run, cinema: Cinema, params: Params, metrics: MetricsWriter) -> None:
+    """Held-out clips beside what the VAE makes of them."""
+    source = run.source("validation")
+    videos = np.stack([source.video(index) for index in range(min(SHOWN, len(source)))])
+    coded = np.asarray(jax.jit(lambda p, v: cinema.decode_video(p, cinema.encode_video(p, v)))(params, videos))
+    rows = [
+        Row([Group("real", spread(a, 4)), Group("coded", spread(b, 4))]) for a, b in zip(videos, coded, strict=True)
+    ]
+    _save_sheet(run, "vae", rows, metrics)
+
+
+def describe_held_out(run: Run, cinema: Cinema, params: Params) -> dict[str, float]:
+    """How many attributes of held-out critters the MLLM names right, from one picture each."""
+    source = run.source("test")
+    if not isinstance(source, Critters) or source.cutouts is not None:
+        return {}
+    processor = run.preprocessor().processor
+    tokenizer, asked = processor.tokenizer, run.config.evaluate_identities
+    described, total = [], {}
+    for start in tqdm(range(0, asked, 32), desc="describe", unit="batch"):
+        subjects, examples = [], []
+        for index in range(start, min(start + 32, asked)):
+            subject = source.scene(index).actors[0].subject
+            picture = reference(subject, np.random.default_rng([run.config.seed, index]))
+            subjects.append(subject)
+            examples.append(processor(QUESTIONS[0], [picture.image]))
+        inputs = MLLMInputs(*(np.stack([example[name] for example in examples]) for name in MLLMInputs._fields))
+        model = cinema.part(params, "mllm")
+        answers = generate_greedy(model, inputs, max_new_tokens=20, eos_token_id=tokenizer.eos_token_id)
+        for subject, answer in zip(subjects, answers, strict=True):
+            text = tokenizer.decode(answer, skip_special_tokens=True)
+            described.append((subject.describe(), text))
+            for name, right in attribute_accuracy(subject, text).items():
+                total.setdefault(name, []).append(right)
+    for truth, text in described[:SHOWN]:
+        logger.info("a %s: %s", truth, text)
+    scores = {f"named_{name}": float(np.mean(right)) for name, right in total.items()}
+    main = ("species", "color", "accent", "pattern")
+    return scores | {"named_attributes": float(np.mean([scores[f"named_{name}"] for name in main]))}
+
+
+def show_samples(run: Run, sampler: Sampler, metrics: MetricsWriter) -> None:
+    """Generated videos of held-out subjects beside references and real videos."""
+    source = run.source("validation")
+    told = [held_out_conditions(run, source, index) for index in range(min(SHOWN, len(source)))]
+    requests = [Request(c.prompt, c.references, seed=index) for index, c in enumerate(told)]
+    bar = lambda steps: tqdm(steps, total=run.config.flow.sample_steps, desc="sample", unit="step")  # noqa: E731
+    videos = sampler(requests, sampler.settings(), bar)
+    data, rows = run.config.data, []
+    for index, (conditions, video) in enumerate(zip(told, videos, strict=True)):
+        write_video(run.workdir / "samples" / f"{index:02d}.mp4", video, data.fps)
+        metrics.video(run.config.finetune.steps, f"sample_{index:02d}", video, data.fps)
+        size = (data.reference_height, data.reference_width)
+        seen = [letterbox(r.image, r.mask, *size) for r in conditions.references]
+        groups = [
+            Group("references", seen),
+            Group("real video", spread(source.video(index), 4)),
+            Group("generated video", spread(video, 4)),
+        ]
+        rows.append(Row(groups, conditions.prompt))
+    _save_sheet(run, "contact_sheet", rows, metrics)
+
+
+def held_out_conditions(run: Run, source: Source, index: int) -> Conditions:
+    """The conditions of a held-out example, the same at every call."""
+    return source.conditions(index, np.random.default_rng([run.config.seed, index]))
+
+
+def _save_sheet(run: Run, name: str, rows: Sequence[Row], metrics: MetricsWriter) -> None:
+    sheet = contact_sheet(rows)
+    path = run.workdir / "samples" / f"{name}.png"
+    sheet.save(path)
+    metrics.images(0, name, np.asarray(sheet)[None])
+    logger.info("%s: %d examples to look at", path, len(rows))

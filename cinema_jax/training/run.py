@@ -1,0 +1,183 @@
+"""A run: its folder, where every part's weights come from, and what its stages share.
+
+workdir/
+  config.json              what was run
+  parts/<part>/            the result so far of each trained part, in the Hugging Face layout (averaged weights)
+  checkpoints/<stage>/     the whole train state, to go on from
+  stages/<stage>.json      written when a stage is finished: its closing metrics, and the digests of what it used
+  latents/                 encoded videos
+  samples/                 videos and contact sheets
+  metrics.jsonl, tensorboard/
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from cinema_jax import parts
+from cinema_jax.config import Config, parse, to_dict
+from cinema_jax.data.critters.grammar import vocabulary
+from cinema_jax.data.critters.source import Critters
+from cinema_jax.data.example import Source
+from cinema_jax.data.folder import Folder
+from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.errors import InputError
+from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
+from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
+
+# Fields of a part that no published config has: they always come from the run's own config.
+OWN_FIELDS = {"dit": ("entity_time", "sequence_multiple", "remat", "unroll")}
+# Fields that say how a run is carried out, not what comes out: a run may be continued with other values.
+FREE_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep", "threads")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A configuration in a folder."""
+
+    config: Config
+    workdir: Path
+
+    @classmethod
+    def open(cls, config: Config, workdir: Path) -> "Run":
+        """Start a run, or go on with the one in `workdir`; InputError names the fields in which that one differs."""
+        file = workdir / "config.json"
+        if file.exists():
+            differences = list(_differences(json.loads(file.read_text()), json.loads(json.dumps(to_dict(config)))))
+            if differences:
+                raise InputError(
+                    f"{workdir} holds a run of another config; these fields differ: {'; '.join(differences)}. "
+                    "Choose another --workdir, or the config it was started with"
+                )
+        else:
+            workdir.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+            partial.rename(file)
+        return cls(config, workdir)
+
+    @classmethod
+    def load(cls, workdir: Path) -> "Run":
+        """The run in `workdir`, as it was configured."""
+        file = workdir / "config.json"
+        if not file.is_file():
+            raise InputError(f"{workdir} holds no config.json; a checkpoint is the --workdir of a training run")
+        return cls(parse(json.loads(file.read_text())), workdir)
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage left behind, or None."""
+        file = self.workdir / "stages" / f"{stage}.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def finish(self, stage: str, record: Mapping[str, Any]) -> None:
+        """Mark a stage as finished."""
+        file = self.workdir / "stages" / f"{stage}.json"
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=2) + "\n")
+        partial.rename(file)
+
+    def folder(self, part: str) -> Path | None:
+        """Where a part's weights lie: this run's own result, else what the config names, else None (random)."""
+        own = self.workdir / "parts" / part
+        if (own / "config.json").exists():
+            return own
+        named = getattr(self.config.weights, part)
+        return parts.part_folder(part, named) if named else None
+
+    def tokenizer(self, name: str = "tokenizer") -> PreTrainedTokenizerBase:
+        """The MLLM's tokenizer, or T5's ("t5_tokenizer"); one of the embedded dataset's words if none is named."""
+        named = getattr(self.config.weights, name)
+        if not named:
+            return build_word_tokenizer(vocabulary())
+        return load_tokenizer(parts.part_folder("tokenizer", named))
+
+    def part_config(self, part: str) -> Any:
+        """The sizes of a part, from its folder or, for one that starts from random numbers, from the config."""
+        folder, size = self.folder(part), getattr(self.config, f"{part}_model")
+        if folder is not None:
+            own = {name: getattr(size, name) for name in OWN_FIELDS.get(part, ())}
+            return dataclasses.replace(parts.read_config(part, folder), **own)
+        if part == "t5":
+            return dataclasses.replace(size, vocab_size=len(self.tokenizer("t5_tokenizer")))
+        if part == "mllm":
+            tokenizer = self.tokenizer()
+            image = tokenizer.convert_tokens_to_ids(self.template.image_token)
+            return dataclasses.replace(size, vocab_size=len(tokenizer), image_token_id=image)
+        if part == "aligner":
+            return dataclasses.replace(
+                size,
+                input_dim=self.part_config("mllm").hidden_size,
+                output_dim=self.part_config("t5").d_model,
+                num_latents=self.config.condition.text_tokens,
+            )
+        if part == "dit":
+            channels = self.part_config("vae").z_dim
+            return dataclasses.replace(
+                size,
+                in_channels=channels,
+                out_channels=channels,
+                text_embed_dim=self.part_config("t5").d_model,
+                max_text_seq_length=self.config.condition.text_tokens,
+            )
+        return size
+
+    def params(self, part: str, stage: str | None = None) -> dict[str, np.ndarray]:
+        """A part's weights in fp32, read or drawn."""
+        folder, config = self.folder(part), self.part_config(part)
+        random = part == "aligner" and stage == "finetune" and self.config.condition.aligner_init == "random"
+        if folder is None or random:
+            return parts.initialise(part, config, self.config.seed)
+        return parts.read(part, config, folder)
+
+    def load_parts(
+        self, names: Iterable[str], stage: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
+        """Configs, weights and origins of several parts."""
+        names = list(names)
+        configs = {name: self.part_config(name) for name in names}
+        params = {path: x for name in names for path, x in self.params(name, stage).items()}
+        return configs, params, {name: str(self.folder(name) or "random") for name in names}
+
+    @property
+    def template(self) -> Template:
+        """The instruction around prompt and references."""
+        return DEMO_TEMPLATE if self.config.condition.template == "demo" else Template()
+
+    def preprocessor(self) -> Preprocessor:
+        """What turns prompts and references into arrays."""
+        condition = self.config.condition
+        processor = Processor(
+            self.tokenizer(),
+            self.part_config("mllm").vision,
+            self.template,
+            max_length=condition.mllm_tokens,
+            max_patches=condition.mllm_patches,
+            max_pixels=condition.mllm_max_pixels,
+            min_pixels=condition.mllm_min_pixels,
+        )
+        return Preprocessor(self.config, processor, self.tokenizer("t5_tokenizer"))
+
+    def source(self, split: str) -> Source:
+        """The training or held-out data ("train", "validation" or "test")."""
+        data = self.config.data
+        size = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
+        if data.source == "folder":
+            return Folder(data.path, split=split, validation_fraction=data.validation_fraction, **size)
+        return Critters(
+            split, seed=self.config.seed, max_subjects=data.max_references, subjects_dir=data.subjects or None, **size
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "config") -> Iterable[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if key not in FREE_FIELDS:
+                yield from _differences(old.get(key), new.get(key), f"{path}.{key}")
+    elif old != new:
+        yield f"{path} is {old!r} there and {new!r} here"

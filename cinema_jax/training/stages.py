@@ -1,0 +1,191 @@
+"""The five stages: what each one's loss is, which parts it needs, and what its held-out evaluation says.
+
+A loss takes `(params, batch, keys)`, where `params` are the trainable and frozen parameters together and `keys` holds
+one random key per sample, and returns the mean loss and metrics.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from cinema_jax.cinema import Batch, Cinema, Conditions, Params, to_float
+from cinema_jax.diffusion import flow
+from cinema_jax.models.aligner import alignment_loss
+from cinema_jax.models.qwen_vl.model import MLLMInputs
+
+Metrics = dict[str, Float[Array, ""]]
+Loss = Callable[[Params, Batch, Key[Array, "B"]], tuple[Float[Array, ""], Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of training."""
+
+    name: str
+    # The parts its step uses.
+    parts: tuple[str, ...]
+    # Builds the training loss, and the held-out one.
+    loss: Callable[[Cinema], Loss]
+    evaluate: Callable[[Cinema], Loss]
+    # Whether it trains on cached latents of the videos.
+    latents: bool = False
+
+
+def vae_loss(cinema: Cinema) -> Loss:
+    """Mean squared error of reconstructed pixels plus a small KL term that keeps the latents bounded."""
+
+    def loss(params, batch, keys):
+        video = to_float(batch["video"])
+        vae = cinema.part(params, "vae")
+        mean, logvar = vae.encode_moments(video)
+        logvar = jnp.clip(logvar, -30.0, 20.0)
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+        error = jnp.mean((vae.decode_raw(mean + jnp.exp(0.5 * logvar) * noise) - video) ** 2)
+        kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1.0 - logvar)
+        return error + cinema.config.vae.kl_weight * kl, {"mse": error, "kl": kl, "psnr": psnr(error)}
+
+    return loss
+
+
+def vae_evaluation(cinema: Cinema) -> Loss:
+    """PSNR of clips through the posterior mode, averaged over clips."""
+
+    def loss(params, batch, keys):
+        video = to_float(batch["video"])
+        vae = cinema.part(params, "vae")
+        decoded = jnp.clip(vae.decode_raw(vae.encode_moments(video)[0]), -1.0, 1.0)
+        errors = jnp.mean((decoded - video) ** 2, axis=(1, 2, 3, 4))
+        return errors.mean(), {"psnr": psnr(errors).mean()}
+
+    return loss
+
+
+def psnr(mse: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Peak signal-to-noise ratio in dB of a mean squared error over values in [-1, 1]."""
+    return 10.0 * jnp.log10(4.0 / mse)
+
+
+def mllm_loss(cinema: Cinema) -> Loss:
+    """Next-token cross entropy on the answer's tokens."""
+
+    def loss(params, batch, keys):
+        inputs = MLLMInputs(**{name: batch[name] for name in MLLMInputs._fields})
+        logits = cinema.part(params, "mllm").logits(inputs)[:, :-1].astype(jnp.float32)
+        targets, mask = batch["tokens"][:, 1:], batch["loss_mask"][:, 1:].astype(jnp.float32)
+        log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+        correct = (logits.argmax(-1) == targets) * mask
+        return -(log_likelihood * mask).sum() / mask.sum(), {"token_accuracy": correct.sum() / mask.sum()}
+
+    return loss
+
+
+def flow_loss(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions]) -> Loss:
+    """Flow matching on the video's tokens, at random times and noise."""
+    config = cinema.config.flow
+
+    def loss(params, batch, keys):
+        latents = batch["latents"]
+        times = flow.logit_normal_times(keys, mean=config.time_mean, std=config.time_std, shift=config.shift)
+        noise = flow.sample_noise(keys, latents.shape[1:])
+        return flow_errors(cinema, params, latents, noise, times, conditions(params, batch)).mean(), {}
+
+    return loss
+
+
+def flow_evaluation(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions], times: int = 4) -> Loss:
+    """The same with fixed noise, averaged over a fixed grid of times."""
+    grid = flow.evaluation_times(times)
+
+    def loss(params, batch, keys):
+        told, latents = conditions(params, batch), batch["latents"]
+
+        def at(i):
+            noise = flow.evaluation_noise(batch["index"], i, latents.shape[1:])
+            times = jnp.full(latents.shape[0], grid[i])
+            return flow_errors(cinema, params, latents, noise, times, told).mean()
+
+        errors = jax.lax.map(at, jnp.arange(times))
+        return errors.mean(), {f"loss_t{i}": errors[i] for i in range(times)}
+
+    return loss
+
+
+def flow_errors(
+    cinema: Cinema,
+    params: Params,
+    latents: Float[Array, "B F H W C"],
+    noise: Float[Array, "B F H W C"],
+    times: Float[Array, "B"],
+    conditions: Conditions,
+) -> Float[Array, "B"]:
+    """Per-sample flow matching error at given times and noise."""
+    velocity = cinema.velocity(params, flow.interpolate(latents, noise, times), times, conditions)
+    return flow.flow_loss(velocity, latents, noise)
+
+
+def align_loss(cinema: Cinema) -> Loss:
+    """The AlignerNet's tokens against the frozen T5 features of the caption, padding positions included."""
+    config = cinema.config.align
+
+    def loss(params, batch, keys):
+        target = jax.lax.stop_gradient(cinema.encode_caption(params, batch["caption_tokens"]))
+        return alignment_loss(
+            cinema.read_prompt(params, batch),
+            target,
+            batch["caption_lengths"],
+            mse_weight=config.mse_weight,
+            cosine_weight=config.cosine_weight,
+        )
+
+    return loss
+
+
+def align_evaluation(cinema: Cinema) -> Loss:
+    """The alignment loss, and what the frozen transformer makes of aligned states beside T5's own."""
+    aligned = align_loss(cinema)
+    with_t5 = flow_evaluation(cinema, caption_conditions(cinema))
+    with_aligner = flow_evaluation(
+        cinema,
+        lambda params, batch: caption_conditions(cinema)(params, batch)._replace(
+            text=cinema.read_prompt(params, batch)
+        ),
+    )
+
+    def loss(params, batch, keys):
+        value, metrics = aligned(params, batch, keys)
+        reference, candidate = with_t5(params, batch, keys)[0], with_aligner(params, batch, keys)[0]
+        return value, metrics | {"flow_t5": reference, "flow_aligned": candidate, "flow_ratio": candidate / reference}
+
+    return loss
+
+
+def caption_conditions(cinema: Cinema) -> Callable[[Params, Batch], Conditions]:
+    """Text-to-video conditions from a batch's captions."""
+    return lambda params, batch: cinema.caption_conditions(params, batch["caption_tokens"])
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("vae", ("vae",), vae_loss, vae_evaluation),
+        Stage("mllm", ("mllm",), mllm_loss, mllm_loss),
+        Stage(
+            "pretrain",
+            ("vae", "t5", "dit"),
+            lambda cinema: flow_loss(cinema, caption_conditions(cinema)),
+            lambda cinema: flow_evaluation(cinema, caption_conditions(cinema)),
+            latents=True,
+        ),
+        Stage("align", ("vae", "t5", "mllm", "aligner", "dit"), align_loss, align_evaluation),
+        Stage(
+            "finetune",
+            ("vae", "t5", "mllm", "aligner", "dit"),
+            lambda cinema: flow_loss(cinema, cinema.conditions),
+            lambda cinema: flow_evaluation(cinema, cinema.conditions),
+            latents=True,
+        ),
+    )
+}

@@ -1,0 +1,25 @@
+"""Packaging of cinema_jax."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="cinema_jax",
+    version="0.1.0",
+    description="CINEMA in JAX: coherent video of several subjects from independent reference images",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["cinema_jax", "cinema_jax.*"]),
+    package_data={"cinema_jax": ["assets/**/*"]},
+    install_requires=(HERE / "requirements.txt").read_text().split(),
+    extras_require={
+        "test": ["beartype", "diffusers", "libtpu", "pytest", "ruff", "torch==2.13.0"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda]"],
+    },
+)

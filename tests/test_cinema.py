@@ -1,0 +1,141 @@
+"""The whole model: what reaches it from prompt and references, and what must not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from cinema_jax.cinema import Cinema
+from cinema_jax.data.critters.source import Critters, reference
+from cinema_jax.data.pipeline import Examples
+from cinema_jax.diffusion.guidance import FULL, REFERENCES_ONLY, UNCONDITIONAL
+from cinema_jax.sampling import Request, Sampler
+from cinema_jax.training.run import Run
+from cinema_jax.training.stages import STAGES
+from cinema_jax.training.state import trainable
+
+PARTS = ("vae", "t5", "mllm", "aligner", "dit")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return Run.open(tiny_config(), tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def parts(run):
+    """The model and its parameters, none of them at the zeros or ones that networks start from."""
+    configs, params, _ = run.load_parts(PARTS)
+    rng = np.random.default_rng(0)
+    params = {path: jnp.asarray(x + 0.05 * rng.standard_normal(x.shape, np.float32)) for path, x in params.items()}
+    return Cinema(run.config, configs), params
+
+
+@pytest.fixture(scope="module")
+def references(run):
+    source = run.source("train")
+    subjects = [actor.subject for index in range(20) for actor in source.scene(index).actors]
+    return tuple(reference(subject, np.random.default_rng(i)) for i, subject in enumerate(subjects[:3]))
+
+
+def stack(examples):
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def test_a_sample_gets_the_same_alone_and_beside_samples_with_other_numbers_of_references(run, parts, references):
+    cinema, params = parts
+    preprocessor = run.preprocessor()
+    prompts = ["the bird jumps up", "two friends meet on a meadow", ""]
+    examples = [preprocessor.conditions(p, references[:n]) for p, n in zip(prompts, (0, 1, 3), strict=True)]
+    latents = np.random.default_rng(1).standard_normal((3, 2, 4, 4, 16), np.float32)
+    times = np.asarray([0.2, 0.5, 0.9], np.float32)
+
+    @jax.jit
+    def velocity(batch, latents, times):
+        return cinema.velocity(params, latents, times, cinema.conditions(params, batch))
+
+    together = velocity(stack(examples), latents, times)
+    for i, example in enumerate(examples):
+        alone = velocity(stack([example]), latents[i : i + 1], times[i : i + 1])
+        np.testing.assert_allclose(together[i], alone[0], atol=2e-5)
+    # The comparison would be empty if the conditions had no influence.
+    other = velocity(stack(examples[::-1]), latents, times)
+    assert np.abs(other - together).max() > 1e-3
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune", "pretrain"])
+def test_no_gradient_reaches_a_frozen_part(run, parts, stage):
+    cinema, params = parts
+    source = run.source("train")
+    latents = np.random.default_rng(1).standard_normal((2, 2, 4, 4, 16), np.float32)
+    examples = Examples(source, run.preprocessor(), range(2), latents)
+    batch = stack([examples(stage, row, np.random.default_rng(row)) for row in range(2)])
+    loss = STAGES[stage].loss(cinema)
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    used = {path: x for path, x in params.items() if path.split("/")[0] in STAGES[stage].parts}
+    matched, rest = trainable(used, getattr(run.config, stage).trainable)
+
+    def of_all(params):
+        return loss(params, batch, keys)[0]
+
+    # The trainer differentiates the trainable ones only; here even a gradient of all must miss MLLM, T5 and VAE
+    # wherever they only make targets or conditions that are frozen.
+    gradients = jax.jit(jax.grad(lambda own: of_all({**{p: used[p] for p in rest}, **own})))(
+        {p: used[p] for p in matched}
+    )
+    assert set(gradients) == set(matched)
+    assert all(np.abs(g).max() > 0 for path, g in gradients.items() if "bias" not in path and "entit" not in path)
+    assert {path.split("/")[0] for path in matched}.isdisjoint({"vae", "mllm"})
+
+
+def test_null_conditions_are_the_same_arrays_in_training_and_sampling(run, parts):
+    cinema, params = parts
+    source = run.source("train")
+    index = next(i for i in range(50) if len(source.scene(i).actors) == 2)
+    condition = dataclasses.replace(run.config.condition, text_dropout=0.999999, reference_dropout=0.0)
+    augment = dataclasses.replace(run.config.data.augment, min_scale=1.0, rotation=0.0, brightness=0.0, contrast=0.0)
+    augment = dataclasses.replace(augment, saturation=0.0)
+    data = dataclasses.replace(run.config.data, keep_background=0.0, augment=augment)
+    sampler = Sampler(cinema, params, run.preprocessor())
+    told = source.conditions(index, np.random.default_rng(3))
+    request = Request(told.prompt, told.references)
+    latents = np.zeros((index + 1, 2, 4, 4, 16), np.float32)
+    for dropped, branch in (
+        (condition, REFERENCES_ONLY),
+        (dataclasses.replace(condition, reference_dropout=0.999999), UNCONDITIONAL),
+        (dataclasses.replace(condition, text_dropout=0.0), FULL),
+    ):
+        config = dataclasses.replace(run.config, condition=dropped, data=data)
+        preprocessor = dataclasses.replace(run.preprocessor(), config=config)
+        training = Examples(source, preprocessor, range(len(latents)), latents)
+        batch = stack([training.finetune(index, np.random.default_rng(3))])
+        for trained, sampled in zip(
+            jax.jit(cinema.conditions)(params, batch), sampler.conditions([request], branch), strict=True
+        ):
+            np.testing.assert_array_equal(trained, sampled)
+
+
+@pytest.mark.parametrize("conditioner", ["mllm", "t5"])
+@pytest.mark.parametrize("entities", [True, False])
+def test_ablation_switches_change_what_they_name(run, parts, references, conditioner, entities):
+    cinema, params = parts
+    condition = dataclasses.replace(run.config.condition, conditioner=conditioner, entities=entities)
+    switched = Cinema(dataclasses.replace(run.config, condition=condition), cinema.part_configs)
+    batches = [stack([run.preprocessor().conditions("they meet", references[:n])]) for n in (1, 2)]
+    one, two = (jax.jit(switched.conditions)(params, batch) for batch in batches)
+    assert one.entities.shape[1] == (3 if entities else 0)
+    # T5 reads the prompt alone; the MLLM sees the pictures even without entity tokens.
+    assert bool(np.array_equal(one.text, two.text)) == (conditioner == "t5")
+
+
+def test_aligner_initialisation_switch(run, parts):
+    condition = dataclasses.replace(run.config.condition, aligner_init="random")
+    switched = Run(dataclasses.replace(run.config, condition=condition), run.workdir)
+    assert set(switched.params("aligner", "finetune")) == set(run.params("aligner"))
+
+
+def test_the_embedded_source_is_what_the_demo_trains_on(run):
+    assert isinstance(run.source("train"), Critters)

@@ -1,0 +1,65 @@
+"""Configs: every file of configs/ is valid, and bad values are refused by name."""
+
+import dataclasses
+
+import pytest
+
+from cinema_jax.config import Config, default, parse, to_dict
+from cinema_jax.errors import InputError
+from configs import demo
+
+
+@pytest.mark.parametrize("variant", ["", "smoke", "scratch"])
+def test_demo_variants_parse(variant):
+    assert isinstance(parse(demo.get_config(variant)), Config)
+
+
+def test_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="'quick'"):
+        demo.get_config("quick")
+
+
+def test_defaults_survive_the_way_through_a_config_dict():
+    assert parse(default()) == Config()
+
+
+def test_smoke_runs_every_stage_from_random_weights():
+    config = parse(demo.get_config("smoke"))
+    assert config.stages == ("vae", "mllm", "pretrain", "align", "finetune")
+    assert not any(dataclasses.asdict(config.weights).values())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("finetune.step", 3, r"config\.finetune\.step does not exist; .*steps"),
+        ("finetune.steps", "many", r"config\.finetune\.steps is 'many'; it must be of type int"),
+        ("finetune.steps", 0, r"config\.finetune\.steps is 0; it must be at least 1"),
+        ("condition.conditioner", "clip", r"config\.condition\.conditioner is 'clip'; accepted: 'mllm', 't5'"),
+        ("condition.text_dropout", 1.0, r"config\.condition\.text_dropout is 1.0"),
+        ("data.frames", 10, r"config\.data\.frames is 10; it must be 4k\+1, for example 9"),
+        ("data.width", 70, r"config\.data\.width is 70; it must be a multiple of 16, for example 64"),
+        ("data.source", "web", r"config\.data\.source is 'web'"),
+        ("stages", ("pretrain", "polish"), r"config\.stages holds 'polish'"),
+        ("stages", ("align", "align"), r"config\.stages holds 'align' twice"),
+        ("seed", 1.5, r"config\.seed is 1.5; it must be of type int"),
+        ("vae_model.dim_mult", 3, r"config\.vae_model\.dim_mult is 3; it must be a tuple"),
+        ("finetune.optimizer.learning_rate", -1.0, r"config\.finetune\.optimizer: .*learning_rate"),
+    ],
+)
+def test_bad_values_are_refused_by_name(path, value, message):
+    values = to_dict(Config())
+    *sections, field = path.split(".")
+    section = values
+    for name in sections:
+        section = section[name]
+    section[field] = value
+    with pytest.raises(InputError, match=message):
+        parse(values)
+
+
+def test_folder_source_needs_a_path():
+    values = to_dict(Config())
+    values["data"]["source"] = "folder"
+    with pytest.raises(InputError, match=r"config\.data\.path is empty"):
+        parse(values)

@@ -1,0 +1,37 @@
+"""A whole configuration at the smallest sizes that still have every part."""
+
+from ml_collections import ConfigDict
+
+from cinema_jax.config import Config, parse
+from configs import demo
+
+
+def tiny_values() -> ConfigDict:
+    """The demo's smoke variant, smaller."""
+    values = demo.get_config("smoke")
+    values.data.frames, values.data.height, values.data.width = 5, 32, 32
+    values.data.reference_height = values.data.reference_width = 32
+    values.data.train_videos = values.data.validation_videos = 4
+    values.condition.mllm_max_pixels = values.condition.mllm_min_pixels = 32 * 32
+    values.condition.mllm_patches = 48
+    values.vae_model.base_dim, values.vae_model.decoder_base_dim = 4, 4
+    values.vae_model.dim_mult = (1, 1, 1, 2)
+    values.t5_model.d_model, values.t5_model.d_ff, values.t5_model.num_layers = 32, 32, 1
+    values.mllm_model.vision.depth, values.mllm_model.vision.embed_dim = 1, 32
+    values.mllm_model.hidden_size, values.mllm_model.intermediate_size, values.mllm_model.num_hidden_layers = 48, 32, 1
+    values.mllm_model.mrope_section = (1, 1, 2)
+    values.aligner_model.num_layers, values.aligner_model.width, values.aligner_model.num_heads = 1, 32, 2
+    values.dit_model.num_layers, values.dit_model.num_attention_heads, values.dit_model.attention_head_dim = 1, 2, 16
+    values.dit_model.time_embed_dim = 16
+    values.evaluate_identities = 2
+    for stage in values.stages:
+        section = getattr(values, stage)
+        section.steps, section.batch_size, section.checkpoint_every = 2, 2, 1
+    for stage in (values.vae, values.mllm):
+        stage.image_steps, stage.image_batch_size = 1, 2
+    return values
+
+
+def tiny_config() -> Config:
+    """The same, parsed."""
+    return parse(tiny_values())

@@ -1,0 +1,141 @@
+"""Whole runs at the smallest size: every stage, resuming, and what they leave behind."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from cinema_jax import sharding
+from cinema_jax.checkpoint import complete_steps, load_params
+from cinema_jax.data.example import Reference
+from cinema_jax.errors import InputError
+from cinema_jax.sampling import Request, load_sampler
+from cinema_jax.training import loop
+from cinema_jax.training.loop import Trainer
+from cinema_jax.training.run import Run
+from cinema_jax.training.stages import STAGES
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    """The compiled train steps, in order."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, compilations):
+    """A finished run of all five stages."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    build = loop.make_train_step
+
+    def counting(*arguments, **options):
+        step = build(*arguments, **options)
+        compilations[len(compilations)] = step
+        return step
+
+    loop.make_train_step = counting
+    try:
+        loop.train(Run.open(tiny_config(), workdir))
+    finally:
+        loop.make_train_step = build
+    return workdir
+
+
+def test_each_stage_compiles_its_step_once_per_shape(workdir, compilations):
+    sizes = [step._cache_size() for step in compilations.values()]
+    # The first two begin with single pictures: two shapes each.
+    assert sizes == [2, 2, 1, 1, 1]
+
+
+def test_all_stages_finish_with_metrics_weights_and_samples(workdir):
+    config = tiny_config()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for stage in config.stages:
+        record = json.loads((workdir / "stages" / f"{stage}.json").read_text())
+        assert record["steps"] == getattr(config, stage).steps
+        assert np.isfinite(record["eval_loss"])
+        assert set(record["digests"]) == set(STAGES[stage].parts)
+        steps = [line["step"] for line in lines if line["stage"] == stage and "loss" in line]
+        assert steps == list(range(1, record["steps"] + 1))
+        assert list((workdir / "tensorboard" / stage).iterdir())
+    for part in ("vae", "t5", "mllm", "aligner", "dit"):
+        assert (workdir / "parts" / part / "model.safetensors").exists()
+    assert (workdir / "samples" / "contact_sheet.png").exists()
+    assert len(list((workdir / "samples").glob("*.mp4"))) == config.data.validation_videos
+    finetune = json.loads((workdir / "stages" / "finetune.json").read_text())
+    assert 0 <= finetune["identity_generated"] <= 1
+    assert 0 <= finetune["identity_real"] <= 1
+
+
+def test_frozen_parts_pass_through_a_stage_unchanged(workdir):
+    digests = {s: json.loads((workdir / "stages" / f"{s}.json").read_text())["digests"] for s in ("align", "finetune")}
+    for part in ("vae", "t5", "mllm", "dit"):
+        assert digests["align"][part] == digests["finetune"][part]
+    assert digests["align"]["aligner"] != digests["finetune"]["aligner"]
+
+
+def test_an_interrupted_stage_goes_on_to_the_same_weights(workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    checkpoints = copy / "checkpoints" / "align"
+    assert complete_steps(checkpoints) == [1, 2]
+    shutil.rmtree(checkpoints / "2")
+    shutil.rmtree(copy / "parts" / "aligner")
+    (copy / "stages" / "align.json").unlink()
+    run = Run.open(tiny_config(), copy)
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        Trainer(run, STAGES["align"], mesh).run_stage()
+    # The whole run's aligner was finetuned since; the stage's own result is the average in its last checkpoint.
+    before, after = (load_params(d / "checkpoints" / "align", step=2) for d in (workdir, copy))
+    assert before.keys() == after.keys()
+    for path in before:
+        np.testing.assert_array_equal(before[path], after[path], err_msg=path)
+    steps = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps if s["stage"] == "align" and "loss" in s] == [1, 2]
+
+
+def test_a_run_of_another_config_is_refused_by_field(workdir):
+    config = dataclasses.replace(tiny_config(), seed=7)
+    with pytest.raises(InputError, match=r"config\.seed is 0 there and 7 here"):
+        Run.open(config, workdir)
+
+
+def test_generated_latents_depend_on_the_seed_and_on_nothing_else_in_the_batch(workdir):
+    _, sampler = load_sampler(workdir)
+    rng = np.random.default_rng(0)
+    picture = Reference(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8), None, "a")
+    other = Reference(rng.integers(0, 255, (20, 50, 3), dtype=np.uint8), None, "b")
+    settings = sampler.settings(steps=2)
+    one, two = (Request("it jumps", (picture,), seed) for seed in (1, 2))
+    pair = Request("they meet", (picture, other), 3)
+    together = sampler([one, pair], settings)
+    assert together.shape == (2, settings.frames, settings.height, settings.width, 3)
+    again = sampler([pair, one], settings)
+    # Rows of one batch may be summed in another order: equal up to one step of rounding to 8 bits.
+    assert np.abs(together[0].astype(int) - again[1].astype(int)).max() <= 1
+    assert not np.array_equal(sampler([two, pair], settings)[0], together[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": 8}, "frames is 8; the nearest that the model can hold is 9"),
+        ({"height": 40}, "height is 40; the nearest that the model can hold is 32"),
+        ({"width": 1}, "width is 1; the nearest that the model can hold is 16"),
+    ],
+)
+def test_sizes_that_the_model_cannot_hold_are_refused_with_the_nearest(workdir, changes, message):
+    _, sampler = load_sampler(workdir)
+    with pytest.raises(InputError, match=message):
+        sampler.settings(**changes)
+
+
+def test_an_unfinished_run_cannot_generate(tmp_path):
+    Run.open(tiny_config(), tmp_path)
+    with pytest.raises(InputError, match="no trained aligner and no dit"):
+        load_sampler(tmp_path)
