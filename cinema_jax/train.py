@@ -26,5 +26,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    command.with_huge_pages()
     flags.mark_flags_as_required(["config", "workdir"])
     command.run(main)

@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "scratch":
         config.stages = ("vae", "mllm", "pretrain")
         _from_scratch(config)
-        config.pretrain.steps = 2000
+        config.pretrain.steps = 900
     elif variant == "smoke":
         config.stages = ("vae", "mllm", "pretrain", "align", "finetune")
         _from_scratch(config)
@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _sizes(config: ConfigDict) -> None:
-    config.data.train_videos = 4096
+    config.data.train_videos = 1536
     config.data.augment.max_side = 128
     condition = config.condition
     condition.text_tokens = 44
@@ -55,13 +55,13 @@ def _sizes(config: ConfigDict) -> None:
     aligner = config.aligner_model
     aligner.num_layers, aligner.width, aligner.num_heads = 3, 192, 6
     dit = config.dit_model
-    dit.num_layers, dit.num_attention_heads, dit.attention_head_dim, dit.time_embed_dim = 6, 4, 64, 128
-    dit.use_rotary_positional_embeddings, dit.entity_time, dit.remat = True, "zero", False
+    dit.num_layers, dit.num_attention_heads, dit.attention_head_dim, dit.time_embed_dim = 6, 3, 64, 128
+    dit.use_rotary_positional_embeddings, dit.entity_time, dit.remat, dit.unroll = True, "zero", False, True
     dit.sample_height, dit.sample_width, dit.sample_frames = 8, 8, 9
 
 
 def _stages(config: ConfigDict) -> None:
-    config.vae.steps, config.vae.image_steps = 3000, 1500
+    config.vae.steps, config.vae.image_steps = 2000, 1400
     config.vae.batch_size, config.vae.image_batch_size = 4, 16
     config.vae.optimizer.learning_rate = 2e-3
     config.mllm.steps, config.mllm.image_steps = 4000, 2500
@@ -69,9 +69,9 @@ def _stages(config: ConfigDict) -> None:
     config.mllm.optimizer.learning_rate = 1e-3
     config.pretrain.steps, config.pretrain.batch_size = 300, 32
     config.pretrain.optimizer.learning_rate = 1e-3
-    config.align.steps, config.align.batch_size = 300, 32
+    config.align.steps, config.align.batch_size = 250, 32
     config.align.optimizer.learning_rate = 1e-3
-    config.finetune.steps, config.finetune.batch_size = 300, 32
+    config.finetune.steps, config.finetune.batch_size = 250, 32
     config.finetune.optimizer.learning_rate = 5e-4
     for stage in ("vae", "mllm", "pretrain", "align", "finetune"):
         section = getattr(config, stage)

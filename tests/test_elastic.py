@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
@@ -20,7 +21,7 @@ BATCH = 4
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
     run = Run.open(tiny_config(), tmp_path_factory.mktemp("run"))
-    latents = np.random.default_rng(0).standard_normal((6, 2, 4, 4, 16), np.float32)
+    latents = np.random.default_rng(0).standard_normal((6, 2, 4, 4, 4), np.float32)
     return Examples(run.source("train"), run.preprocessor(), range(6), latents)
 
 
@@ -35,7 +36,7 @@ def host_batches(examples, hosts, host):
     )
     key = jax.random.key_data(jax.random.key(3))
     for _, batch in loader.steps(1, 3):
-        keys = sample_keys(key, batch["index"])
+        keys = sample_keys(key, jnp.asarray(batch["index"]))
         drawn = {"times": logit_normal_times(keys), "noise": sample_noise(keys, batch["latents"].shape[1:])}
         yield {name: np.asarray(x) for name, x in {**batch, **drawn}.items()}
 

@@ -16,6 +16,7 @@ def tiny_values() -> ConfigDict:
     values.condition.mllm_patches = 48
     values.vae_model.base_dim, values.vae_model.decoder_base_dim = 4, 4
     values.vae_model.dim_mult = (1, 1, 1, 2)
+    values.vae_model.z_dim, values.vae_model.latents_mean, values.vae_model.latents_std = 4, (0.0,) * 4, (1.0,) * 4
     values.t5_model.d_model, values.t5_model.d_ff, values.t5_model.num_layers = 32, 32, 1
     values.mllm_model.vision.depth, values.mllm_model.vision.embed_dim = 1, 32
     values.mllm_model.hidden_size, values.mllm_model.intermediate_size, values.mllm_model.num_hidden_layers = 48, 32, 1

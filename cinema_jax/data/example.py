@@ -50,6 +50,10 @@ class Source(Protocol):
         """The sRGB frames of example `index`."""
         ...
 
+    def frame(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
+        """One random frame of example `index`."""
+        ...
+
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
         """Caption, prompt and references of example `index`."""
         ...

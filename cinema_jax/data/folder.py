@@ -71,6 +71,11 @@ class Folder:
         entry = self._entries[index]
         return read_frames(entry.video, self._frames, self._fps, self._height, self._width, entry.start)
 
+    def frame(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
+        """A random frame of the clip."""
+        video = self.video(index)
+        return video[rng.integers(len(video))]
+
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
         """Caption, prompt and, in random order, a random view of each subject.
 

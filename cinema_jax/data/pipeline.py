@@ -102,9 +102,7 @@ class Examples:
 
     def vae_image(self, row: int, rng: np.random.Generator) -> Arrays:
         """One frame of a clip, as a clip of one frame."""
-        video = self.source.video(self.indices[row])
-        at = int(rng.integers(len(video)))
-        return {"video": video[at : at + 1]}
+        return {"video": self.source.frame(self.indices[row], rng)[None]}
 
     def mllm(self, row: int, rng: np.random.Generator) -> Arrays:
         """Pictures and a question, continued by the answer."""

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cinema_jax.models.attention import attention
-from cinema_jax.models.layers import LayerNorm, scan_layers, stack_layers
+from cinema_jax.models.layers import LayerNorm, Linear, scan_layers, stack_layers
 from cinema_jax.weights import Rule, linear, norm
 
 _EPS = 1e-5
@@ -60,13 +60,13 @@ class AlignerLayer(nnx.Module):
         small = nnx.initializers.variance_scaling(0.5 / config.num_layers, "fan_in", "truncated_normal")
         self.latents_norm = LayerNorm(width, eps=_EPS)
         self.states_norm = LayerNorm(width, eps=_EPS)
-        self.q = nnx.Linear(width, width, rngs=rngs)
-        self.k = nnx.Linear(width, width, rngs=rngs)
-        self.v = nnx.Linear(width, width, rngs=rngs)
-        self.o = nnx.Linear(width, width, kernel_init=small, rngs=rngs)
+        self.q = Linear(width, width, rngs=rngs)
+        self.k = Linear(width, width, rngs=rngs)
+        self.v = Linear(width, width, rngs=rngs)
+        self.o = Linear(width, width, kernel_init=small, rngs=rngs)
         self.mlp_norm = LayerNorm(width, eps=_EPS)
-        self.up = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.down = nnx.Linear(4 * width, width, kernel_init=small, rngs=rngs)
+        self.up = Linear(width, 4 * width, rngs=rngs)
+        self.down = Linear(4 * width, width, kernel_init=small, rngs=rngs)
         self.num_heads = config.num_heads
 
     def __call__(
@@ -92,9 +92,9 @@ class AlignerNet(nnx.Module):
         c = config
         self.config = c
         self.latents = nnx.Param(jax.random.normal(rngs.params(), (c.num_latents, c.width)) * c.width**-0.5)
-        self.input_projection = nnx.Linear(c.input_dim, c.width, rngs=rngs)
+        self.input_projection = Linear(c.input_dim, c.width, rngs=rngs)
         self.layers = stack_layers(lambda rngs: AlignerLayer(c, rngs=rngs), c.num_layers, rngs)
-        self.output_projection = nnx.Linear(c.width, c.output_dim, rngs=rngs)
+        self.output_projection = Linear(c.width, c.output_dim, rngs=rngs)
         # T5 features are a normalised vector times a learned scale per channel, and so is what this norm gives.
         self.output_norm = LayerNorm(c.output_dim, eps=_EPS)
 

@@ -1,8 +1,8 @@
 """Does a generated video show the subject of its reference? The closing measurement of the finetune stage.
 
 One subject that was never trained on, a prompt that does not say what it looks like ("someone jumps up"), one video.
-The judge is the frozen MLLM: a video is nearer to the subject whose description it gives the higher likelihood. It never
-saw the generator; what it makes of *real* videos of the same subjects is reported beside, as the ceiling.
+The judge is the frozen MLLM: a video is nearer to the subject whose description it gives the higher likelihood. It
+never saw the generator; what it makes of *real* videos of the same subjects is reported beside, as the ceiling.
 """
 
 import dataclasses

@@ -90,7 +90,7 @@ class Trainer:
             if done % config.log_every == 0 or done == config.steps:
                 values = jax.device_get(values)
                 metrics.write(done, values)
-                metrics.progress(done, loss=values["loss"])
+                metrics.progress(done, loss=float(values["loss"]))
             if done == config.steps or (config.eval_every and done % config.eval_every == 0):
                 closing = self.evaluate(current, held_out)
                 metrics.write(done, closing)

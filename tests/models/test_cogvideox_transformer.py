@@ -283,6 +283,12 @@ def test_sizes_that_do_not_fit_are_named(video, text, entities, message):
         token_layout(ROTARY, video, text, entities)
 
 
+def test_references_without_their_number_are_refused():
+    video, text, references, time = inputs(ROTARY, references=1)
+    with pytest.raises(ValueError, match="entity_lengths is None; with 1 references"):
+        run(ROTARY, video, text, references, None, time)
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("entity_time", "noise"), ("num_layers", 0), ("attention_head_dim", 24), ("norm_eps", 0.0)]
 )

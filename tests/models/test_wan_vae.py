@@ -31,8 +31,9 @@ CONFIGS = {
     "attention": dataclasses.replace(SMALL, attn_scales=(0.5, 0.125), dim_mult=(2, 1, 2, 1)),
     "other strides": dataclasses.replace(SMALL, dim_mult=(1, 2, 2), temporal_downsample=(True, True)),
 }
-# Every length for one config; the others for a length that reaches each layer's first, second and third chunk.
-CASES = [("small", frames) for frames in (1, 5, 9, 17)] + [(name, 9) for name in CONFIGS if name != "small"]
+OTHERS = [name for name in CONFIGS if name != "small"]
+WHOLE = [("small", frames) for frames in (1, 5, 9, 17)] + [(name, 5) for name in OTHERS]
+CHUNKED = [("small", frames) for frames in (1, 5, 17)] + [("two blocks", 9)]
 # Most of this file's time is XLA's, which optimises in vain for so few pixels.
 QUICK = {"xla_backend_optimization_level": 0}
 TOLERANCE = 1e-4
@@ -62,6 +63,8 @@ def networks(name):
                 parameter.normal_(1.0, 0.3)
             elif key.endswith("bias"):
                 parameter.normal_(0.0, 0.1)
+            elif key == "decoder.conv_out.weight":
+                parameter *= 0.3  # keeps the pixels within [-1, 1]
     model = abstract(config)
     tensors = {key: x.numpy() for key, x in theirs.state_dict().items()}
     load_into(model, import_weights(tensors, TABLE, flatten(model)))
@@ -104,26 +107,26 @@ def assert_close(ours, theirs):
     assert np.abs(np.asarray(ours) - theirs).max() < TOLERANCE * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize(("name", "frames"), CASES)
+@pytest.mark.parametrize(("name", "frames"), WHOLE)
 def test_moments_of_a_whole_clip_match_diffusers(name, frames):
     mean, log_variance, _ = reference(name, frames)
     for mine, theirs in zip(ours(name, "encode_moments", pixels(frames)), (mean, log_variance), strict=True):
         assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize(("name", "frames"), CASES)
+@pytest.mark.parametrize(("name", "frames"), WHOLE)
 def test_a_whole_clip_decodes_as_in_diffusers(name, frames):
     mean, _, decoded = reference(name, frames)
     assert_close(ours(name, "decode", normalise(mean, CONFIGS[name])), decoded)
 
 
-@pytest.mark.parametrize(("name", "frames"), CASES)
+@pytest.mark.parametrize(("name", "frames"), CHUNKED)
 def test_chunks_are_encoded_as_in_diffusers(name, frames):
     mean = reference(name, frames)[0]
     assert_close(ours(name, "encode_chunked", pixels(frames)), normalise(mean, CONFIGS[name]))
 
 
-@pytest.mark.parametrize(("name", "frames"), CASES)
+@pytest.mark.parametrize(("name", "frames"), CHUNKED)
 def test_chunks_are_decoded_as_in_diffusers(name, frames):
     mean, _, decoded = reference(name, frames)
     assert_close(ours(name, "decode_chunked", normalise(mean, CONFIGS[name])), decoded)
@@ -135,7 +138,7 @@ def test_encode_is_the_normalised_mean():
 
 
 @pytest.mark.parametrize(
-    ("method", "channels", "lengths"), [("encode_chunked", 3, (9, 17)), ("decode_chunked", 3, (3, 5))]
+    ("method", "channels", "lengths"), [("encode_chunked", 3, (5, 17)), ("decode_chunked", 3, (2, 5))]
 )
 def test_memory_in_chunks_does_not_grow_with_the_clip(method, channels, lengths):
     size = (16, 24) if method == "encode_chunked" else (2, 3)
@@ -203,10 +206,8 @@ def test_upsampling_convolution_equals_repetition_and_convolution():
     np.testing.assert_allclose(layers.upsample_conv2d(x, kernel), theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("video", ["noise", "zeros"])
-def test_gradients_are_finite_and_reach_every_parameter(video):
+def test_gradients_are_finite_and_reach_every_parameter():
     graph, state = nnx.split(WanVAE(SMALL, rngs=nnx.Rngs(0)))
-    x = jnp.asarray(pixels(9)) * (video == "noise")
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def gradients(state, x):
@@ -217,12 +218,14 @@ def test_gradients_are_finite_and_reach_every_parameter(video):
 
         return jax.grad(loss)(state)
 
-    for path, leaf in nnx.to_flat_state(gradients(state, x)):
-        gradient = np.asarray(leaf[...])
-        assert np.isfinite(gradient).all(), path
-        # The attention's output projection begins at zero, and so do the gradients of what comes before it.
-        if video == "noise" and not {"attentions"} & set(path):
-            assert np.abs(gradient).max() > 0, path
+    video = jnp.asarray(pixels(9))
+    for x in (video, jnp.zeros_like(video)):
+        for path, leaf in nnx.to_flat_state(gradients(state, x)):
+            gradient = np.asarray(leaf[...])
+            assert np.isfinite(gradient).all(), path
+            # The attention's output projection begins at zero, and so do the gradients of what comes before it.
+            if x is video and "attentions" not in path:
+                assert np.abs(gradient).max() > 0, path
 
 
 def test_computes_in_the_dtype_of_its_parameters():

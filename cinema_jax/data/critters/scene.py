@@ -79,16 +79,20 @@ class Scene:
     def render(self, frames: int, height: int, width: int) -> UInt8[np.ndarray, "frames height width 3"]:
         """The video; the first frame is t = 0 and the last t = 1."""
         background = self.background.render(height, width)
-        video = np.empty((frames, height, width, 3), np.uint8)
-        for index, t in enumerate(_times(frames)):
-            frame = background.copy()
-            states = [actor.track(t) for actor in self.actors]
-            for state, actor in zip(states, self.actors, strict=True):
-                _shadow(frame, state, actor.height)
-            for _, sprite in self._sprites(states, height, width):
-                paste(frame, sprite)
-            video[index] = frame
-        return video
+        return np.stack([self._frame(t, background) for t in _times(frames)])
+
+    def frame(self, t: Number, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+        """The one frame of time `t` in [0, 1]."""
+        return self._frame(t, self.background.render(height, width))
+
+    def _frame(self, t: Number, background: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+        frame = background.copy()
+        states = [actor.track(t) for actor in self.actors]
+        for state, actor in zip(states, self.actors, strict=True):
+            _shadow(frame, state, actor.height)
+        for _, sprite in self._sprites(states, *frame.shape[:2]):
+            paste(frame, sprite)
+        return frame
 
     def tracks(self, frames: int, height: int, width: int) -> Tracks:
         """Boxes, centres and visibility of every subject in every frame of `render`."""

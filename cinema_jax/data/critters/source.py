@@ -106,6 +106,10 @@ class Critters:
         """The sRGB frames of example `index`."""
         return self.scene(index).render(self.frames, self.height, self.width)
 
+    def frame(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
+        """The scene of example `index` at a random time."""
+        return self.scene(index).frame(float(rng.random()), self.height, self.width)
+
     def tracks(self, index: int) -> Tracks:
         """Where the subjects of `video(index)` are, in the order of `scene(index).actors`."""
         return self.scene(index).tracks(self.frames, self.height, self.width)

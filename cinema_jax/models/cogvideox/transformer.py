@@ -230,13 +230,13 @@ class CogVideoXTransformer(nnx.Module):
         layout = token_layout(
             self.config, video.shape[1:], text.shape[1], None if entities is None else entities.shape[1:]
         )
-        count = layout.entity_grid[0]
+        count, lengths = layout.entity_grid[0], None
         if count:
+            if entity_lengths is None:
+                raise ValueError(f"entity_lengths is None; with {count} references it must count those of each sample")
             present = jnp.arange(count) < entity_lengths[:, None]
             # Masked keys alone would let a NaN through: 0 * NaN.
             entities = jnp.where(present[..., None, None, None], entities, 0)
-        lengths = None
-        if count:
             lengths = layout.text + layout.video + layout.entity * entity_lengths
         elif layout.padding:
             lengths = jnp.full(video.shape[0], layout.total - layout.padding)

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from cinema_jax.errors import InputError
 from cinema_jax.models.attention import attention
-from cinema_jax.models.layers import RMSNorm, rotate_halves, scan_layers, stack_layers
+from cinema_jax.models.layers import Linear, RMSNorm, rotate_halves, scan_layers, stack_layers
 from cinema_jax.models.qwen_vl.config import MLLMInputs, Qwen2VLConfig
-from cinema_jax.models.qwen_vl.vision import Linear, Rotary, build_vision_tower, inverse_frequencies
+from cinema_jax.models.qwen_vl.vision import Rotary, build_vision_tower, inverse_frequencies
 
 
 def mrope(positions: Int[Array, "B 3 L"], config: Qwen2VLConfig) -> Rotary:

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cinema_jax.models.attention import attention
-from cinema_jax.models.layers import LayerNorm, rotate_halves, scan_layers, stack_layers
+from cinema_jax.models.layers import LayerNorm, Linear, rotate_halves, scan_layers, stack_layers
 from cinema_jax.models.qwen_vl.config import Qwen2VLVisionConfig
 
 
@@ -21,17 +21,6 @@ def inverse_frequencies(theta: float, dim: int) -> Float[np.ndarray, "half"]:
 
 
 Rotary = tuple[Float[Array, "B S half"], Float[Array, "B S half"]]  # cosines and sines of each token's angles
-
-
-class Linear(nnx.Linear):
-    """`nnx.Linear` with the leading axes as one while it multiplies.
-
-    XLA's CPU backend computes the weight gradient of a three-dimensional input from transposed copies: a third of a
-    training step of a small model.
-    """
-
-    def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
 class VisionAttention(nnx.Module):

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cinema_jax.models.attention import attention
-from cinema_jax.models.layers import RMSNorm, scan_layers, stack_layers
+from cinema_jax.models.layers import Linear, RMSNorm, scan_layers, stack_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,8 @@ def relative_position_buckets(length: int, num_buckets: int, max_distance: int) 
     return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, np.minimum(far, half - 1))
 
 
-def _dense(inputs: int, outputs: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=nnx.initializers.normal(std), rngs=rngs)
+def _dense(inputs: int, outputs: int, std: float, rngs: nnx.Rngs) -> Linear:
+    return Linear(inputs, outputs, use_bias=False, kernel_init=nnx.initializers.normal(std), rngs=rngs)
 
 
 class T5Block(nnx.Module):

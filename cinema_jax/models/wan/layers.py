@@ -142,7 +142,10 @@ causal_conv3d_folded.defvjp(_folded_forward, _folded_backward)
 
 def _delayed(x: Float[Array, "B F H W C"], frames: int, delay: int) -> Float[Array, "B F2 H W C"]:
     """`frames` frames of `x` after `delay` zero ones, or, for a negative delay, without the first ones of `x`."""
-    return _zeros_before(x[:, : frames - delay], delay) if delay > 0 else x[:, -delay : frames - delay]
+    if delay <= 0:
+        return x[:, -delay : frames - delay]
+    delay = min(delay, frames)
+    return _zeros_before(x[:, : frames - delay], delay)
 
 
 def _zeros_before(x: Float[Array, "B F H W C"], count: int) -> Float[Array, "B F2 H W C"]:
