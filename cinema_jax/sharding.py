@@ -162,6 +162,12 @@ def global_batch(rows: Mapping[str, np.ndarray], mesh: Mesh, size: int) -> dict[
     return {name: jax.make_array_from_process_local_data(place, x, (size, *x.shape[1:])) for name, x in rows.items()}
 
 
+def whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, size: int) -> dict[str, jax.Array]:
+    """A batch that every process holds in full, split over the mesh where its size allows."""
+    place = batch_sharding(mesh) if size % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else replicated(mesh)
+    return {name: jax.make_array_from_callback(x.shape, place, x.__getitem__) for name, x in batch.items()}
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "scratch":
         config.stages = ("vae", "mllm", "pretrain")
         _from_scratch(config)
-        config.pretrain.steps = 900
+        config.pretrain.steps = 600
     elif variant == "smoke":
         config.stages = ("vae", "mllm", "pretrain", "align", "finetune")
         _from_scratch(config)

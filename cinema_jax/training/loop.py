@@ -153,7 +153,8 @@ class Trainer:
             for row in range(start, start + size):
                 rng = np.random.default_rng([self.run.config.seed, row])
                 rows.append(examples(self.stage.name, row, rng) | {"index": np.int32(row)})
-            batches.append({key: np.stack([example[key] for example in rows]) for key in rows[0]})
+            batch = {key: np.stack([example[key] for example in rows]) for key in rows[0]}
+            batches.append(sharding.whole_batch(batch, self.mesh, size))
         return batches
 
     def _batches(self, examples: Examples, start: int) -> Iterator[tuple[int, Batch]]:

@@ -148,8 +148,8 @@ def test_memory_in_chunks_does_not_grow_with_the_clip(method, channels, lengths)
         growing = program.argument_size_in_bytes + program.output_size_in_bytes
         memory.append((program.temp_size_in_bytes, growing))
     (short, short_clip), (long, long_clip) = memory
-    # Input and output are held a second time, cut into chunks.
-    assert long - short <= 2 * (long_clip - short_clip)
+    # The video is held once more at most, before or after it is clipped or normalised.
+    assert long - short <= 1.1 * (long_clip - short_clip), memory
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -14,7 +14,7 @@ from cinema_jax.checkpoint import complete_steps, load_params
 from cinema_jax.data.example import Reference
 from cinema_jax.errors import InputError
 from cinema_jax.sampling import Request, load_sampler
-from cinema_jax.training import loop
+from cinema_jax.training import loop, reports
 from cinema_jax.training.loop import Trainer
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
@@ -65,7 +65,7 @@ def test_all_stages_finish_with_metrics_weights_and_samples(workdir):
     for part in ("vae", "t5", "mllm", "aligner", "dit"):
         assert (workdir / "parts" / part / "model.safetensors").exists()
     assert (workdir / "samples" / "contact_sheet.png").exists()
-    assert len(list((workdir / "samples").glob("*.mp4"))) == config.data.validation_videos
+    assert len(list((workdir / "samples").glob("*.mp4"))) == reports.SHOWN
     finetune = json.loads((workdir / "stages" / "finetune.json").read_text())
     assert 0 <= finetune["identity_generated"] <= 1
     assert 0 <= finetune["identity_real"] <= 1

@@ -213,7 +213,7 @@ class WanVAE(nnx.Module):
     def encode_chunked(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
         """`encode`, a latent frame at a time."""
         self.latent_shape(*video.shape[1:4])
-        return self.normalise(self._moments(_in_chunks(self.encoder, video, self.temporal_compression))[0])
+        return self.normalise(self._moments(_in_chunks(self.encoder, video, self.temporal_compression, 1))[0])
 
     def decode(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
         """The video of normalised latents, clipped to [-1, 1]."""
@@ -226,7 +226,7 @@ class WanVAE(nnx.Module):
     def decode_chunked(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
         """`decode`, a latent frame at a time."""
         latents = self.post_quant_conv(self.denormalise(latents))
-        return jnp.clip(_in_chunks(self.decoder, latents, 1), -1, 1)
+        return jnp.clip(_in_chunks(self.decoder, latents, 1, self.temporal_compression), -1, 1)
 
     def normalise(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B F H W C"]:
         """Zero mean and unit variance in each channel."""
@@ -246,19 +246,23 @@ class WanVAE(nnx.Module):
         return mean, jnp.clip(log_variance, -30, 20)
 
 
-def _in_chunks(network: Encoder | Decoder, x: Float[Array, "B F H W C"], size: int) -> Float[Array, "B F2 H2 W2 C2"]:
-    """The network's output for one frame, and then for `size` frames at a time."""
+def _in_chunks(
+    network: Encoder | Decoder, x: Float[Array, "B F H W C"], size: int, coded: int
+) -> Float[Array, "B F2 H2 W2 C2"]:
+    """The network's output for one frame, and then for `size` frames at a time, which become `coded` ones."""
     stream = Stream()
     head = network(x[:, :1], stream)
-    if x.shape[1] == 1:
+    chunks = (x.shape[1] - 1) // size
+    if not chunks:
         return head
-    chunks = x[:, 1:].reshape(x.shape[0], -1, size, *x.shape[2:])
+    batch, _, *rest = head.shape
+    # Every chunk is read from and written to its place, as scanned inputs and outputs would be held once more.
+    y = jnp.zeros((batch, 1 + chunks * coded, *rest), head.dtype).at[:, :1].set(head)
 
-    def code(past, chunk):
+    def code(carry, i):
+        past, y = carry
         stream = Stream(past)
-        y = network(chunk, stream)
-        return stream.kept, y
+        chunk = network(lax.dynamic_slice_in_dim(x, 1 + i * size, size, axis=1), stream)
+        return (stream.kept, lax.dynamic_update_slice_in_dim(y, chunk, 1 + i * coded, axis=1)), None
 
-    _, tail = lax.scan(code, stream.kept, jnp.moveaxis(chunks, 1, 0))
-    tail = jnp.moveaxis(tail, 0, 1)
-    return jnp.concatenate([head, tail.reshape(head.shape[0], -1, *head.shape[2:])], axis=1)
+    return lax.scan(code, (stream.kept, y), jnp.arange(chunks))[0][1]
