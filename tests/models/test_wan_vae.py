@@ -138,18 +138,17 @@ def test_encode_is_the_normalised_mean():
 
 
 @pytest.mark.parametrize(
-    ("method", "channels", "lengths"), [("encode_chunked", 3, (5, 17)), ("decode_chunked", 3, (2, 5))]
+    ("method", "channels", "lengths"), [("encode_chunked", 3, (9, 17)), ("decode_chunked", 3, (3, 5))]
 )
 def test_memory_in_chunks_does_not_grow_with_the_clip(method, channels, lengths):
     size = (16, 24) if method == "encode_chunked" else (2, 3)
     memory = []
     for frames in lengths:
         program = compiled("small", method, (2, frames, *size, channels)).memory_analysis()
-        growing = program.argument_size_in_bytes + program.output_size_in_bytes
-        memory.append((program.temp_size_in_bytes, growing))
+        memory.append((program.temp_size_in_bytes, program.argument_size_in_bytes + program.output_size_in_bytes))
     (short, short_clip), (long, long_clip) = memory
-    # The video is held once more at most, before or after it is clipped or normalised.
-    assert long - short <= 1.1 * (long_clip - short_clip), memory
+    # What grows is a copy of the latents.
+    assert long - short < 0.02 * (long_clip - short_clip)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
