@@ -89,11 +89,12 @@ def _from_scratch(config: ConfigDict) -> None:
 
 def _smoke(config: ConfigDict) -> None:
     config.data.train_videos = config.data.validation_videos = 8
+    config.data.frames = 5
     config.evaluate_identities = 4
+    config.dit_model.num_layers, config.dit_model.unroll = 2, False
     config.flow.sample_steps = 2
-    for stage in ("vae", "mllm"):
-        section = getattr(config, stage)
-        section.image_steps, section.image_batch_size = 2, 4
+    config.vae.image_steps = 0
+    config.mllm.image_steps, config.mllm.image_batch_size = 2, 4
     for stage in config.stages:
         section = getattr(config, stage)
         section.steps, section.batch_size, section.log_every, section.checkpoint_every = 4, 4, 1, 2

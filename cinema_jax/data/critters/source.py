@@ -141,7 +141,8 @@ class Critters:
         """
         scene = self.scene(index)
         subjects = [scene.actors[number].subject for number in rng.permutation(len(scene.actors))]
-        images = tuple(_shown(reference(subject, rng), rng) for subject in subjects)
+        pictures = [reference(subject, rng) for subject in subjects]
+        images = tuple(_shown(picture, rng) for picture in pictures)
         if rng.random() < 0.5:
             question = grammar.QUESTIONS[rng.integers(len(grammar.QUESTIONS))]
             return images, question, grammar.naming([subject.describe() for subject in subjects])
