@@ -139,3 +139,10 @@ def test_aligner_initialisation_switch(run, parts):
 
 def test_the_embedded_source_is_what_the_demo_trains_on(run):
     assert isinstance(run.source("train"), Critters)
+
+
+def test_only_drawn_critters_have_known_attributes(run):
+    assert run.draws_critters
+    for changes in ({"source": "folder", "path": "videos"}, {"subjects": "cutouts"}):
+        data = dataclasses.replace(run.config.data, **changes)
+        assert not Run(dataclasses.replace(run.config, data=data), run.workdir).draws_critters

@@ -40,11 +40,10 @@ class Case:
 
 def measure(run: Run, sampler: Sampler) -> dict[str, float]:
     """The share of comparisons in which a video is nearer to its own reference than to a swapped one (chance 0.5)."""
-    source = run.source("test")
-    if not isinstance(source, Critters) or source.cutouts is not None:
+    if not run.draws_critters:
         logger.info("identity is measured on drawn critters only: other data has no description of each subject")
         return {}
-    cases = held_out_cases(source, run.config.evaluate_identities, run.config.seed)
+    cases = held_out_cases(run.source("test"), run.config.evaluate_identities, run.config.seed)
     generated = []
     for start in tqdm(range(0, len(cases), BATCH), desc="identity", unit="batch"):
         requests = [case.request for case in cases[start : start + BATCH]]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.data.critters.describing import attribute_accuracy
 from cinema_jax.data.critters.grammar import QUESTIONS
-from cinema_jax.data.critters.source import Critters, reference
+from cinema_jax.data.critters.source import reference
 from cinema_jax.data.example import Conditions, Source
 from cinema_jax.data.images import letterbox
 from cinema_jax.data.output import write_video
@@ -76,9 +76,9 @@ def show_reconstructions(run: Run, cinema: Cinema, params: Params, metrics: Metr
 
 def describe_held_out(run: Run, cinema: Cinema, params: Params) -> dict[str, float]:
     """How many attributes of held-out critters the MLLM names right, from one picture each."""
-    source = run.source("test")
-    if not isinstance(source, Critters) or source.cutouts is not None:
+    if not run.draws_critters:
         return {}
+    source = run.source("test")
     processor = run.preprocessor().processor
     tokenizer, asked = processor.tokenizer, run.config.evaluate_identities
     described, total = [], {}

@@ -163,8 +163,13 @@ class Run:
         )
         return Preprocessor(self.config, processor, self.tokenizer("t5_tokenizer"))
 
+    @property
+    def draws_critters(self) -> bool:
+        """Whether the subjects are drawn, so that every attribute of theirs is known."""
+        return self.config.data.source == "critters" and not self.config.data.subjects
+
     def source(self, split: str) -> Source:
-        """The training or held-out data ("train", "validation" or "test")."""
+        """The training or held-out data ("train", "validation"; "test" for critters only)."""
         data = self.config.data
         size = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
         if data.source == "folder":
