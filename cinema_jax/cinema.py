@@ -70,7 +70,7 @@ class Cinema:
 
     def read_prompt(self, params: Params, batch: Batch) -> Float[Array, "B T D"]:
         """The aligner's tokens for prompts and references as the MLLM reads them."""
-        inputs = MLLMInputs(**{name: batch[name] for name in MLLMInputs._fields})
+        inputs = MLLMInputs.from_batch(batch)
         states = self.part(params, "mllm").hidden_states(inputs, self.config.condition.mllm_layer)
         return self.part(params, "aligner")(jax.lax.stop_gradient(states), inputs.lengths)
 

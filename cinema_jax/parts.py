@@ -77,11 +77,6 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def resolve(folder: str) -> Path:
-    """The folder that a `config.weights` entry names; "packaged" is inside the project."""
-    return PACKAGED if folder == "packaged" else Path(folder)
-
-
 def part_folder(name: str, folder: str) -> Path:
     """Where a part lies: a packaged one under its name, the user's own as given."""
     return PACKAGED / name if folder == "packaged" else Path(folder)

@@ -18,6 +18,7 @@ from cinema_jax.diffusion import flow
 from cinema_jax.diffusion.guidance import Branch, guidance_coefficients, guided
 from cinema_jax.diffusion.samplers import euler_step, sample_steps, time_grid
 from cinema_jax.errors import InputError
+from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.run import Run
 
 
@@ -110,8 +111,7 @@ class Sampler:
             )
             for request in requests
         ]
-        batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-        return self._conditions(self.params, batch)
+        return self._conditions(self.params, collate(examples))
 
     def _guided_step(self, params, branches, factors, conditions, z, time, next_time):
         def velocity(z, time, conditions):

@@ -20,6 +20,7 @@ from cinema_jax.data.critters.grammar import QUESTIONS, SENTENCES, naming
 from cinema_jax.data.critters.identity import Identity
 from cinema_jax.data.critters.source import Critters, reference
 from cinema_jax.models.qwen_vl.config import MLLMInputs
+from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.sampling import Request, Sampler
 from cinema_jax.training.run import Run
 
@@ -109,8 +110,7 @@ def _likelihood(sampler: Sampler, images: list[np.ndarray], descriptions: list[s
         sampler.preprocessor.answering(QUESTIONS[0], [image], naming([text]))
         for image, text in zip(images, descriptions, strict=True)
     ]
-    batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-    return np.asarray(_log_likelihood(sampler.cinema, sampler.params, batch))
+    return np.asarray(_log_likelihood(sampler.cinema, sampler.params, collate(examples)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

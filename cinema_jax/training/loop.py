@@ -16,6 +16,7 @@ from cinema_jax.cinema import Cinema
 from cinema_jax.config import ImageFirstStageConfig, StageConfig
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples
+from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import reports, state
 from cinema_jax.training.latents import encode_all
 from cinema_jax.training.metrics import MetricsWriter
@@ -153,8 +154,7 @@ class Trainer:
             for row in range(start, start + size):
                 rng = np.random.default_rng([self.run.config.seed, row])
                 rows.append(examples(self.stage.name, row, rng) | {"index": np.int32(row)})
-            batch = {key: np.stack([example[key] for example in rows]) for key in rows[0]}
-            batches.append(sharding.whole_batch(batch, self.mesh, size))
+            batches.append(sharding.whole_batch(collate(rows), self.mesh, size))
         return batches
 
     def _batches(self, examples: Examples, start: int) -> Iterator[tuple[int, Batch]]:

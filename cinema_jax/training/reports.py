@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from cinema_jax.cinema import Cinema, Params
+from cinema_jax.cinema import Cinema, Params, to_float
 from cinema_jax.data.critters.describing import attribute_accuracy
 from cinema_jax.data.critters.grammar import QUESTIONS
 from cinema_jax.data.critters.source import reference
@@ -19,6 +19,7 @@ from cinema_jax.data.output import write_video
 from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.model import generate_greedy
+from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.sampling import Request, Sampler
 from cinema_jax.training import identity
 from cinema_jax.training.metrics import MetricsWriter
@@ -52,7 +53,7 @@ def latent_statistics(cinema: Cinema, params: Params, batches: Sequence[Mapping[
 
     @jax.jit
     def moments(params, video):
-        latents = cinema.part(params, "vae").encode_moments(video.astype(np.float32) / 127.5 - 1.0)[0]
+        latents = cinema.part(params, "vae").encode_moments(to_float(video))[0]
         return latents.mean((0, 1, 2, 3)), (latents**2).mean((0, 1, 2, 3))
 
     means, squares = zip(*(jax.device_get(moments(params, batch["video"])) for batch in batches), strict=True)
@@ -89,7 +90,7 @@ def describe_held_out(run: Run, cinema: Cinema, params: Params) -> dict[str, flo
             picture = reference(subject, np.random.default_rng([run.config.seed, index]))
             subjects.append(subject)
             examples.append(processor(QUESTIONS[0], [picture.image]))
-        inputs = MLLMInputs(*(np.stack([example[name] for example in examples]) for name in MLLMInputs._fields))
+        inputs = MLLMInputs.from_batch(collate(examples))
         model = cinema.part(params, "mllm")
         answers = generate_greedy(model, inputs, max_new_tokens=20, eos_token_id=tokenizer.eos_token_id)
         for subject, answer in zip(subjects, answers, strict=True):

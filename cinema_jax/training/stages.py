@@ -72,7 +72,7 @@ def mllm_loss(cinema: Cinema) -> Loss:
     """Next-token cross entropy on the answer's tokens."""
 
     def loss(params, batch, keys):
-        inputs = MLLMInputs(**{name: batch[name] for name in MLLMInputs._fields})
+        inputs = MLLMInputs.from_batch(batch)
         logits = cinema.part(params, "mllm").logits(inputs)[:, :-1].astype(jnp.float32)
         targets, mask = batch["tokens"][:, 1:], batch["loss_mask"][:, 1:].astype(jnp.float32)
         log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
