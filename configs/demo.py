@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "scratch":
         config.stages = ("vae", "mllm", "pretrain")
         _from_scratch(config)
-        config.pretrain.steps = 600
+        config.pretrain.steps = 1000
     elif variant == "smoke":
         config.stages = ("vae", "mllm", "pretrain", "align", "finetune")
         _from_scratch(config)
@@ -43,8 +43,7 @@ def _sizes(config: ConfigDict) -> None:
     condition.mllm_min_pixels = 64 * 64
     vae = config.vae_model
     vae.base_dim, vae.decoder_base_dim, vae.num_res_blocks = 12, 16, 1
-    # As many channels as Wan2.2 has: outlines two pixels wide leave little to compress at this resolution.
-    vae.z_dim, vae.latents_mean, vae.latents_std = 48, (0.0,) * 48, (1.0,) * 48
+    vae.z_dim, vae.latents_mean, vae.latents_std = 24, (0.0,) * 24, (1.0,) * 24
     t5 = config.t5_model
     t5.d_model, t5.d_kv, t5.d_ff, t5.num_layers, t5.num_heads = 128, 32, 256, 3, 4
     mllm = config.mllm_model
@@ -61,21 +60,20 @@ def _sizes(config: ConfigDict) -> None:
 
 
 def _stages(config: ConfigDict) -> None:
-    config.vae.steps, config.vae.image_steps = 2000, 1400
-    config.vae.batch_size, config.vae.image_batch_size = 4, 16
-    config.vae.optimizer.learning_rate = 2e-3
-    config.mllm.steps, config.mllm.image_steps = 4000, 2500
+    config.vae.steps, config.vae.batch_size, config.vae.kl_weight = 4000, 4, 3e-5
+    config.vae.optimizer.learning_rate = 4e-3
+    config.mllm.steps, config.mllm.image_steps = 8500, 7000
     config.mllm.batch_size, config.mllm.image_batch_size = 16, 32
-    config.mllm.optimizer.learning_rate = 1e-3
-    config.pretrain.steps, config.pretrain.batch_size = 300, 32
-    config.pretrain.optimizer.learning_rate = 1e-3
+    config.mllm.optimizer.learning_rate = 1e-2
+    config.pretrain.steps, config.pretrain.batch_size = 600, 32
+    config.pretrain.optimizer.learning_rate, config.pretrain.optimizer.warmup_steps = 1e-2, 20
     config.align.steps, config.align.batch_size = 250, 32
-    config.align.optimizer.learning_rate = 1e-3
-    config.finetune.steps, config.finetune.batch_size = 250, 32
-    config.finetune.optimizer.learning_rate = 5e-4
+    config.align.optimizer.learning_rate, config.align.optimizer.warmup_steps = 1e-2, 20
+    config.finetune.steps, config.finetune.batch_size = 400, 32
+    config.finetune.optimizer.learning_rate, config.finetune.optimizer.warmup_steps = 5e-3, 20
     for stage in ("vae", "mllm", "pretrain", "align", "finetune"):
         section = getattr(config, stage)
-        section.optimizer.schedule = "cosine"
+        section.optimizer.name, section.optimizer.schedule = "muon", "cosine"
         section.optimizer.final_fraction = 0.05
         section.ema_decay = 0.99
 

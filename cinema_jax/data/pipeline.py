@@ -73,11 +73,8 @@ class Preprocessor:
         for i, reference in enumerate(references):
             boxes[i] = letterbox(reference.image, reference.mask, *size)
         arrays = self.processor(prompt, [on_white(r.image, r.mask) for r in references])
-        return arrays | {
-            "prompt_tokens": self.text(prompt)[0],
-            "references": boxes,
-            "entity_lengths": np.int32(len(references)),
-        }
+        arrays |= {"references": boxes, "entity_lengths": np.int32(len(references))}
+        return arrays | {"prompt_tokens": self.text(prompt)[0]} if self.config.condition.conditioner == "t5" else arrays
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,11 +47,6 @@ def logit_normal_times(
     return shift_times(jax.nn.sigmoid(mean + std * normal), shift)
 
 
-def uniform_times(keys: Key[Array, "B"], *, shift: float = 1.0) -> Float[Array, "B"]:
-    """Uniform times, then shifted. In [0, 1)."""
-    return shift_times(jax.vmap(jax.random.uniform)(_fold(keys, _TIME)), shift)
-
-
 def sample_noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Standard normal noise of `shape` per sample."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(_fold(keys, _NOISE))
@@ -97,20 +92,6 @@ def evaluation_noise(
     """
     key = jax.random.fold_in(jax.random.key(_EVALUATION, impl="threefry2x32"), time_index)
     return sample_noise(example_keys(key, indices), shape)
-
-
-def loss_by_time(
-    losses: Float[Array, "B"], times: Float[Array, "B"], buckets: int
-) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
-    """Sum and number of the losses whose time falls in each of `buckets` equal parts of [0, 1].
-
-    Sums and counts add up over microbatches, hosts and steps; their ratio is the mean loss of a bucket.
-    """
-    if buckets < 1:
-        raise ValueError(f"buckets is {buckets}; it must be at least 1")
-    bucket = jnp.clip((times * buckets).astype(jnp.int32), 0, buckets - 1)
-    sums = jnp.zeros(buckets, losses.dtype).at[bucket].add(losses)
-    return sums, jnp.zeros(buckets, jnp.int32).at[bucket].add(1)
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -149,8 +149,9 @@ class Trainer:
         examples = self._examples("validation", augment=False)
         size = min(self.config.batch_size, len(examples.indices))
         batches = []
-        for start in range(0, len(examples.indices) - size + 1, size):
-            rows = []
+        for start in range(0, len(examples.indices), size):
+            # One shape for all: the last batch reaches back.
+            start, rows = min(start, len(examples.indices) - size), []
             for row in range(start, start + size):
                 rng = np.random.default_rng([self.run.config.seed, row])
                 rows.append(examples(self.stage.name, row, rng) | {"index": np.int32(row)})

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt32
 
 from cinema_jax import sharding
+from cinema_jax.diffusion.flow import example_keys
 from cinema_jax.errors import InputError
 from cinema_jax.training.optimizer import Optimizer
 
@@ -84,8 +85,7 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) 
 
 def sample_keys(key: UInt32[Array, "2"], index: Int[Array, "B"]) -> Any:
     """One random key per sample, a function of the run's key and the sample's position in the endless stream only."""
-    key = jax.random.wrap_key_data(key, impl="threefry2x32")
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    return example_keys(jax.random.wrap_key_data(key, impl="threefry2x32"), index)
 
 
 def trainable(paths: Iterable[str], patterns: Sequence[str]) -> tuple[list[str], list[str]]:

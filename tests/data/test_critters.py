@@ -12,7 +12,7 @@ import pytest
 
 from cinema_jax.data.critters import Critters, count_identities, draw_identity, grammar, reference, vocabulary
 from cinema_jax.data.critters.background import PLACES, Background
-from cinema_jax.data.critters.drawing import draw
+from cinema_jax.data.critters.drawing import draw, through_lens
 from cinema_jax.data.critters.identity import COLORS, SPECIES, SPLITS, body_split
 from cinema_jax.data.critters.parts import Pose
 from cinema_jax.data.critters.scene import ACTIONS, compose
@@ -139,7 +139,7 @@ def test_larger_videos_show_the_same_scene():
     small, large = Critters("train", frames=3), Critters("train", frames=3, height=256, width=256)
     for index in range(3):
         for a, b in zip(small.video(index), large.video(index), strict=True):
-            reduced = cv2.resize(b, (64, 64), interpolation=cv2.INTER_AREA)
+            reduced = through_lens(cv2.resize(b, (64, 64), interpolation=cv2.INTER_AREA))
             assert np.abs(a.astype(int) - reduced).mean() < 6
 
 
@@ -208,7 +208,7 @@ def test_boxes_contain_the_subjects_and_little_else():
     critters = Critters("train", frames=5)
     for index in range(10):
         scene, tracks = critters.scene(index), critters.tracks(index)
-        background = scene.background.render(64, 64).astype(int)
+        background = through_lens(scene.background.render(64, 64)).astype(int)
         for number, actor in enumerate(scene.actors):
             alone = replace(scene, actors=(actor,), thing=None).render(5, 64, 64)
             for t, frame, box in zip(np.linspace(0, 1, 5), alone, tracks.boxes[:, number], strict=True):

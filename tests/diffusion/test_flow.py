@@ -24,7 +24,7 @@ def test_path_runs_from_data_to_noise_with_the_target_as_its_slope():
     np.testing.assert_allclose(slope, flow.velocity_target(x, noise), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("draw", [flow.logit_normal_times, flow.uniform_times, lambda k: flow.sample_noise(k, (3, 2))])
+@pytest.mark.parametrize("draw", [flow.logit_normal_times, lambda k: flow.sample_noise(k, (3, 2))])
 def test_random_numbers_follow_the_example_and_not_its_row(draw):
     whole = draw(flow.example_keys(KEY, jnp.arange(10, 18)))
     rows = jnp.array([17, 11, 14])
@@ -52,11 +52,6 @@ def test_logit_normal_times_have_the_stated_quantiles(mean, std, shift):
         # The shift multiplies t / (1 - t) by s: in logits it is an addition.
         expected = jax.nn.sigmoid(logit + jnp.log(shift))
         assert np.quantile(times, probability) == pytest.approx(float(expected), abs=0.01)
-
-
-def test_uniform_times_are_uniform():
-    times = np.sort(flow.uniform_times(keys(20_000)))
-    assert np.abs(times - (np.arange(20_000) + 0.5) / 20_000).max() < 0.015
 
 
 def test_shift_keeps_the_ends_and_is_undone_by_its_inverse():
@@ -102,12 +97,3 @@ def test_evaluation_noise_is_fixed_by_example_and_time_alone():
     )
     with jax.default_prng_impl("rbg"):
         np.testing.assert_array_equal(flow.evaluation_noise(jnp.array([5, 9]), 2, (3, 4)), noise)
-
-
-def test_losses_are_summed_by_their_time():
-    losses, times = jnp.array([1.0, 2.0, 4.0, 8.0, 16.0]), jnp.array([0.0, 0.24, 0.5, 0.99, 1.0])
-    sums, counts = flow.loss_by_time(losses, times, 4)
-    np.testing.assert_array_equal(sums, [3, 0, 4, 24])
-    np.testing.assert_array_equal(counts, [2, 0, 1, 2])
-    with pytest.raises(ValueError, match="buckets is 0"):
-        flow.loss_by_time(losses, times, 0)

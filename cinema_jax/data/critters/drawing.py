@@ -97,3 +97,12 @@ def paste(frame: UInt8[np.ndarray, "height width 3"], sprite: Sprite) -> None:
     below = frame[y0:y1, x0:x1]
     rest = (255 - part[..., 3:]).astype(np.uint16)
     below[...] = part[..., :3] + ((below * rest + 127) // 255).astype(np.uint8)
+
+
+def through_lens(picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture as a camera would take it, without detail finer than its pixels.
+
+    Pixels averaged over their own area alone still alias: fine lines flicker as they move, and cost an autoencoder
+    more than everything else (48 principal components of 4 frames of 8x8 pixels: 22.7 dB without, 27.9 dB with it).
+    """
+    return cv2.GaussianBlur(picture, (0, 0), 0.8)

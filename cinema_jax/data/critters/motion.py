@@ -47,7 +47,7 @@ def stand(x: Number, y: Number, facing: Number, mood: Number = 0.5) -> Track:
     """Breathes, looks around and blinks; `mood` in [0, 1] says when."""
 
     def at(t: Number) -> State:
-        breath = sin(2 * pi * (1.5 * t + mood))
+        breath = sin(2 * pi * (0.75 * t + mood))
         gaze = (0.7, 0.3 * sin(2 * pi * (t + mood)))
         pose = Pose(phase=breath, facing=facing, squash=1 + 0.035 * breath, blink=blink(t, 0.2 + 0.6 * mood), gaze=gaze)
         return State(x, y, 0.0, pose)
@@ -61,7 +61,7 @@ def travel(
     """Walks (stride 0.5) or runs (stride 1) from `start` to `end`, at an even pace."""
 
     def at(t: Number) -> State:
-        phase = 2 * pi * (steps * t + mood)
+        phase = 2 * pi * (0.5 * steps * t + mood)
         facing = 1.0 if end >= start else -1.0
         pose = Pose(
             phase=phase,
@@ -129,7 +129,7 @@ def dance(x: Number, y: Number, facing: Number, mood: Number = 0.5) -> Track:
     """Sways from side to side in time."""
 
     def at(t: Number) -> State:
-        beat = 2 * pi * (1.5 * t + mood)
+        beat = 2 * pi * (0.75 * t + mood)
         pose = Pose(
             phase=beat,
             stride=0.7,
@@ -152,7 +152,7 @@ def leap(start: Number, end: Number, y: Number, height: Number, mood: Number = 0
         facing = 1.0 if end >= start else -1.0
         crouch = bump(t, 0.02, 0.24) + bump(t, 0.79, 1.02)
         pose = Pose(
-            phase=2 * pi * (2 * t + mood),
+            phase=2 * pi * (1 * t + mood),
             stride=0.9,
             facing=facing,
             squash=1 - 0.16 * min(1.0, crouch) + 0.1 * air * abs(rise),
@@ -170,7 +170,7 @@ def orbit(x: Number, y: Number, rx: Number, ry: Number, begin: Number, turns: Nu
 
     def at(t: Number) -> State:
         angle = begin + 2 * pi * turns * t
-        phase = 2 * pi * (3 * t + mood)
+        phase = 2 * pi * (1.5 * t + mood)
         facing = 1.0 if -sin(angle) * turns >= 0 else -1.0
         pose = Pose(phase=phase, stride=0.6, facing=facing, squash=1 + 0.03 * cos(2 * phase), tilt=0.04)
         return State(x + rx * cos(angle), y + ry * sin(angle), 0.015 * abs(sin(phase)), pose)

@@ -105,24 +105,24 @@ def torso(b: Brush, k: Look, body: Points, box: tuple[Number, Number, Number, Nu
 
 def _striped(b: Brush, k: Look, box: tuple[Number, Number, Number, Number]) -> None:
     left, bottom, right, top = box
-    period = 0.235
-    x = left - 0.1 + period * 0.5 * (k.identity.pattern_offset + 1)
+    period = 0.4
+    x = left - 0.15 + period * 0.5 * (k.identity.pattern_offset + 1)
     while x < right + 0.4:
         bar = curve((x - 0.06, bottom - 0.05), (x + 0.04, (bottom + top) / 2), (x - 0.02, top + 0.05))
-        b.stroke(bar, 0.11, k.accent, outline=False)
+        b.stroke(bar, 0.19, k.accent, outline=False)
         x += period
 
 
 def _spotted(b: Brush, k: Look, box: tuple[Number, Number, Number, Number]) -> None:
     left, bottom, right, top = box
-    step, row = 0.25, 0
-    y = bottom + 0.1 + 0.04 * k.identity.pattern_offset
+    step, row = 0.4, 0
+    y = bottom + 0.14 + 0.04 * k.identity.pattern_offset
     while y < top + 0.05:
-        x = left + (0.1 if row % 2 else 0.225)
+        x = left + (0.12 if row % 2 else 0.32)
         while x < right + 0.3:
-            b.fill(ellipse(x, y, 0.078, 0.078), k.accent, outline=False)
+            b.fill(ellipse(x, y, 0.125, 0.125), k.accent, outline=False)
             x += step
-        y, row = y + 0.2, row + 1
+        y, row = y + 0.31, row + 1
 
 
 def _patched(b: Brush, k: Look, box: tuple[Number, Number, Number, Number]) -> None:

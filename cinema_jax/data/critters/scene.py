@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, UInt8
 from cinema_jax.data.critters import motion
 from cinema_jax.data.critters.background import PLACES, Background, draw_thing
 from cinema_jax.data.critters.cutout import Cutout, draw_cutout
-from cinema_jax.data.critters.drawing import Light, Sprite, draw, paste
+from cinema_jax.data.critters.drawing import Light, Sprite, draw, paste, through_lens
 from cinema_jax.data.critters.grammar import Story
 from cinema_jax.data.critters.identity import Identity, Number
 from cinema_jax.data.critters.motion import State, Track
@@ -92,7 +92,7 @@ class Scene:
             _shadow(frame, state, actor.height)
         for _, sprite in self._sprites(states, *frame.shape[:2]):
             paste(frame, sprite)
-        return frame
+        return through_lens(frame)
 
     def tracks(self, frames: int, height: int, width: int) -> Tracks:
         """Boxes, centres and visibility of every subject in every frame of `render`."""

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from cinema_jax.data.critters import grammar
 from cinema_jax.data.critters.background import PLACES, Background
 from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
-from cinema_jax.data.critters.drawing import Sprite, paste
+from cinema_jax.data.critters.drawing import Sprite, paste, through_lens
 from cinema_jax.data.critters.identity import SPECIES, SPLITS, Number, draw_identity
 from cinema_jax.data.critters.parts import Pose
 from cinema_jax.data.critters.scene import ACTIONS, Scene, Subject, Tracks, compose, draw_subject
@@ -180,7 +180,7 @@ def reference(subject: Subject, rng: np.random.Generator, size: int | None = Non
     paste(image, sprite)
     mask = np.zeros((height, width, 3), np.uint8)
     paste(mask, Sprite(np.repeat(sprite.rgba[..., 3:], 4, axis=-1), sprite.left, sprite.top))
-    return Reference(image, np.ascontiguousarray(mask[..., 0]), subject.key, subject.noun)
+    return Reference(through_lens(image), np.ascontiguousarray(mask[..., 0]), subject.key, subject.noun)
 
 
 def _shown(picture: Reference, rng: np.random.Generator) -> np.ndarray:

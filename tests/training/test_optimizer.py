@@ -1,0 +1,52 @@
+"""Muon: kernels move by orthogonal matrices of AdamW's size, everything else as with AdamW."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cinema_jax.errors import InputError
+from cinema_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "dit/blocks/to_q/kernel": jnp.array(RNG.normal(size=(2, 6, 4)), jnp.float32),
+    "dit/blocks/to_q/bias": jnp.array(RNG.normal(size=(2, 4)), jnp.float32),
+    "vae/conv/kernel": jnp.array(RNG.normal(size=(3, 3, 3, 2, 5)), jnp.float32),
+}
+GRADIENTS = {path: jnp.array(RNG.normal(size=p.shape), jnp.float32) for path, p in PARAMS.items()}
+
+
+def first_directions(**options) -> dict:
+    transform = make_optimizer(OptimizerConfig(weight_decay=0.0, **options), 10).transform
+    return transform.update(GRADIENTS, transform.init(PARAMS), PARAMS)[0]
+
+
+@pytest.mark.parametrize(
+    "path, matrices",
+    [
+        ("dit/blocks/to_q/kernel", lambda x: [*x]),  # one matrix a layer
+        ("vae/conv/kernel", lambda x: [x.reshape(-1, x.shape[-1])]),  # a convolution: what it sees to what it says
+    ],
+)
+def test_muon_moves_kernels_by_nearly_orthogonal_matrices_along_the_gradient(path, matrices):
+    directions = first_directions(name="muon")
+    gradients = matrices(np.asarray(GRADIENTS[path]))
+    for direction, gradient in zip(matrices(np.asarray(directions[path])), gradients, strict=True):
+        singular = np.linalg.svd(direction, compute_uv=False) / (0.2 * max(direction.shape) ** 0.5)
+        assert 0.6 < singular.min() and singular.max() < 1.3
+        u, _, v = np.linalg.svd(gradient, full_matrices=False)
+        # The trace of an orthogonal matrix against the nearest one to the gradient is its rank.
+        assert np.sum(direction * (u @ v)) / (0.2 * max(direction.shape) ** 0.5) > 0.7 * min(direction.shape)
+
+
+def test_muon_moves_everything_else_like_adam():
+    path = "dit/blocks/to_q/bias"
+    adam = optax.scale_by_adam(0.9, 0.95, nesterov=True)
+    expected = adam.update(GRADIENTS, adam.init(PARAMS))[0][path]
+    np.testing.assert_allclose(first_directions(name="muon")[path], expected, rtol=1e-5)
+
+
+def test_unknown_optimizer_is_refused_by_name():
+    with pytest.raises(InputError, match=r"optimizer\.name = 'sgd' must be 'adamw' or 'muon'"):
+        OptimizerConfig(name="sgd")
