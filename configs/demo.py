@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "scratch":
         config.stages = ("vae", "mllm", "pretrain")
         _from_scratch(config)
-        config.pretrain.steps = 1000
+        config.pretrain.steps, config.pretrain.batch_size = 1000, 32
     elif variant == "smoke":
         config.stages = ("vae", "mllm", "pretrain", "align", "finetune")
         _from_scratch(config)
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _sizes(config: ConfigDict) -> None:
     config.data.train_videos = 1536
-    config.data.augment.max_side = 128
+    config.data.augment.max_side = 80
     condition = config.condition
     condition.text_tokens = 44
     condition.mllm_tokens, condition.answer_tokens = 112, 48
@@ -62,15 +62,16 @@ def _sizes(config: ConfigDict) -> None:
 def _stages(config: ConfigDict) -> None:
     config.vae.steps, config.vae.batch_size, config.vae.kl_weight = 4000, 4, 3e-5
     config.vae.optimizer.learning_rate = 4e-3
-    config.mllm.steps, config.mllm.image_steps = 8500, 7000
+    config.mllm.steps, config.mllm.image_steps = 6000, 4000
     config.mllm.batch_size, config.mllm.image_batch_size = 16, 32
-    config.mllm.optimizer.learning_rate = 1e-2
-    config.pretrain.steps, config.pretrain.batch_size = 600, 32
+    config.mllm.optimizer.learning_rate = 3e-3
+    config.pretrain.steps, config.pretrain.batch_size = 350, 24
     config.pretrain.optimizer.learning_rate, config.pretrain.optimizer.warmup_steps = 1e-2, 20
-    config.align.steps, config.align.batch_size = 250, 32
+    config.align.steps, config.align.batch_size = 150, 32
     config.align.optimizer.learning_rate, config.align.optimizer.warmup_steps = 1e-2, 20
-    config.finetune.steps, config.finetune.batch_size = 400, 32
-    config.finetune.optimizer.learning_rate, config.finetune.optimizer.warmup_steps = 5e-3, 20
+    config.finetune.steps, config.finetune.batch_size = 460, 24
+    config.finetune.optimizer.learning_rate, config.finetune.optimizer.warmup_steps = 1e-2, 20
+    config.flow.guidance_text, config.flow.guidance_reference = 2.0, 3.0
     for stage in ("vae", "mllm", "pretrain", "align", "finetune"):
         section = getattr(config, stage)
         section.optimizer.name, section.optimizer.schedule = "muon", "cosine"

@@ -54,6 +54,10 @@ class Source(Protocol):
         """One random frame of example `index`."""
         ...
 
+    def caption(self, index: int) -> str:
+        """The caption of example `index`, without the cost of its references."""
+        ...
+
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
         """Caption, prompt and references of example `index`."""
         ...

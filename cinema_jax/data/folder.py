@@ -76,6 +76,10 @@ class Folder:
         video = self.video(index)
         return video[rng.integers(len(video))]
 
+    def caption(self, index: int) -> str:
+        """The detailed description of video `index`."""
+        return self._entries[index].caption
+
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
         """Caption, prompt and, in random order, a random view of each subject.
 

@@ -113,8 +113,7 @@ class Examples:
 
     def pretrain(self, row: int, rng: np.random.Generator) -> Arrays:
         """A caption and its video."""
-        conditions = self.source.conditions(self.indices[row], rng)
-        caption = "" if self._drop(rng)[0] else conditions.caption
+        caption = "" if self._drop(rng)[0] else self.source.caption(self.indices[row])
         return {"latents": self._latents(row), "caption_tokens": self.preprocessor.text(caption)[0]}
 
     def align(self, row: int, rng: np.random.Generator) -> Arrays:

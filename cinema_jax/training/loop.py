@@ -68,8 +68,8 @@ class Trainer:
             with MetricsWriter(workdir, stage=name, resume_step=start, total_steps=self.config.steps) as metrics:
                 current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
                 weights = jax.device_get(current.ema)
-                configs = self._write_parts(weights, held_out)
                 params = {**jax.device_get(self.frozen), **weights}
+                configs = self._write_parts(params, held_out)
                 report = reports.stage_report(self.run, name, configs, params, metrics)
             self.run.finish(
                 name,
@@ -187,14 +187,13 @@ class Trainer:
     def _description(self) -> dict[str, Any]:
         return {"stage": self.stage.name, "parts": self.origins, "digests": self.digests}
 
-    def _write_parts(self, weights: Mapping[str, np.ndarray], held_out: list[Batch]) -> dict[str, Any]:
-        """Write every trained part to the run's `parts/`; returns all parts' configs."""
+    def _write_parts(self, params: Mapping[str, np.ndarray], held_out: list[Batch]) -> dict[str, Any]:
+        """Write every part that was trained, if only in part, to the run's `parts/`; returns all parts' configs."""
         configs = dict(self.cinema.part_configs)
-        for name in sorted({path.split("/")[0] for path in weights}):
+        for name in sorted({path.split("/")[0] for path in self.initial}):
             if name == "vae":
-                configs[name] = reports.latent_statistics(self.cinema, weights, held_out)
-            complete = {**_of_part(jax.device_get(self.frozen), name), **_of_part(weights, name)}
-            parts.write(name, configs[name], complete, self.run.workdir / "parts" / name)
+                configs[name] = reports.latent_statistics(self.cinema, params, held_out)
+            parts.write(name, configs[name], _of_part(params, name), self.run.workdir / "parts" / name)
         return configs
 
 

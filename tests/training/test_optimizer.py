@@ -23,7 +23,7 @@ def first_directions(**options) -> dict:
 
 
 @pytest.mark.parametrize(
-    "path, matrices",
+    ("path", "matrices"),
     [
         ("dit/blocks/to_q/kernel", lambda x: [*x]),  # one matrix a layer
         ("vae/conv/kernel", lambda x: [x.reshape(-1, x.shape[-1])]),  # a convolution: what it sees to what it says
@@ -34,7 +34,8 @@ def test_muon_moves_kernels_by_nearly_orthogonal_matrices_along_the_gradient(pat
     gradients = matrices(np.asarray(GRADIENTS[path]))
     for direction, gradient in zip(matrices(np.asarray(directions[path])), gradients, strict=True):
         singular = np.linalg.svd(direction, compute_uv=False) / (0.2 * max(direction.shape) ** 0.5)
-        assert 0.6 < singular.min() and singular.max() < 1.3
+        assert singular.min() > 0.6
+        assert singular.max() < 1.3
         u, _, v = np.linalg.svd(gradient, full_matrices=False)
         # The trace of an orthogonal matrix against the nearest one to the gradient is its rank.
         assert np.sum(direction * (u @ v)) / (0.2 * max(direction.shape) ** 0.5) > 0.7 * min(direction.shape)

@@ -78,16 +78,16 @@ def prompt(story: Story, rng: np.random.Generator) -> str:
     style = rng.random()
     if style < 0.2:
         text = story.tell([named(description) for description in story.descriptions])
-    elif style < 0.35:
+    elif style < 0.4:
         text = story.tell(
             [f"the {color} {noun}".replace("  ", " ") for color, noun in zip(story.colors, story.nouns, strict=True)]
         )
-    elif style < 0.65:
+    elif style < 0.75:
         text = story.tell([f"the {noun}" for noun in story.nouns])
     else:
         choices = SENTENCES[story.action].vague
         text = choices[rng.integers(len(choices))].format(side=story.side, thing=PLACES[story.place].thing)
-    return f"{text} {PLACES[story.place].words}" if rng.random() < 0.5 else text
+    return f"{text} {PLACES[story.place].words}" if rng.random() < 0.8 else text
 
 
 def naming(descriptions: Sequence[str]) -> str:

@@ -114,6 +114,10 @@ class Critters:
         """Where the subjects of `video(index)` are, in the order of `scene(index).actors`."""
         return self.scene(index).tracks(self.frames, self.height, self.width)
 
+    def caption(self, index: int) -> str:
+        """All that example `index` shows, in words."""
+        return grammar.caption(self.scene(index).story())
+
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
         """Caption (always the same), and a prompt and references that vary with `rng`."""
         scene = self.scene(index)
