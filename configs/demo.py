@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "scratch":
         config.stages = ("vae", "mllm", "pretrain")
         _from_scratch(config)
-        config.pretrain.steps, config.pretrain.batch_size = 1000, 32
+        config.pretrain.steps = 1000
     elif variant == "smoke":
         config.stages = ("vae", "mllm", "pretrain", "align", "finetune")
         _from_scratch(config)
@@ -65,12 +65,12 @@ def _stages(config: ConfigDict) -> None:
     config.mllm.steps, config.mllm.image_steps = 6000, 4000
     config.mllm.batch_size, config.mllm.image_batch_size = 16, 32
     config.mllm.optimizer.learning_rate = 3e-3
-    config.pretrain.steps, config.pretrain.batch_size = 350, 24
+    config.pretrain.steps, config.pretrain.batch_size = 700, 32
     config.pretrain.optimizer.learning_rate, config.pretrain.optimizer.warmup_steps = 1e-2, 20
-    config.align.steps, config.align.batch_size = 150, 32
+    config.align.steps, config.align.batch_size = 250, 32
     config.align.optimizer.learning_rate, config.align.optimizer.warmup_steps = 1e-2, 20
-    config.finetune.steps, config.finetune.batch_size = 460, 24
-    config.finetune.optimizer.learning_rate, config.finetune.optimizer.warmup_steps = 1e-2, 20
+    config.finetune.steps, config.finetune.batch_size = 320, 32
+    config.finetune.optimizer.learning_rate, config.finetune.optimizer.warmup_steps = 5e-3, 20
     config.flow.guidance_text, config.flow.guidance_reference = 2.0, 3.0
     for stage in ("vae", "mllm", "pretrain", "align", "finetune"):
         section = getattr(config, stage)
