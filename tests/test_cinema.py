@@ -123,8 +123,9 @@ def test_null_conditions_are_the_same_arrays_in_training_and_sampling(run, parts
 def test_ablation_switches_change_what_they_name(run, parts, references, conditioner, entities):
     cinema, params = parts
     condition = dataclasses.replace(run.config.condition, conditioner=conditioner, entities=entities)
-    switched = Cinema(dataclasses.replace(run.config, condition=condition), cinema.part_configs)
-    batches = [stack([run.preprocessor().conditions("they meet", references[:n])]) for n in (1, 2)]
+    config = dataclasses.replace(run.config, condition=condition)
+    switched, preprocessor = Cinema(config, cinema.part_configs), Run(config, run.workdir).preprocessor()
+    batches = [stack([preprocessor.conditions("they meet", references[:n])]) for n in (1, 2)]
     one, two = (jax.jit(switched.conditions)(params, batch) for batch in batches)
     assert one.entities.shape[1] == (3 if entities else 0)
     # T5 reads the prompt alone; the MLLM sees the pictures even without entity tokens.

@@ -7,10 +7,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_config
+from safetensors.numpy import load_file
+from tiny import tiny_config, tiny_values
 
 from cinema_jax import sharding
 from cinema_jax.checkpoint import complete_steps, load_params
+from cinema_jax.config import parse
 from cinema_jax.data.example import Reference
 from cinema_jax.errors import InputError
 from cinema_jax.sampling import Request, load_sampler
@@ -76,6 +78,20 @@ def test_frozen_parts_pass_through_a_stage_unchanged(workdir):
     for part in ("vae", "t5", "mllm", "dit"):
         assert digests["align"][part] == digests["finetune"][part]
     assert digests["align"]["aligner"] != digests["finetune"]["aligner"]
+
+
+def test_a_stage_may_train_a_piece_of_a_part(workdir, tmp_path):
+    """The VAE's decoder alone, from a trained VAE: the whole part is written, its encoder as it was."""
+    before = load_file(workdir / "parts/vae/model.safetensors")
+    values = tiny_values()
+    values.stages, values.weights.vae = ("vae",), str(workdir / "parts/vae")
+    values.vae.trainable = ("vae/decoder/.*",)
+    loop.train(Run.open(parse(values), tmp_path / "decoder"))
+    after = load_file(tmp_path / "decoder/parts/vae/model.safetensors")
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
 
 
 def test_an_interrupted_stage_goes_on_to_the_same_weights(workdir, tmp_path):
