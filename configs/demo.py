@@ -92,7 +92,6 @@ def _smoke(config: ConfigDict) -> None:
     config.evaluate_identities = 4
     config.dit_model.num_layers, config.dit_model.unroll = 2, False
     config.flow.sample_steps = 2
-    config.vae.image_steps = 0
     config.mllm.image_steps, config.mllm.image_batch_size = 2, 4
     for stage in config.stages:
         section = getattr(config, stage)

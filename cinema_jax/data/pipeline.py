@@ -74,7 +74,9 @@ class Preprocessor:
             boxes[i] = letterbox(reference.image, reference.mask, *size)
         arrays = self.processor(prompt, [on_white(r.image, r.mask) for r in references])
         arrays |= {"references": boxes, "entity_lengths": np.int32(len(references))}
-        return arrays | {"prompt_tokens": self.text(prompt)[0]} if self.config.condition.conditioner == "t5" else arrays
+        if self.config.condition.conditioner == "t5":
+            arrays["prompt_tokens"] = self.text(prompt)[0]
+        return arrays
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,8 +151,8 @@ class Trainer:
         batches = []
         for start in range(0, len(examples.indices), size):
             # One shape for all: the last batch reaches back.
-            start, rows = min(start, len(examples.indices) - size), []
-            for row in range(start, start + size):
+            first, rows = min(start, len(examples.indices) - size), []
+            for row in range(first, first + size):
                 rng = np.random.default_rng([self.run.config.seed, row])
                 rows.append(examples(self.stage.name, row, rng) | {"index": np.int32(row)})
             batches.append(sharding.whole_batch(collate(rows), self.mesh, size))

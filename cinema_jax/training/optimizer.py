@@ -87,7 +87,11 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
 
 def decayed(params: Any) -> Any:
     """Which parameters weight decay applies to: kernels; not biases, norms, embeddings and learned latents."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith("kernel"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_kernel(path), params)
+
+
+def _is_kernel(path: Any) -> bool:
+    return path_name(path).endswith("kernel")
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
@@ -102,7 +106,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
 
 
 def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
-    muon = contrib.muon(
+    return contrib.muon(
         learning_rate=-1.0,  # directions, like AdamW's: the train step subtracts them
         adam_b1=config.beta1,
         adam_b2=config.beta2,
@@ -110,14 +114,13 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
         muon_weight_dimension_numbers=_matrices,
         consistent_rms=0.2,  # the typical size of AdamW's directions: learning rates carry over
     )
-    return muon
 
 
 def _matrices(params: Any) -> Any:
     """The axes that make each kernel a matrix. Layers, and the taps of a convolution over time, are separate ones."""
 
     def axes(path, param):
-        if not path_name(path).endswith("kernel"):
+        if not _is_kernel(path):
             return None
         inputs = (param.ndim - 2,) if param.ndim < 4 else tuple(range(param.ndim - 1))
         return contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=param.ndim - 1)

@@ -65,6 +65,11 @@ def polygon(*points: tuple[Number, Number]) -> Points:
     return np.array(points, float)
 
 
+def _ink(color: Color) -> tuple[int, ...]:
+    """The opaque dark tone in which a shape of this colour is outlined."""
+    return (*mix(color, _INK, 0.42), 255)
+
+
 class Brush:
     """Paints on a premultiplied RGBA canvas.
 
@@ -103,7 +108,7 @@ class Brush:
         """A closed shape; its outline lies outside the points, in a dark tone of the colour."""
         pixels = self._pixels(points)
         if outline and self.outline:
-            ink = (*mix(color, _INK, 0.42), 255)
+            ink = _ink(color)
             cv2.polylines(self.canvas, [pixels], True, ink, self._width(2 * self.outline), cv2.LINE_8, _SHIFT)
         cv2.fillPoly(self.canvas, [pixels], (*color, 255), cv2.LINE_8, _SHIFT)
 
@@ -111,7 +116,7 @@ class Brush:
         """An open line of a width with round ends (limbs, tails)."""
         pixels = [self._pixels(points)]
         if outline and self.outline:
-            ink = (*mix(color, _INK, 0.42), 255)
+            ink = _ink(color)
             thick = self._width(width + 2 * self.outline)
             cv2.polylines(self.canvas, pixels, False, ink, thick, cv2.LINE_8, _SHIFT)
         cv2.polylines(self.canvas, pixels, False, (*color, 255), self._width(width), cv2.LINE_8, _SHIFT)

@@ -152,7 +152,7 @@ def leap(start: Number, end: Number, y: Number, height: Number, mood: Number = 0
         facing = 1.0 if end >= start else -1.0
         crouch = bump(t, 0.02, 0.24) + bump(t, 0.79, 1.02)
         pose = Pose(
-            phase=2 * pi * (1 * t + mood),
+            phase=2 * pi * (t + mood),
             stride=0.9,
             facing=facing,
             squash=1 - 0.16 * min(1.0, crouch) + 0.1 * air * abs(rise),
