@@ -25,6 +25,7 @@ NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What to steer away from."
 OUTPUT = flags.DEFINE_string("output", "out.mp4", "Where to write: .mp4, .gif, .png (numbered frames) or a folder.")
 SEED = flags.DEFINE_integer("seed", 0, "Decides the noise.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own number if not given.", lower_bound=1)
+SOLVER = flags.DEFINE_enum("solver", None, ["unipc", "euler"], "How the flow is followed; the run's own if not given.")
 GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance towards the prompt; 1 means none.")
 GUIDANCE_REFERENCE = flags.DEFINE_float("guidance_reference", None, "Guidance towards the references; 1 means none.")
 FRAMES = flags.DEFINE_integer("frames", None, "Frames, 4k+1; as in training if not given.")
@@ -51,6 +52,7 @@ def main() -> None:
 
     run, sampler = load_sampler(Path(CHECKPOINT.value))
     settings = sampler.settings(
+        solver=SOLVER.value,
         steps=STEPS.value,
         guidance_text=GUIDANCE_TEXT.value,
         guidance_reference=GUIDANCE_REFERENCE.value,

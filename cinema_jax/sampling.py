@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, UInt8
 
 from cinema_jax.cinema import Cinema, Conditions, Params
 from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.diffusion import flow
 from cinema_jax.diffusion.guidance import Branch, guidance_coefficients, guided
-from cinema_jax.diffusion.samplers import euler_step, sample_steps, time_grid
+from cinema_jax.diffusion.samplers import Solver, sample_steps, solver_step, solver_steps, time_grid
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.run import Run
@@ -38,6 +38,7 @@ class Request:
 class Settings:
     """How videos are sampled."""
 
+    solver: Solver
     steps: int
     guidance_text: float
     guidance_reference: float
@@ -65,7 +66,7 @@ class Sampler:
         self._step = jax.jit(self._guided_step, static_argnums=1)
         self._decode = jax.jit(cinema.decode_video)
 
-    def settings(self, **changes: float | int | None) -> Settings:
+    def settings(self, **changes: float | int | str | None) -> Settings:
         """The run's own settings, with those changes that are not None.
 
         Raises:
@@ -73,6 +74,7 @@ class Sampler:
         """
         flow, data = self.cinema.config.flow, self.cinema.config.data
         own = {"frames": data.frames, "height": data.height, "width": data.width, "steps": flow.sample_steps}
+        own |= {"solver": flow.solver}
         own |= {"guidance_text": flow.guidance_text, "guidance_reference": flow.guidance_reference}
         settings = Settings(**own | {name: value for name, value in changes.items() if value is not None})
         unit = self.cinema.part(self.params, "vae").spatial_compression * self.cinema.part_configs["dit"].patch_size
@@ -90,17 +92,23 @@ class Sampler:
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
     ) -> UInt8[np.ndarray, "B frames height width 3"]:
         """The videos of a batch of requests. `progress` wraps the iterator over sampler steps (a progress bar)."""
+        return np.asarray(self._decode(self.params, self.latents(requests, settings, progress)))
+
+    def latents(
+        self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
+    ) -> Float[Array, "B F H W C"]:
+        """The same before the VAE decodes them."""
         coefficients = guidance_coefficients(settings.guidance_text, settings.guidance_reference)
         conditions = {branch: self.conditions(requests, branch) for branch in coefficients}
         vae = self.cinema.part(self.params, "vae")
         shape = vae.latent_shape(settings.frames, settings.height, settings.width)
         keys = jnp.stack([jax.random.key(request.seed, impl="threefry2x32") for request in requests])
         noise = flow.sample_noise(keys, shape)
-        times = time_grid(settings.steps, shift=self.cinema.config.flow.shift)
+        steps = solver_steps(settings.solver, time_grid(settings.steps, shift=self.cinema.config.flow.shift))
         factors = jnp.asarray(list(coefficients.values()))
         step = functools.partial(self._step, self.params, tuple(coefficients), factors, conditions)
-        *_, latents = progress(sample_steps(step, noise, times))
-        return np.asarray(self._decode(self.params, latents))
+        *_, latents = progress(sample_steps(step, noise, steps))
+        return latents
 
     def conditions(self, requests: Sequence[Request], branch: Branch) -> Conditions:
         """The conditions of one guidance branch: exactly what training shows where it drops text or references."""
@@ -113,9 +121,9 @@ class Sampler:
         ]
         return self._conditions(self.params, collate(examples))
 
-    def _guided_step(self, params, branches, factors, conditions, z, time, next_time):
+    def _guided_step(self, params, branches, factors, conditions, state, row):
         def velocity(z, time, conditions):
             return self.cinema.velocity(params, z, time, conditions)
 
         coefficients = dict(zip(branches, factors, strict=True))
-        return euler_step(guided(velocity, conditions, coefficients), z, time, next_time)
+        return solver_step(guided(velocity, conditions, coefficients), state, row)

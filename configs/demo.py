@@ -35,8 +35,10 @@ def get_config(variant: str = "") -> ConfigDict:
 def _sizes(config: ConfigDict) -> None:
     config.data.train_videos = 1536
     config.data.augment.max_side = 80
+    # As large as subjects are in the videos.
+    config.data.reference_height = config.data.reference_width = 32
     condition = config.condition
-    condition.text_tokens = 44
+    condition.text_tokens = 48
     condition.mllm_tokens, condition.answer_tokens = 112, 48
     condition.mllm_patches = 192
     condition.mllm_max_pixels = 64 * 64
@@ -51,6 +53,7 @@ def _sizes(config: ConfigDict) -> None:
     mllm.vision.patch_size, mllm.vision.temporal_patch_size = 8, 2
     mllm.hidden_size, mllm.intermediate_size, mllm.num_hidden_layers = 192, 384, 3
     mllm.num_attention_heads, mllm.num_key_value_heads, mllm.mrope_section = 6, 2, (4, 6, 6)
+    mllm.tie_word_embeddings = False
     aligner = config.aligner_model
     aligner.num_layers, aligner.width, aligner.num_heads = 3, 192, 6
     dit = config.dit_model
@@ -62,15 +65,16 @@ def _sizes(config: ConfigDict) -> None:
 def _stages(config: ConfigDict) -> None:
     config.vae.steps, config.vae.batch_size, config.vae.kl_weight = 4000, 4, 3e-5
     config.vae.optimizer.learning_rate = 4e-3
-    config.mllm.steps, config.mllm.image_steps = 6000, 4000
+    config.mllm.steps, config.mllm.image_steps = 6500, 3000
     config.mllm.batch_size, config.mllm.image_batch_size = 16, 32
     config.mllm.optimizer.learning_rate = 3e-3
-    config.pretrain.steps, config.pretrain.batch_size = 700, 32
+    config.pretrain.steps, config.pretrain.batch_size = 600, 32
     config.pretrain.optimizer.learning_rate, config.pretrain.optimizer.warmup_steps = 1e-2, 20
-    config.align.steps, config.align.batch_size = 250, 32
+    config.align.steps, config.align.batch_size = 225, 32
     config.align.optimizer.learning_rate, config.align.optimizer.warmup_steps = 1e-2, 20
-    config.finetune.steps, config.finetune.batch_size = 320, 32
+    config.finetune.steps, config.finetune.batch_size = 400, 32
     config.finetune.optimizer.learning_rate, config.finetune.optimizer.warmup_steps = 5e-3, 20
+    config.flow.sample_steps = 12
     config.flow.guidance_text, config.flow.guidance_reference = 2.0, 3.0
     for stage in ("vae", "mllm", "pretrain", "align", "finetune"):
         section = getattr(config, stage)

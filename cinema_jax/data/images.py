@@ -75,8 +75,10 @@ def check_aspect(name: str | Path, width: int, height: int) -> None:
 def letterbox(
     image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None, height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The VAE's view of a reference: whole, never upscaled, centred on white, and white outside the mask."""
+    """The VAE's view of a reference: the box around its mask, never upscaled, centred on white; no mask: all of it."""
     picture = Image.fromarray(on_white(image, mask))
+    # What the box leaves out is white: a subject gets as many of the few visual tokens as there are.
+    picture = picture.crop(None if mask is None else Image.fromarray(mask).getbbox())
     scale = min(1.0, height / picture.height, width / picture.width)
     if scale < 1.0:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -1,13 +1,23 @@
-"""From noise to data along a velocity field, over a fixed grid of times."""
+"""From noise to data along a velocity field, over a fixed grid of times.
 
-import itertools
+The step of a solver is linear in the last states and in the last predictions of the data, with factors that depend on
+the times alone. They are computed beforehand, so that one compiled step serves every solver.
+"""
+
 from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from cinema_jax.diffusion.flow import shift_times
+
+Solver = Literal["unipc", "euler"]
+SOLVERS: tuple[Solver, ...] = ("unipc", "euler")
+# At time 1 there is no signal, and its logarithm is infinite.
+_LARGEST = 1 - 1e-6
 
 
 def time_grid(steps: int, *, shift: float = 1.0, smallest: float = 0.0) -> Float[Array, "n"]:
@@ -32,49 +42,101 @@ def time_grid(steps: int, *, shift: float = 1.0, smallest: float = 0.0) -> Float
     return jnp.append(jnp.maximum(times, smallest).at[0].set(1.0), 0.0)
 
 
-def euler_step(
-    velocity: Callable[[Array, Array], Array],
-    z: Float[Array, "B *shape"],
-    time: Float[Array, ""],
-    next_time: Float[Array, ""],
-) -> Float[Array, "B *shape"]:
-    """`z + (next_time - time) v(z, time)`: one network call, in either direction of time."""
-    v = velocity(z, jnp.broadcast_to(time, z.shape[:1]))
-    return z + (next_time - time) * v.astype(z.dtype)
+class Trajectory(NamedTuple):
+    """Where sampling is, and what a step of second order needs of the steps before."""
+
+    z: Float[Array, "B *shape"]
+    # Where the step that led to `z` started.
+    origin: Float[Array, "B *shape"]
+    # The network's predictions of the data, one step and two steps before.
+    x1: Float[Array, "B *shape"]
+    x2: Float[Array, "B *shape"]
 
 
-def euler(
-    velocity: Callable[[Array, Array], Array], noise: Float[Array, "B *shape"], times: Float[Array, "n"]
-) -> Float[Array, "B *shape"]:
-    """Follow `velocity(z, time: B)` from `noise` at `times[0]` to `times[-1]`.
+def start(noise: Float[Array, "B *shape"]) -> Trajectory:
+    """Before the first step."""
+    return Trajectory(noise, noise, jnp.zeros_like(noise), jnp.zeros_like(noise))
 
-    One `lax.scan`: the network is compiled once, whatever the number of steps. Ascending times lead from data to noise.
+
+def solver_steps(solver: Solver, times: Float[Array | np.ndarray, "n"]) -> Float[np.ndarray, "n-1 9"]:
+    """Each step's time and factors, for `solver_step`.
+
+    Args:
+        solver: "euler", of first order, or "unipc" (arXiv 2302.04867): the multistep predictor and corrector of second
+            order in data prediction with B(h) = exp(-h) - 1, of first order in the first and the last step.
+        times: falling, from at most 1 to at least 0.
+
+    Raises:
+        ValueError: for a solver that is not known, and times without a step, or that do not fall from 1 to 0.
     """
-    _check_times(times)
+    times = np.asarray(times, np.float64)
+    if len(times) < 2:
+        raise ValueError(f"times has {len(times)} entries; sampling needs at least 2, for one step")
+    if not (np.diff(times) < 0).all() or times[0] > 1 or times[-1] < 0:
+        raise ValueError(f"times goes from {times[0]:g} to {times[-1]:g}; it must fall, and lie in [0, 1]")
+    if solver == "euler":
+        share = times[1:] / times[:-1]
+        keep = np.tile([1.0, 0.0, 0.0, 0.0, 0.0], (len(share), 1))
+        return np.column_stack([times[:-1], keep, share, 1 - share, 0 * share]).astype(np.float32)
+    if solver == "unipc":
+        return _unipc(times)
+    raise ValueError(f"solver is {solver!r}; accepted: {', '.join(SOLVERS)}")
 
-    def step(z, interval):
-        return euler_step(velocity, z, *interval), None
 
-    return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]
+def _unipc(times: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n-1 9"]:
+    signal, noise = 1 - np.minimum(times, _LARGEST), np.minimum(times, _LARGEST)
+    with np.errstate(divide="ignore"):
+        snr = np.log(signal) - np.log(noise)  # half the logarithm of the signal-to-noise ratio; infinite at time 0
+    count, rows = len(times) - 1, []
+    orders = [min(2, i + 1, count - i) for i in range(count)]
+    for i, order in enumerate(orders):
+        corrector = [1.0, 0.0, 0.0, 0.0, 0.0]
+        if i > 0:
+            h = snr[i] - snr[i - 1]
+            gain = -signal[i] * np.expm1(-h)
+            before, now = 0.0, 0.5  # weights of the slopes to the prediction before the origin's and to the present one
+            if orders[i - 1] == 2:
+                ratio = (snr[i - 2] - snr[i - 1]) / h
+                first = (np.expm1(-h) / -h - 1) / np.expm1(-h)
+                second = 2 * ((np.expm1(-h) / -h - 1) / -h - 0.5) / np.expm1(-h)
+                before, now = np.linalg.solve([[1.0, 1.0], [ratio, 1.0]], [first, second])
+                before /= ratio
+            corrector = [0.0, noise[i] / noise[i - 1], gain * now, gain * (1 - now - before), gain * before]
+        h = snr[i + 1] - snr[i]
+        gain = -signal[i + 1] * np.expm1(-h)
+        slope = 0.5 * h / (snr[i - 1] - snr[i]) if order == 2 else 0.0
+        rows.append([times[i], *corrector, noise[i + 1] / noise[i], gain * (1 - slope), gain * slope])
+    return np.asarray(rows, np.float32)
+
+
+def solver_step(
+    velocity: Callable[[Array, Array], Array], state: Trajectory, step: Float[Array | np.ndarray, "9"]
+) -> Trajectory:
+    """One step, one call of `velocity(z, time: B)`; `step` is a row of `solver_steps`."""
+    time, *factors = (step[i] for i in range(9))
+    v = velocity(state.z, jnp.broadcast_to(time, state.z.shape[:1]))
+    x = state.z - time * v.astype(state.z.dtype)
+    terms = (state.z, state.origin, x, state.x1, state.x2)
+    z = sum(factor * term for factor, term in zip(factors[:5], terms, strict=True))
+    following = factors[5] * z + factors[6] * x + factors[7] * state.x1
+    return Trajectory(following, z, x, state.x1)
+
+
+def solve(
+    velocity: Callable[[Array, Array], Array], noise: Float[Array, "B *shape"], steps: Float[Array | np.ndarray, "n 9"]
+) -> Float[Array, "B *shape"]:
+    """All steps as one `lax.scan`: the network is compiled once, whatever their number."""
+    return jax.lax.scan(lambda state, step: (solver_step(velocity, state, step), None), start(noise), steps)[0].z
 
 
 def sample_steps(
-    step: Callable[[Array, Array, Array], Array], noise: Float[Array, "B *shape"], times: Float[Array, "n"]
+    step: Callable[[Trajectory, Array], Trajectory], noise: Float[Array, "B *shape"], steps: Float[np.ndarray, "n 9"]
 ) -> Iterator[Float[Array, "B *shape"]]:
     """The same as a Python loop that yields the state after every step, for progress bars and previews.
 
-    `step(z, time, next_time)` should be jitted, with the parameters among its arguments, not in its closure.
+    `step(trajectory, row)` should be jitted, with the parameters among its arguments, not in its closure.
     """
-    _check_times(times)
-
-    def loop(z):
-        for time, next_time in itertools.pairwise(times):
-            z = step(z, time, next_time)
-            yield z
-
-    return loop(noise)
-
-
-def _check_times(times: Array) -> None:
-    if len(times) < 2:
-        raise ValueError(f"times has {len(times)} entries; sampling needs at least 2, for one step")
+    state = start(noise)
+    for row in steps:
+        state = step(state, row)
+        yield state.z

@@ -19,6 +19,8 @@ from cinema_jax.data.critters.scene import ACTIONS, compose
 from cinema_jax.data.example import Source
 from cinema_jax.data.images import on_white
 from cinema_jax.errors import InputError
+from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
+from configs.demo import get_config
 
 
 def digest(array: np.ndarray) -> str:
@@ -157,19 +159,47 @@ def test_captions_are_short_and_within_the_vocabulary():
     for index in range(150):
         story = critters.scene(index).story()
         caption = grammar.caption(story)
-        assert len(caption.split()) <= 40
         assert set(grammar.words(caption)) <= known
         assert set(grammar.words(grammar.naming(story.descriptions))) <= known
         rng = np.random.default_rng(index)
         assert all(set(grammar.words(grammar.prompt(story, rng))) <= known for _ in range(4))
 
 
-def test_longest_caption_has_forty_words():
-    longest = "spotted yellow and purple elephant with an orange party hat"
+def test_each_word_of_a_caption_has_its_own_kind_of_meaning():
+    """Place, subjects and action stand at the same positions in all captions of as many subjects."""
+    critters = Critters("train")
+    for index in range(150):
+        story = critters.scene(index).story()
+        said = grammar.words(grammar.caption(story))
+        assert " ".join(said[:3]) == PLACES[story.place].words
+        for number, description in enumerate(story.descriptions):
+            assert " ".join(said[4 + 11 * number : 13 + 11 * number]) == description
+
+
+def test_captions_fill_the_demos_text_tokens_at_most():
+    longest = "spotted yellow and purple elephant with an orange crown"
+    tokenizer, most = build_word_tokenizer(vocabulary()), get_config().condition.text_tokens
     for count, actions in ACTIONS.items():
         for action, place in itertools.product(actions, PLACES):
             story = grammar.Story(action, place, (longest,) * count, ("yellow",) * count, ("elephant",) * count)
-            assert len(grammar.caption(story).split()) <= 40
+            assert len(tokenizer(grammar.caption(story))["input_ids"]) < most
+
+
+def test_only_the_order_of_the_pictures_tells_who_is_who_in_a_vague_prompt():
+    critters, vague, orders = Critters("train"), 0, set()
+    for index in range(60):
+        scene = critters.scene(index)
+        conditions = critters.conditions(index, np.random.default_rng(index))
+        roles = [actor.subject.key for actor in scene.actors]
+        pictures = [picture.subject for picture in conditions.references]
+        assert sorted(pictures) == sorted(roles)
+        if grammar.tells_who(conditions.prompt, scene.story()):
+            orders.add(pictures == roles)
+        else:
+            vague += 1
+            assert pictures == roles
+    assert vague > 5
+    assert orders == {True, False}
 
 
 def test_prompts_are_sometimes_vague_and_sometimes_full():

@@ -161,6 +161,19 @@ def test_letterbox_never_enlarges_and_whitens_outside_the_mask():
     assert inside[9:11, 8:12].all()
 
 
+def test_letterbox_shows_the_box_around_the_mask():
+    mask = np.zeros((200, 300), np.uint8)
+    mask[150:190, 20:100] = 255
+    view = letterbox(np.full((200, 300, 3), RED, np.uint8), mask, 40, 40)
+    assert (view[12:28] == RED).all()
+    assert (view[:8] == 255).all()
+    assert (view[-8:] == 255).all()
+
+
+def test_letterbox_of_an_empty_mask_is_white():
+    assert (letterbox(np.full((20, 30, 3), RED, np.uint8), np.zeros((20, 30), np.uint8), 16, 16) == 255).all()
+
+
 def test_letterbox_averages_and_does_not_pick_pixels():
     board = np.indices((512, 512)).sum(0) % 2 * np.uint8(255)
     view = letterbox(np.repeat(board[..., None], 3, -1).astype(np.uint8), None, 64, 64)

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
 
 from cinema_jax.diffusion.flow import shift_times
-from cinema_jax.diffusion.samplers import euler, euler_step, sample_steps, time_grid
+from cinema_jax.diffusion.samplers import SOLVERS, sample_steps, solve, solver_step, solver_steps, time_grid
 
 MU, SIGMA = jnp.array([[1.5, -0.5]]), jnp.array([[0.3, 0.8]])
 NOISE = jnp.array([[-2.0, 0.3], [0.1, 1.0], [1.7, -0.8]])
@@ -24,42 +26,56 @@ def gaussian_velocity(z, time):
     return -MU + (t - (1 - t) * SIGMA**2) / variance * (z - (1 - t) * MU)
 
 
-def error(steps: int, shift: float = 1.0) -> float:
-    got = jax.jit(euler, static_argnums=0)(gaussian_velocity, NOISE, time_grid(steps, shift=shift))
+def follow(velocity, times, solver="euler"):
+    return solve(velocity, NOISE, solver_steps(solver, times))
+
+
+def error(steps: int, solver: str, shift: float = 1.0) -> float:
+    got = follow(gaussian_velocity, time_grid(steps, shift=shift), solver)
     return float(jnp.abs(got - (MU + SIGMA * NOISE)).max())
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_euler_converges_to_the_exact_map_at_first_order(shift):
-    errors = [error(steps, shift) for steps in (100, 200, 400)]
+@pytest.mark.parametrize(("solver", "order", "shift"), [("euler", 1, 1.0), ("euler", 1, 3.0), ("unipc", 2, 1.0)])
+def test_solvers_converge_to_the_exact_map_at_their_order(solver, order, shift):
+    errors = [error(steps, solver, shift) for steps in (40, 80, 160)]
     assert errors[-1] < 0.02
     for coarse, fine in itertools.pairwise(errors):
-        assert np.log2(coarse / fine) == pytest.approx(1.0, abs=0.1)
+        assert np.log2(coarse / fine) > order - 0.3
 
 
-def test_euler_back_to_noise_returns_where_it_started_at_first_order():
-    def there_and_back(steps):
-        times = time_grid(steps)
-        data = euler(gaussian_velocity, NOISE, times)
-        return float(jnp.abs(euler(gaussian_velocity, data, times[::-1]) - NOISE).max())
-
-    coarse, fine = there_and_back(200), there_and_back(400)
-    assert fine < 0.05
-    assert np.log2(coarse / fine) == pytest.approx(1.0, abs=0.15)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_second_order_is_nearer_at_half_the_steps(shift):
+    assert error(40, "unipc", shift) < 0.25 * error(80, "euler", shift)
 
 
-def test_straight_paths_are_exact_in_one_step():
+@pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (2, 3.0), (5, 1.0), (12, 3.0)])
+def test_unipc_is_that_of_diffusers(steps, shift):
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_order=2
+    )
+    scheduler.set_timesteps(steps)
+    z = torch.from_numpy(np.array(NOISE))
+    for time, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        v = np.array(gaussian_velocity(jnp.asarray(z.numpy()), jnp.full(len(z), float(sigma))))
+        z = scheduler.step(torch.from_numpy(v), time, z).prev_sample
+    got = follow(gaussian_velocity, scheduler.sigmas.numpy(), "unipc")
+    np.testing.assert_allclose(got, z.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_straight_paths_are_exact_in_one_step(solver):
     # All data in one point: every path is a straight line.
-    got = euler(lambda z, time: (z - MU) / time[:, None], NOISE, time_grid(1))
+    got = follow(lambda z, time: (z - MU) / time[:, None], time_grid(1), solver)
     np.testing.assert_allclose(got, jnp.broadcast_to(MU, NOISE.shape), atol=1e-6)
 
 
-def test_python_loop_yields_every_state_and_ends_like_the_scan():
-    times = time_grid(6, shift=2.0)
-    states = list(sample_steps(jax.jit(lambda *a: euler_step(gaussian_velocity, *a)), NOISE, times))
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_python_loop_yields_every_state_and_ends_like_the_scan(solver):
+    steps = solver_steps(solver, time_grid(6, shift=2.0))
+    states = list(sample_steps(jax.jit(lambda *a: solver_step(gaussian_velocity, *a)), NOISE, steps))
     assert len(states) == 6
-    np.testing.assert_allclose(states[-1], euler(gaussian_velocity, NOISE, times), rtol=1e-5)
-    np.testing.assert_allclose(states[2], euler(gaussian_velocity, NOISE, times[:4]), rtol=1e-5)
+    np.testing.assert_allclose(states[-1], solve(gaussian_velocity, NOISE, steps), rtol=1e-5)
+    np.testing.assert_allclose(states[2], solve(gaussian_velocity, NOISE, steps[:3]), rtol=1e-5)
 
 
 def test_network_is_traced_once_whatever_the_number_of_steps():
@@ -69,12 +85,12 @@ def test_network_is_traced_once_whatever_the_number_of_steps():
         calls.append(time.shape)
         return gaussian_velocity(z, time)
 
-    jax.jit(lambda z: euler(velocity, z, time_grid(37)))(NOISE)
+    jax.jit(lambda steps: solve(velocity, NOISE, steps))(solver_steps("unipc", time_grid(37)))
     assert calls == [(3,)]
 
 
 def test_half_precision_velocity_keeps_the_state_in_fp32():
-    got = euler(lambda z, t: gaussian_velocity(z, t).astype(jnp.bfloat16), NOISE, time_grid(4))
+    got = follow(lambda z, t: gaussian_velocity(z, t).astype(jnp.bfloat16), time_grid(4))
     assert got.dtype == jnp.float32
 
 
@@ -109,8 +125,15 @@ def test_bad_grids_are_refused_by_value(arguments, message):
         time_grid(**arguments)
 
 
-def test_a_grid_without_a_step_is_refused():
-    with pytest.raises(ValueError, match="at least 2"):
-        euler(gaussian_velocity, NOISE, jnp.ones(1))
-    with pytest.raises(ValueError, match="at least 2"):
-        sample_steps(euler_step, NOISE, jnp.ones(1))
+@pytest.mark.parametrize(
+    ("solver", "times", "message"),
+    [
+        ("euler", [1.0], "at least 2"),
+        ("unipc", [0.0, 0.5, 1.0], "goes from 0 to 1; it must fall"),
+        ("euler", [2.0, 0.0], "lie in"),
+        ("heun", [1.0, 0.0], "solver is 'heun'; accepted: unipc, euler"),
+    ],
+)
+def test_bad_steps_are_refused_by_value(solver, times, message):
+    with pytest.raises(ValueError, match=message):
+        solver_steps(solver, np.array(times))

@@ -69,8 +69,14 @@ def named(description: str) -> str:
 
 
 def caption(story: Story) -> str:
-    """All that can be seen, in plain words, at most 40."""
-    return f"{story.tell([named(description) for description in story.descriptions])} {PLACES[story.place].words}"
+    """All that can be seen, in plain words: the place, the subjects in the order of their roles, and what they do.
+
+    For instance "on the beach a striped blue and yellow bird with a red hat and a plain green and green snail with a
+    bare head: the first chases the second to the left".
+    """
+    subjects = " and ".join(named(description) for description in story.descriptions)
+    names = ["it"] if len(story.descriptions) == 1 else ["the first", "the second", "the third"]
+    return f"{PLACES[story.place].words} {subjects}: {story.tell(names)}"
 
 
 def prompt(story: Story, rng: np.random.Generator) -> str:
@@ -87,7 +93,13 @@ def prompt(story: Story, rng: np.random.Generator) -> str:
     else:
         choices = SENTENCES[story.action].vague
         text = choices[rng.integers(len(choices))].format(side=story.side, thing=PLACES[story.place].thing)
-    return f"{text} {PLACES[story.place].words}" if rng.random() < 0.8 else text
+    return f"{text} {PLACES[story.place].words}" if rng.random() < 0.9 else text
+
+
+def tells_who(prompt: str, story: Story) -> bool:
+    """Whether a prompt names its subjects, and does not only speak of friends."""
+    text = f" {' '.join(words(prompt))} "
+    return any(f" {noun} " in text for noun in story.nouns)
 
 
 def naming(descriptions: Sequence[str]) -> str:
@@ -103,7 +115,8 @@ def words(text: str) -> list[str]:
 def vocabulary() -> list[str]:
     """Every word that captions, prompts and namings of critters can contain, sorted."""
     texts = [*COLORS, *SPECIES, *PATTERNS, *HATS[1:], *QUESTIONS, *(str(number) for number in range(1, 4))]
-    texts += ["a", "an", "the", "and", "with", "horns", "image", "left", "right"]
+    texts += ["a", "an", "the", "and", "with", "bare", "horned", "head", "image", "left", "right"]
+    texts += ["it", "first", "second", "third"]
     for place in PLACES.values():
         texts += [place.words, place.thing]
     for sentence in SENTENCES.values():

@@ -25,7 +25,7 @@ COLORS: dict[str, Color] = {
 }
 SPECIES = ("bird", "cat", "rabbit", "bear", "snail", "fish", "octopus", "beetle", "elephant", "giraffe")
 PATTERNS = ("plain", "striped", "spotted", "patched")
-HATS = ("none", "hat", "cap", "crown", "party hat")
+HATS = ("none", "hat", "cap", "crown", "cone")
 EYES = ("round", "big", "dot", "lashes")
 HORNED = ("bird", "cat", "bear", "fish", "octopus", "elephant")  # species that may grow horns when they wear no hat
 SPLITS = ("train", "validation", "test")
@@ -89,12 +89,13 @@ class Identity:
         }
 
     def describe(self) -> str:
-        """For instance "striped blue and yellow bird with a red hat", without an article."""
-        colors = self.color if self.pattern == "plain" else f"{self.color} and {self.accent}"
-        words = f"{self.pattern} {colors} {self.species}"
-        if self.hat != "none":
-            return f"{words} with {article(self.hat_color)} {self.hat_color} {self.hat}"
-        return f"{words} with horns" if self.horns else words
+        """For instance "striped blue and yellow bird with a red hat", without an article.
+
+        Always nine words, so that each word of a caption has its own kind of meaning: a small aligner learns that soon.
+        """
+        hat = f"{article(self.hat_color)} {self.hat_color} {self.hat}"
+        top = hat if self.hat != "none" else "a horned head" if self.horns else "a bare head"
+        return f"{self.pattern} {self.color} and {self.accent} {self.species} with {top}"
 
 
 def article(word: str) -> str:

@@ -222,7 +222,7 @@ def hat(b: Brush, k: Look, x: Number, y: Number, w: Number, lean: Number = 0.0) 
         for gem in (-0.98, 0.0, 0.98):
             b.fill(place(ellipse(gem, 1.32 if gem == 0 else 1.12, 0.17, 0.17)), trim, outline=False)
         b.fill(place(polygon((-0.85, 0.02), (-0.87, 0.24), (0.87, 0.24), (0.85, 0.02))), trim, outline=False)
-    else:  # a party hat
+    else:  # a cone
         b.fill(place(polygon((-0.8, 0.0), (0.0, 1.85), (0.8, 0.0))), color)
         b.stroke(place(polygon((-0.5, 0.5), (0.38, 0.75))), 0.16 * w, trim, outline=False)
         b.stroke(place(polygon((-0.32, 0.98), (0.22, 1.15))), 0.16 * w, trim, outline=False)

@@ -121,10 +121,10 @@ class Critters:
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
         """Caption (always the same), and a prompt and references that vary with `rng`."""
         scene = self.scene(index)
-        story = scene.story()
-        subjects = [scene.actors[number].subject for number in rng.permutation(len(scene.actors))]
-        references = tuple(reference(subject, rng) for subject in subjects)
-        return Conditions(grammar.caption(story), grammar.prompt(story, rng), references)
+        prompt, subjects = _asked(scene, rng)
+        return Conditions(
+            grammar.caption(scene.story()), prompt, tuple(reference(subject, rng) for subject in subjects)
+        )
 
     def portrait_task(
         self, index: int, rng: np.random.Generator
@@ -144,14 +144,21 @@ class Critters:
         perhaps vague, and the answer the full caption.
         """
         scene = self.scene(index)
-        subjects = [scene.actors[number].subject for number in rng.permutation(len(scene.actors))]
+        prompt, subjects = _asked(scene, rng)
         pictures = [reference(subject, rng) for subject in subjects]
         images = tuple(_shown(picture, rng) for picture in pictures)
         if rng.random() < 0.5:
             question = grammar.QUESTIONS[rng.integers(len(grammar.QUESTIONS))]
             return images, question, grammar.naming([subject.describe() for subject in subjects])
-        story = scene.story()
-        return images, grammar.prompt(story, rng), grammar.caption(story)
+        return images, prompt, grammar.caption(scene.story())
+
+
+def _asked(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Subject]]:
+    """A prompt, and the subjects in the order of their pictures: any order, unless only the order tells who is who."""
+    story = scene.story()
+    prompt = grammar.prompt(story, rng)
+    order = rng.permutation(len(scene.actors)) if grammar.tells_who(prompt, story) else range(len(scene.actors))
+    return prompt, [scene.actors[number].subject for number in order]
 
 
 def reference(subject: Subject, rng: np.random.Generator, size: int | None = None) -> Reference:

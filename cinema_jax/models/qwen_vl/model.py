@@ -28,7 +28,10 @@ class Embedding(nnx.Module):
 
     def __init__(self, config: Qwen2VLConfig, *, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.hidden_size)
-        self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
+        # As large as what the layers add: or else a trained state no longer tells its own token, and an aligner that
+        # reads the states learns little. A table that is the output layer too must start small.
+        std = 0.02 if config.tie_word_embeddings else 1.0
+        self.embedding = nnx.Param(nnx.initializers.normal(std)(rngs.params(), shape, jnp.float32))
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         return jnp.take(self.embedding[...], tokens, axis=0)
