@@ -18,7 +18,7 @@ setup(
     package_data={"cinema_jax": ["assets/**/*"]},
     install_requires=(HERE / "requirements.txt").read_text().split(),
     extras_require={
-        "test": ["beartype", "diffusers", "libtpu", "pytest", "ruff", "torch==2.13.0"],
+        "test": ["beartype", "diffusers", "hypothesis", "libtpu", "pytest", "ruff", "torch==2.13.0"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
     },

@@ -1,5 +1,6 @@
 """What all commands share: how they start, and how they say what is wrong."""
 
+import errno
 import logging
 import os
 import sys
@@ -10,7 +11,10 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from cinema_jax.errors import InputError
+from cinema_jax.training.interruption import Interrupted
 
+# Errors of the disk, not of the program.
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 # Large allocations in huge pages: XLA maps its temporaries anew every step, and page faults were a fifth of a CPU step.
 TUNABLES = "glibc.malloc.hugetlb=1"
 
@@ -37,8 +41,28 @@ def run(main: Callable[[], None]) -> None:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except Interrupted as error:
+            print(error, file=sys.stderr)
+            sys.exit(128 + error.number)
+        except Exception as error:
+            if (trouble := storage_trouble(error)) is None:
+                raise
+            print(f"error: {trouble}; what was saved before is intact", file=sys.stderr)
+            sys.exit(2)
 
     app.run(entry)
+
+
+def storage_trouble(error: BaseException | None) -> str | None:
+    """The system's own words where an error, or one that led to it, is a disk that is full or not to be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in STORAGE:
+            return f"{error.filename or 'the disk'}: {os.strerror(error.errno)}"
+        # Libraries below report it in a text of their own.
+        if found := next((os.strerror(number) for number in STORAGE if os.strerror(number) in str(error)), None):
+            return f"the disk: {found}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class _AboveBars(logging.Handler):

@@ -54,6 +54,7 @@ class DataConfig:
     validation_fraction: float = option(0.1, "With source=folder: the share of clips held out, by hash of their name.")
     keep_background: float = option(0.2, "How often training shows a reference with its background, not cut out.")
     augment: AugmentConfig = section(AugmentConfig, "How references are augmented, anew each epoch.")
+    workers: int = option(0, "Processes that make examples, for data that holds Python's lock; 0: threads alone.")
     threads: int = option(2, "Threads that prepare batches.")
 
 

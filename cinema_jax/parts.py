@@ -127,5 +127,8 @@ def write(name: str, config: Any, params: Mapping[str, np.ndarray], folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     own = {path.removeprefix(f"{name}/"): np.asarray(x) for path, x in params.items() if path.startswith(f"{name}/")}
     tensors = KINDS[name].before_writing(weights.export_weights(own, KINDS[name].table(config)), config)
-    (folder / "config.json").write_text(json.dumps(KINDS[name].config_to_hf(config), indent=2) + "\n")
+    # Each whole or not at all, and the config last: a folder with a config is complete.
     weights.write_safetensors(folder / "model.safetensors", {k: x.astype(dtype) for k, x in tensors.items()})
+    partial = folder / "config.partial"
+    partial.write_text(json.dumps(KINDS[name].config_to_hf(config), indent=2) + "\n")
+    partial.replace(folder / "config.json")

@@ -17,13 +17,15 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from cinema_jax.errors import InputError
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
-class WeightError(ValueError):
+class WeightError(InputError):
     """Published tensors and a model that do not fit each other."""
 
 
@@ -166,8 +168,11 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise WeightError(f"{path}: no .safetensors file here")
     tensors = {}
     for file in files:
-        with safe_open(file, framework="numpy") as f:
-            tensors |= {name: f.get_tensor(name) for name in f.keys()}
+        try:
+            with safe_open(file, framework="numpy") as f:
+                tensors |= {name: f.get_tensor(name) for name in f.keys()}
+        except SafetensorError as error:
+            raise WeightError(f"{file}: damaged or no safetensors file ({error})") from None
     return tensors
 
 

@@ -97,7 +97,7 @@ def test_null_conditions_are_the_same_arrays_in_training_and_sampling(run, parts
     index = next(i for i in range(50) if len(source.scene(i).actors) == 2)
     condition = dataclasses.replace(run.config.condition, text_dropout=0.999999, reference_dropout=0.0)
     augment = dataclasses.replace(run.config.data.augment, min_scale=1.0, rotation=0.0, brightness=0.0, contrast=0.0)
-    augment = dataclasses.replace(augment, saturation=0.0)
+    augment = dataclasses.replace(augment, saturation=0.0, max_side=1024)
     data = dataclasses.replace(run.config.data, keep_background=0.0, augment=augment)
     sampler = Sampler(cinema, params, run.preprocessor())
     told = source.conditions(index, np.random.default_rng(3))

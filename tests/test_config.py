@@ -1,6 +1,8 @@
 """Configs: every file of configs/ is valid, and bad values are refused by name."""
 
 import dataclasses
+import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,11 @@ def test_folder_source_needs_a_path():
     values["data"]["source"] = "folder"
     with pytest.raises(InputError, match=r"config\.data\.path is empty"):
         parse(values)
+
+
+def test_the_reference_of_all_fields_is_up_to_date():
+    folder = Path(__file__).parents[1] / "docs"
+    spec = importlib.util.spec_from_file_location("config_reference", folder / "config_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (folder / "config.md").read_text() == module.reference()

@@ -132,6 +132,11 @@ class Loader:
         finally:
             batches.close()
 
+    def entries(self, step: int) -> list[int]:
+        """The dataset entries of this process's rows of a step, as long as all of them can be read."""
+        first = step * self.config.global_batch
+        return [self._make.order[first + row] for row in self._rows]
+
     def _dataset(self, start: int, count: int | None) -> grain.IterDataset:
         rows = len(self._rows)
         length = sys.maxsize if count is None else count * rows

@@ -67,7 +67,7 @@ def solver_steps(solver: Solver, times: Float[Array | np.ndarray, "n"]) -> Float
         times: falling, from at most 1 to at least 0.
 
     Raises:
-        ValueError: for a solver that is not known, and times without a step, or that do not fall from 1 to 0.
+        ValueError: for times without a step, or that do not fall from 1 to 0.
     """
     times = np.asarray(times, np.float64)
     if len(times) < 2:
@@ -78,9 +78,7 @@ def solver_steps(solver: Solver, times: Float[Array | np.ndarray, "n"]) -> Float
         share = times[1:] / times[:-1]
         keep = np.tile([1.0, 0.0, 0.0, 0.0, 0.0], (len(share), 1))
         return np.column_stack([times[:-1], keep, share, 1 - share, 0 * share]).astype(np.float32)
-    if solver == "unipc":
-        return _unipc(times)
-    raise ValueError(f"solver is {solver!r}; accepted: {', '.join(SOLVERS)}")
+    return _unipc(times)
 
 
 def _unipc(times: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n-1 9"]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from cinema_jax.data.example import Source
 from cinema_jax.errors import InputError
+from cinema_jax.training.watch import check_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,9 @@ def encode_all(
             padded = np.concatenate([clips, np.repeat(clips[-1:], batch_size - len(clips), axis=0)])
             values[len(kept) : len(kept) + len(clips)] = np.asarray(encode(padded))[: len(clips)]
             kept += indices
+        check_unreadable(rejected, count, f"{name} videos")
         if not kept:
-            raise InputError(
-                f"none of the {count} {name} videos can be read; the first: {next(iter(rejected.values()))}"
-            )
+            raise InputError(f"the only {name} video cannot be read: {next(iter(rejected.values()))}")
         values.flush()
         partial.rename(file)
         notes.write_text(json.dumps({"indices": kept, "rejected": rejected}))

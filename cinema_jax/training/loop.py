@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,8 +17,10 @@ from cinema_jax.cinema import Cinema
 from cinema_jax.config import ImageFirstStageConfig, StageConfig
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples
+from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import reports, state
+from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.optimizer import make_optimizer
@@ -25,6 +28,7 @@ from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, Stage
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import make_train_step
+from cinema_jax.training.watch import DroppedUpdates, Supply, check_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +38,10 @@ Batch = Mapping[str, Any]
 def train(run: Run) -> None:
     """Run all stages that are not finished yet."""
     mesh = sharding.make_mesh(**vars(run.config.mesh))
-    with jax.set_mesh(mesh):
+    with run.lock(), Interruption() as interruption, jax.set_mesh(mesh):
         for name in run.config.stages:
             if run.finished(name) is None:
-                Trainer(run, STAGES[name], mesh).run_stage()
+                Trainer(run, STAGES[name], mesh, interruption).run_stage()
             else:
                 logger.info("%s: finished before", name)
 
@@ -45,8 +49,9 @@ def train(run: Run) -> None:
 class Trainer:
     """One stage of one run."""
 
-    def __init__(self, run: Run, stage: Stage, mesh: Mesh):
+    def __init__(self, run: Run, stage: Stage, mesh: Mesh, interruption: Interruption | None = None):
         self.run, self.stage, self.mesh = run, stage, mesh
+        self.interruption = interruption or Interruption()
         self.config: StageConfig = getattr(run.config, stage.name)
         configs, params, self.origins = run.load_parts(stage.parts, stage.name)
         self.cinema = Cinema(run.config, configs)
@@ -55,6 +60,8 @@ class Trainer:
         self.frozen = sharding.place({path: x for path, x in params.items() if path not in trained}, mesh)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
         self.initial = {path: params[path] for path in trained}
+        # Records that were replaced: their ids, and what is wrong with them.
+        self.unreadable: dict[str, str] = {}
         evaluate = stage.evaluate(self.cinema)
         self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
 
@@ -66,7 +73,8 @@ class Trainer:
             examples, held_out = self._examples("train"), self._held_out()
             start = int(current.step)
             with MetricsWriter(workdir, stage=name, resume_step=start, total_steps=self.config.steps) as metrics:
-                current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
+                with self.interruption.after_the_step():
+                    current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
                 weights = jax.device_get(current.ema)
                 params = {**jax.device_get(self.frozen), **weights}
                 configs = self._write_parts(params, held_out)
@@ -85,20 +93,29 @@ class Trainer:
             ema_decay=config.ema_decay,
         )
         closing: dict[str, float] = {}
-        for step, batch in self._batches(examples, int(current.step)):
+        batches = Supply(self._batches(examples, int(current.step)))
+        watch = DroppedUpdates(int(current.skipped))
+        for step, batch in batches:
             current, values = step_fn(current, self.frozen, batch)
+            batches.busy_with = values["skipped"]
             done = step + 1
+            if watch.too_many(step, values["skipped"]) or (done == config.steps and watch.finish()):
+                raise self._not_finite(watch.in_a_row, examples)
             if done % config.log_every == 0 or done == config.steps:
                 values = jax.device_get(values)
-                metrics.write(done, values)
+                metrics.write(done, values | {"replaced": len(self.unreadable)})
                 metrics.progress(done, loss=float(values["loss"]))
             if done == config.steps or (config.eval_every and done % config.eval_every == 0):
                 closing = self.evaluate(current, held_out)
                 metrics.write(done, closing)
             if done == config.steps or done % config.checkpoint_every == 0:
                 checkpoints.save(current, self._description())
+            if self.interruption.requested and done < config.steps:
+                checkpoints.save(current, self._description())
+                checkpoints.wait()
+                raise Interrupted(self.interruption.requested, f"after step {done} of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
-        return current, closing or self.evaluate(current, held_out)
+        return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
 
     def evaluate(self, current: TrainState, held_out: list[Batch]) -> dict[str, float]:
         """Mean metrics of the averaged weights over the held-out batches."""
@@ -113,7 +130,9 @@ class Trainer:
     def _initial_state(self, checkpoints: Checkpoints) -> TrainState:
         if checkpoints.latest is None:
             return state.create(self.initial, self.optimizer, self.mesh, seed=self.run.config.seed)
-        restored, _ = checkpoints.restore(state.abstract(self.initial, self.optimizer, self.mesh))
+        restored, saved = checkpoints.restore(state.abstract(self.initial, self.optimizer, self.mesh))
+        # What the stage started from: by now its own results may lie in its place.
+        self.origins, self.digests, self.unreadable = saved["parts"], saved["digests"], saved["unreadable"]
         logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
         return restored
 
@@ -163,16 +182,39 @@ class Trainer:
         for first, last, kind, size in self._phases():
             if start >= last:
                 continue
-            config = LoaderConfig(size, self.run.config.seed, num_threads=self.run.config.data.threads, purpose=kind)
-            loader = Loader(
-                len(examples.indices),
-                functools.partial(_make, examples, kind),
-                config,
-                rows=sharding.local_rows(self.mesh, size),
-                on_failure=_report_failure,
-            )
+            loader = self._loader(examples, kind, size)
             for step, batch in loader.steps(max(start, first), last):
                 yield step, sharding.global_batch(batch, self.mesh, size)
+
+    def _loader(self, examples: Examples, kind: str, size: int) -> Loader:
+        def replaced(global_index: int, row: int, message: str) -> None:
+            record = examples.source.id(examples.indices[row])
+            logger.warning("%s was replaced: %s", record, message)
+            self.unreadable[record] = message
+            check_unreadable(self.unreadable, len(examples.indices), "records")
+
+        data = self.run.config.data
+        config = LoaderConfig(
+            size, self.run.config.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind
+        )
+        make = functools.partial(_make, examples, kind)
+        rows = sharding.local_rows(self.mesh, size)
+        return Loader(len(examples.indices), make, config, rows=rows, on_failure=replaced)
+
+    def _not_finite(self, steps: list[int], examples: Examples) -> InputError:
+        """The end of a run whose loss or gradient is not finite any more; writes down what it was shown."""
+        shown = {}
+        for step in steps:
+            _, _, kind, size = next(phase for phase in self._phases() if phase[0] <= step < phase[1])
+            rows = self._loader(examples, kind, size).entries(step)
+            shown[step + 1] = [examples.source.id(examples.indices[row]) for row in rows]
+        file = self.run.workdir / "not_finite.json"
+        file.write_text(json.dumps({"stage": self.stage.name, "examples": shown}, indent=2) + "\n")
+        return InputError(
+            f"{self.stage.name}: loss or gradient was not finite in steps {', '.join(map(str, shown))}, whose updates "
+            f"were dropped; {file} names their examples. Mend them, or lower "
+            f"config.{self.stage.name}.optimizer.learning_rate: the weights before these steps are intact"
+        )
 
     def _phases(self) -> list[tuple[int, int, str, int]]:
         """(first step, end, kind of example, batch size) of the stage's phases."""
@@ -185,7 +227,8 @@ class Trainer:
         ]
 
     def _description(self) -> dict[str, Any]:
-        return {"stage": self.stage.name, "parts": self.origins, "digests": self.digests}
+        told = {"stage": self.stage.name, "parts": self.origins, "digests": self.digests}
+        return told | {"unreadable": self.unreadable}
 
     def _write_parts(self, params: Mapping[str, np.ndarray], held_out: list[Batch]) -> dict[str, Any]:
         """Write every part that was trained, if only in part, to the run's `parts/`; returns all parts' configs."""
@@ -201,10 +244,6 @@ def _make(
     examples: Examples, kind: str, row: int, global_index: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     return examples(kind, row, rng)
-
-
-def _report_failure(global_index: int, row: int, message: str) -> None:
-    logger.warning("example %d (row %d of the data) was replaced: %s", global_index, row, message)
 
 
 def _of_part(params: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -10,13 +10,16 @@ workdir/
   metrics.jsonl, tensorboard/
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from cinema_jax import parts
@@ -33,7 +36,7 @@ from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_token
 # Fields of a part that no published config has: they always come from the run's own config.
 OWN_FIELDS = {"dit": ("entity_time", "sequence_multiple", "remat", "unroll")}
 # Fields that say how a run is carried out, not what comes out: a run may be continued with other values.
-FREE_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep", "threads")
+FREE_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep", "threads", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,18 @@ class Run:
         if not file.is_file():
             raise InputError(f"{workdir} holds no config.json; a checkpoint is the --workdir of a training run")
         return cls(parse(json.loads(file.read_text())), workdir)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes off the folder; the system lets go of it when this one ends, however it ends."""
+        lock = FileLock(self.workdir / "lock", thread_local=False)
+        try:
+            with contextlib.nullcontext() if jax.process_index() else lock.acquire(timeout=0):
+                yield
+        except Timeout:
+            raise InputError(
+                f"{self.workdir} is in use by another process; wait for it, or choose another --workdir"
+            ) from None
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage left behind, or None."""

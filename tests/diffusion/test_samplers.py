@@ -131,7 +131,6 @@ def test_bad_grids_are_refused_by_value(arguments, message):
         ("euler", [1.0], "at least 2"),
         ("unipc", [0.0, 0.5, 1.0], "goes from 0 to 1; it must fall"),
         ("euler", [2.0, 0.0], "lie in"),
-        ("heun", [1.0, 0.0], "solver is 'heun'; accepted: unipc, euler"),
     ],
 )
 def test_bad_steps_are_refused_by_value(solver, times, message):

@@ -1,0 +1,55 @@
+"""Stopping a run from outside: SIGINT and SIGTERM end it after a step, with everything saved."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and can go on from where it is."""
+
+    def __init__(self, number: int, where: str):
+        super().__init__(f"stopped by {signal.Signals(number).name} {where}; the same command goes on from there")
+        self.number = number
+
+
+class Interruption:
+    """While open, the first signal asks the run to stop; a second one ends the program at once.
+
+    Between steps the run stops where it stands: what such work makes is made anew when the run goes on.
+    """
+
+    def __init__(self):
+        self.requested: int | None = None
+        self._stepping = False
+        self._previous = {}
+
+    def __enter__(self) -> "Interruption":
+        # Python gives signals to the main thread alone; elsewhere (a notebook's worker) there is nothing to catch.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    @contextlib.contextmanager
+    def after_the_step(self) -> Iterator[None]:
+        """In here a signal only sets `requested`; whoever steps looks at it after each step."""
+        self._stepping = True
+        try:
+            yield
+        finally:
+            self._stepping = False
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.requested = number
+        self.__exit__()
+        if not self._stepping:
+            raise Interrupted(number, "between two stages' steps")

@@ -1,0 +1,79 @@
+"""What a run keeps an eye on while it steps: data that cannot be read, updates that were dropped, waiting for data."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cinema_jax.errors import InputError
+
+# So many dropped updates in a row are no accident.
+MAX_DROPPED = 3
+# Of the records; one is always forgiven.
+MAX_UNREADABLE = 0.01
+
+
+def check_unreadable(messages: dict[str, str], records: int, what: str) -> None:
+    """Raises `InputError`, with the list, where more than 1 % of the records cannot be read.
+
+    Args:
+        messages: id of a record to what is wrong with it.
+        records: how many there are, readable or not.
+    """
+    if len(messages) > max(1, MAX_UNREADABLE * records):
+        listed = "; ".join(f"{name}: {message}" for name, message in sorted(messages.items()))
+        raise InputError(f"{len(messages)} of {records} {what} cannot be read, more than 1 %: {listed}")
+
+
+class DroppedUpdates:
+    """Counts updates that were dropped in a row because loss or gradient was not finite.
+
+    Looks at a step's counter when the next step is under way, so that the device never waits for it.
+    """
+
+    def __init__(self, dropped: int):
+        self._total = dropped
+        self._pending: tuple[int, Any] | None = None
+        self.in_a_row: list[int] = []
+
+    def too_many(self, step: int, dropped: Any) -> bool:
+        """Whether three updates in a row were dropped; `dropped` is the state's counter after step number `step`."""
+        pending, self._pending = self._pending, (step, dropped)
+        return pending is not None and self._settle(*pending)
+
+    def finish(self) -> bool:
+        """The same for the last step."""
+        return self._pending is not None and self._settle(*self._pending)
+
+    def _settle(self, step: int, dropped: Any) -> bool:
+        total = int(dropped)
+        self.in_a_row = [*self.in_a_row, step] if total > self._total else []
+        self._total = total
+        return len(self.in_a_row) >= MAX_DROPPED
+
+
+class Supply:
+    """Batches, and how long the device waited for them: time in which it had nothing else to do, at most."""
+
+    def __init__(self, batches: Iterator[Any]):
+        self._batches = batches
+        self._waited, self._started = 0.0, None
+        # A result of the step before: while it is not ready, nobody waits.
+        self.busy_with: Any = None
+
+    def __iter__(self) -> "Supply":
+        return self
+
+    def __next__(self) -> Any:
+        asked = time.perf_counter()
+        batch = next(self._batches)
+        # The first batch waits for the workers to start, and the first step for the compiler.
+        if self._started is None:
+            self._started = time.perf_counter()
+        elif self.busy_with is not None and self.busy_with.is_ready():
+            self._waited += time.perf_counter() - asked
+        return batch
+
+    @property
+    def waiting_share(self) -> float:
+        """Of the time since the first batch."""
+        return self._waited / (time.perf_counter() - self._started) if self._started else 0.0

@@ -1,0 +1,63 @@
+"""Writes `config.md` beside this file from the dataclasses: `python docs/config_reference.py`."""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cinema_jax.config import Config
+
+FILE = Path(__file__).with_name("config.md")
+HEAD = """# Every field of a config
+
+Made by `python docs/config_reference.py` from the dataclasses. A file in `configs/` changes what it needs, and the
+command line single fields: `--config.finetune.steps=200`, `--config.data.augment.flip=0.5`.
+"""
+# Defaults longer than this say nothing in a table.
+LONGEST = 40
+
+
+def documents(kind: type) -> dict[str, str]:
+    """What a dataclass says of its fields: in their metadata, or in the comments above or beside them."""
+    lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
+    found = {field.name: field.metadata.get("doc", "") for field in dataclasses.fields(kind)}
+    for node in ast.parse("\n".join(lines)).body[0].body:
+        if isinstance(node, ast.AnnAssign) and not found.get(node.target.id, ""):
+            beside = [line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno]]
+            first = node.lineno - 1
+            while lines[first - 1].strip().startswith("#"):
+                first -= 1
+            above = [line.strip("# ") for line in lines[first : node.lineno - 1]]
+            found[node.target.id] = " ".join(above + [text for text in beside if text])
+    return found
+
+
+def rows(kind: type, value: Any, path: str) -> Iterator[str]:
+    """The table of a section, then those of the sections in it."""
+    hints, told, sections = typing.get_type_hints(kind), documents(kind), []
+    yield f"\n## {path}\n\n{inspect.getdoc(kind)}\n\n| field | default | |\n|---|---|---|"
+    for field in dataclasses.fields(kind):
+        own = getattr(value, field.name)
+        if dataclasses.is_dataclass(own):
+            sections.append((type(own), own, f"{path}.{field.name}"))
+            continue
+        default = "..." if len(repr(own)) > LONGEST else repr(own)
+        hint = hints[field.name]
+        accepted = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        choice = f" One of {', '.join(f'`{x!r}`' for x in accepted)}." if accepted else ""
+        yield f"| `{field.name}` | `{default}` | {told[field.name]}{choice} |"
+    for section in sections:
+        yield from rows(*section)
+
+
+def reference() -> str:
+    """The whole page."""
+    return HEAD + "\n".join(rows(Config, Config(), "config")) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(reference())
