@@ -50,7 +50,13 @@ def run(main: Callable[[], None]) -> None:
             print(f"error: {trouble}; what was saved before is intact", file=sys.stderr)
             sys.exit(2)
 
-    app.run(entry)
+    app.run(entry, argv=[_underscored(argument) for argument in sys.argv])
+
+
+def _underscored(argument: str) -> str:
+    """`--guidance-text=2` as `--guidance_text=2`, which is how absl spells it."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
 def storage_trouble(error: BaseException | None) -> str | None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import tiny_config, tiny_values
 
-from cinema_jax import generate, parts, sampling
+from cinema_jax import command, generate, parts, sampling
 from cinema_jax.config import parse
 from cinema_jax.data import manifest
 from cinema_jax.data.images import read_image, read_mask
@@ -161,11 +161,19 @@ def test_a_command_ends_with_one_sentence_and_status_two(folder):
             "seed",
         ),
     ):
-        command, environment = [sys.executable, "-m", *arguments], {**os.environ, "PYTHONPATH": str(HERE.parent)}
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        line = [sys.executable, "-m", *arguments]
+        ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         assert ended.returncode in (1, 2)
         assert "Traceback" not in ended.stderr
         assert message in ended.stderr
+
+
+def test_flags_may_be_spelled_with_dashes():
+    spelled = ["--guidance-text=-2", "--output=my-video.mp4", "--prompt", "a-b", "-v=1", "--"]
+    assert [command._underscored(argument) for argument in spelled] == [
+        "--guidance_text=-2", "--output=my-video.mp4", "--prompt", "a-b", "-v=1", "--",
+    ]  # fmt: skip
 
 
 def test_same_seed_same_bytes_and_companions_change_nothing(checkpoint):
