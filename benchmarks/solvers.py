@@ -6,6 +6,7 @@ Samples the held-out videos of the contact sheet with every solver and number of
 distance of the latents from those of 200 steps of Euler (latents have a standard deviation of about 1).
 """
 
+import itertools
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -28,13 +29,14 @@ def main(_) -> None:
     told = [held_out_conditions(run, source, index) for index in range(SHOWN)]
     requests = [Request(c.prompt, c.references, seed=index) for index, c in enumerate(told)]
 
-    def latents(solver: str, steps: int) -> np.ndarray:
-        return np.asarray(sampler.latents(requests, sampler.settings(solver=solver, steps=steps)))
+    def latents(solver: str, spacing: str, steps: int) -> np.ndarray:
+        return np.asarray(sampler.latents(requests, sampler.settings(solver=solver, spacing=spacing, steps=steps)))
 
-    truth = latents("euler", TRUTH)
-    print(f"| network evaluations | {' | '.join(SOLVERS)} |\n|{'---|' * (len(SOLVERS) + 1)}")
+    truth = latents("euler", "uniform", TRUTH)
+    kinds = list(itertools.product(SOLVERS, ("uniform", "cosine")))
+    print(f"| network evaluations | {' | '.join(map(', '.join, kinds))} |\n|{'---|' * (len(kinds) + 1)}")
     for steps in STEPS:
-        distances = [float(jnp.sqrt(jnp.mean((latents(solver, steps) - truth) ** 2))) for solver in SOLVERS]
+        distances = [float(jnp.sqrt(jnp.mean((latents(*kind, steps) - truth) ** 2))) for kind in kinds]
         print(f"| {steps} | {' | '.join(f'{distance:.3f}' for distance in distances)} |")
 
 

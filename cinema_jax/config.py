@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from cinema_jax.data.augment import AugmentConfig
-from cinema_jax.diffusion.samplers import Solver
+from cinema_jax.diffusion.samplers import Solver, Spacing
 from cinema_jax.errors import InputError
 from cinema_jax.models.aligner import AlignerConfig
 from cinema_jax.models.cogvideox.transformer import CogVideoXConfig
@@ -99,6 +99,7 @@ class FlowConfig:
     time_std: float = option(1.0, "Standard deviation of the logit-normal training times.")
     shift: float = option(1.0, "Resolution shift of training and sampling times: t' = s t / (1 + (s - 1) t).")
     solver: Solver = option("unipc", "How the flow is followed: unipc is of second order, euler of first.")
+    spacing: Spacing = option("uniform", "Of the sampler's times before the shift; cosine is denser at both ends.")
     sample_steps: int = option(20, "Steps of a sampled video, each one network evaluation.")
     guidance_text: float = option(3.0, "Guidance scale towards the prompt.")
     guidance_reference: float = option(2.0, "Guidance scale towards the references.")

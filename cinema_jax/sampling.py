@@ -16,7 +16,7 @@ from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.diffusion import flow
 from cinema_jax.diffusion.guidance import Branch, guidance_coefficients, guided
-from cinema_jax.diffusion.samplers import Solver, sample_steps, solver_step, solver_steps, time_grid
+from cinema_jax.diffusion.samplers import Solver, Spacing, sample_steps, solver_step, solver_steps, time_grid
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.run import Run
@@ -39,6 +39,7 @@ class Settings:
     """How videos are sampled."""
 
     solver: Solver
+    spacing: Spacing
     steps: int
     guidance_text: float
     guidance_reference: float
@@ -74,7 +75,7 @@ class Sampler:
         """
         flow, data = self.cinema.config.flow, self.cinema.config.data
         own = {"frames": data.frames, "height": data.height, "width": data.width, "steps": flow.sample_steps}
-        own |= {"solver": flow.solver}
+        own |= {"solver": flow.solver, "spacing": flow.spacing}
         own |= {"guidance_text": flow.guidance_text, "guidance_reference": flow.guidance_reference}
         settings = Settings(**own | {name: value for name, value in changes.items() if value is not None})
         unit = self.cinema.part(self.params, "vae").spatial_compression * self.cinema.part_configs["dit"].patch_size
@@ -104,7 +105,8 @@ class Sampler:
         shape = vae.latent_shape(settings.frames, settings.height, settings.width)
         keys = jnp.stack([jax.random.key(request.seed, impl="threefry2x32") for request in requests])
         noise = flow.sample_noise(keys, shape)
-        steps = solver_steps(settings.solver, time_grid(settings.steps, shift=self.cinema.config.flow.shift))
+        grid = time_grid(settings.steps, shift=self.cinema.config.flow.shift, spacing=settings.spacing)
+        steps = solver_steps(settings.solver, grid)
         factors = jnp.asarray(list(coefficients.values()))
         step = functools.partial(self._step, self.params, tuple(coefficients), factors, conditions)
         *_, latents = progress(sample_steps(step, noise, steps))

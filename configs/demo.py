@@ -74,7 +74,7 @@ def _stages(config: ConfigDict) -> None:
     config.align.optimizer.learning_rate, config.align.optimizer.warmup_steps = 1e-2, 20
     config.finetune.steps, config.finetune.batch_size = 400, 32
     config.finetune.optimizer.learning_rate, config.finetune.optimizer.warmup_steps = 5e-3, 20
-    config.flow.sample_steps = 12
+    config.flow.sample_steps, config.flow.spacing = 12, "cosine"
     config.flow.guidance_text, config.flow.guidance_reference = 2.0, 3.0
     for stage in ("vae", "mllm", "pretrain", "align", "finetune"):
         section = getattr(config, stage)

@@ -15,19 +15,24 @@ from jaxtyping import Array, Float
 from cinema_jax.diffusion.flow import shift_times
 
 Solver = Literal["unipc", "euler"]
+Spacing = Literal["uniform", "cosine"]
 SOLVERS: tuple[Solver, ...] = ("unipc", "euler")
 # At time 1 there is no signal, and its logarithm is infinite.
 _LARGEST = 1 - 1e-6
 
 
-def time_grid(steps: int, *, shift: float = 1.0, smallest: float = 0.0) -> Float[Array, "n"]:
-    """`steps + 1` times from 1 (noise) to 0 (data), evenly spaced and then shifted.
+def time_grid(
+    steps: int, *, shift: float = 1.0, smallest: float = 0.0, spacing: Spacing = "uniform"
+) -> Float[Array, "n"]:
+    """`steps + 1` times from 1 (noise) to 0 (data), spaced and then shifted.
 
     Args:
         steps: network evaluations.
         shift: see `flow.shift_times`; above 1 it spends more steps near the noise.
         smallest: no step starts below this time. Networks that were trained on discrete noise levels know nothing
             under their lowest one (0.048 for CogVideoX-2b, 0.028 for 5b): the last step goes from there straight to 0.
+        spacing: "uniform", or "cosine": denser at both ends, where the signal-to-noise ratio changes fastest, which
+            suits solvers of second order that step along it.
 
     Raises:
         ValueError: for less than one step, or `smallest` outside [0, 1).
@@ -36,8 +41,15 @@ def time_grid(steps: int, *, shift: float = 1.0, smallest: float = 0.0) -> Float
         raise ValueError(f"steps is {steps}; sampling needs at least 1")
     if not 0 <= smallest < 1:
         raise ValueError(f"smallest is {smallest}; it must lie in [0, 1)")
-    last = jnp.maximum(shift_times(jnp.float32(1 / steps), shift), smallest)
-    times = shift_times(jnp.linspace(1.0, shift_times(last, 1 / shift), steps), shift)
+
+    def spaced(x):
+        return (1 - jnp.cos(jnp.pi * x)) / 2 if spacing == "cosine" else x
+
+    def place(x):
+        return jnp.arccos(1 - 2 * x) / jnp.pi if spacing == "cosine" else x
+
+    last = jnp.maximum(shift_times(spaced(jnp.float32(1 / steps)), shift), smallest)
+    times = shift_times(spaced(jnp.linspace(1.0, place(shift_times(last, 1 / shift)), steps)), shift)
     # Rounding must not carry the last start below the limit, nor the first off 1.
     return jnp.append(jnp.maximum(times, smallest).at[0].set(1.0), 0.0)
 

@@ -100,10 +100,17 @@ def test_grid_runs_from_one_to_zero_evenly_before_the_shift():
     np.testing.assert_array_equal(time_grid(1, shift=5.0), [1, 0])
 
 
+def test_cosine_spacing_is_denser_at_both_ends():
+    steps = -np.diff(time_grid(10, spacing="cosine"))
+    np.testing.assert_allclose(steps, steps[::-1], atol=1e-6)
+    assert (np.diff(steps[:5]) > 0).all()
+
+
 @pytest.mark.parametrize("steps", [1, 2, 50, 1000])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_no_step_starts_below_the_smallest_time(steps, shift):
-    times = np.asarray(time_grid(steps, shift=shift, smallest=0.048))
+@pytest.mark.parametrize("spacing", ["uniform", "cosine"])
+def test_no_step_starts_below_the_smallest_time(steps, shift, spacing):
+    times = np.asarray(time_grid(steps, shift=shift, smallest=0.048, spacing=spacing))
     assert len(times) == steps + 1
     assert times[0] == 1
     assert times[-1] == 0
