@@ -62,9 +62,7 @@ def where(workdir: Path) -> str:
     stages = sorted(file.stem for file in (workdir / "stages").glob("*.json"))
     lines = (workdir / "metrics.jsonl").read_text().splitlines() if (workdir / "metrics.jsonl").exists() else []
     last = next((f"{row['stage']} {row['step']}" for row in map(whole_line, reversed(lines)) if row), "nothing yet")
-    writing = any(
-        path.name.endswith("orbax-checkpoint-tmp") or "tmp" in path.name for path in workdir.glob("checkpoints/*/*")
-    )
+    writing = any("tmp" in path.name for path in workdir.glob("checkpoints/*/*"))
     return f"after {last}, {len(stages)} stages finished{', a checkpoint half written' if writing else ''}"
 
 

@@ -129,6 +129,11 @@ def write(name: str, config: Any, params: Mapping[str, np.ndarray], folder: Path
     tensors = KINDS[name].before_writing(weights.export_weights(own, KINDS[name].table(config)), config)
     # Each whole or not at all, and the config last: a folder with a config is complete.
     weights.write_safetensors(folder / "model.safetensors", {k: x.astype(dtype) for k, x in tensors.items()})
-    partial = folder / "config.partial"
-    partial.write_text(json.dumps(KINDS[name].config_to_hf(config), indent=2) + "\n")
-    partial.replace(folder / "config.json")
+    write_json(folder / "config.json", KINDS[name].config_to_hf(config))
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a JSON file, under a temporary name until it is whole."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(file)

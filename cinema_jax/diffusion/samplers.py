@@ -5,7 +5,7 @@ the times alone. They are computed beforehand, so that one compiled step serves 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from cinema_jax.diffusion.flow import shift_times
 
 Solver = Literal["unipc", "euler"]
 Spacing = Literal["uniform", "cosine"]
-SOLVERS: tuple[Solver, ...] = ("unipc", "euler")
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
 # At time 1 there is no signal, and its logarithm is infinite.
 _LARGEST = 1 - 1e-6
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -209,7 +208,7 @@ class Trainer:
             rows = self._loader(examples, kind, size).entries(step)
             shown[step + 1] = [examples.source.id(examples.indices[row]) for row in rows]
         file = self.run.workdir / "not_finite.json"
-        file.write_text(json.dumps({"stage": self.stage.name, "examples": shown}, indent=2) + "\n")
+        parts.write_json(file, {"stage": self.stage.name, "examples": shown})
         return InputError(
             f"{self.stage.name}: loss or gradient was not finite in steps {', '.join(map(str, shown))}, whose updates "
             f"were dropped; {file} names their examples. Mend them, or lower "
@@ -227,8 +226,12 @@ class Trainer:
         ]
 
     def _description(self) -> dict[str, Any]:
-        told = {"stage": self.stage.name, "parts": self.origins, "digests": self.digests}
-        return told | {"unreadable": self.unreadable}
+        return {
+            "stage": self.stage.name,
+            "parts": self.origins,
+            "digests": self.digests,
+            "unreadable": self.unreadable,
+        }
 
     def _write_parts(self, params: Mapping[str, np.ndarray], held_out: list[Batch]) -> dict[str, Any]:
         """Write every part that was trained, if only in part, to the run's `parts/`; returns all parts' configs."""

@@ -59,9 +59,7 @@ class Run:
                 )
         else:
             workdir.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-            partial.rename(file)
+            parts.write_json(file, to_dict(config))
         return cls(config, workdir)
 
     @classmethod
@@ -93,9 +91,7 @@ class Run:
         """Mark a stage as finished."""
         file = self.workdir / "stages" / f"{stage}.json"
         file.parent.mkdir(exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        partial.rename(file)
+        parts.write_json(file, record)
 
     def folder(self, part: str) -> Path | None:
         """Where a part's weights lie: this run's own result, else what the config names, else None (random)."""

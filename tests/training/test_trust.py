@@ -1,5 +1,6 @@
 """Kills, signals, a second process, bad records and bad numbers: what a run does when something goes wrong."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -110,8 +111,7 @@ def test_three_updates_dropped_in_a_row_stop_the_run_and_name_the_examples(tmp_p
         return build(wrong, *arguments, **options)
 
     monkeypatch.setattr(loop, "make_train_step", spoiled)
-    values = config()
-    values = type(values)(**{**vars(values), "mllm": type(values.mllm)(**{**vars(values.mllm), "steps": 8})})
+    values = dataclasses.replace(config(), mllm=dataclasses.replace(config().mllm, steps=8))
     with pytest.raises(InputError, match=r"mllm: loss or gradient was not finite in steps 3, 4, 5, whose updates"):
         loop.train(Run.open(values, tmp_path / "run"))
     told = json.loads((tmp_path / "run/not_finite.json").read_text())
@@ -132,8 +132,7 @@ def test_unreadable_records_are_replaced_counted_and_not_forgiven_above_one_perc
         return portrait(self, index, rng)
 
     monkeypatch.setattr(type(source), "portrait_task", sometimes)
-    used = json.loads(json.dumps([int(i) for i in loop_rows(tmp_path)]))
-    broken.add(used[0])
+    broken.add(loop_rows(tmp_path)[0])
     loop.train(Run.open(config(), tmp_path / "one"))
     assert [row["replaced"] for row in rows(tmp_path / "one") if "replaced" in row] == [1] * STEPS
     with pytest.raises(InputError, match=r"2 of 100 records cannot be read, more than 1 %: a: cut; b: cut"):
