@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
@@ -93,6 +93,7 @@ def same(first: Path, second: Path) -> None:
 
 def main(_) -> None:
     """Both runs, and the comparison."""
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every array
     folder = Path(WORKDIR.value)
     folder.mkdir(parents=True)
     started = time.time()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from cinema_jax.diffusion.samplers import SOLVERS
+from cinema_jax.diffusion.config import SOLVERS
 from cinema_jax.sampling import Request, load_sampler
 from cinema_jax.training.reports import SHOWN, held_out_conditions
 

@@ -13,14 +13,14 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from cinema_jax.data.augment import AugmentConfig
-from cinema_jax.diffusion.samplers import Solver, Spacing
+from cinema_jax.diffusion.config import Solver, Spacing
 from cinema_jax.errors import InputError
-from cinema_jax.models.aligner import AlignerConfig
-from cinema_jax.models.cogvideox.transformer import CogVideoXConfig
+from cinema_jax.models.aligner.config import AlignerConfig
+from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.qwen_vl.config import Qwen2VLConfig
-from cinema_jax.models.t5.model import T5Config
-from cinema_jax.models.wan.vae import WanVAEConfig
-from cinema_jax.training.optimizer import OptimizerConfig
+from cinema_jax.models.t5.config import T5Config
+from cinema_jax.models.wan.config import WanVAEConfig
+from cinema_jax.training.config import OptimizerConfig
 
 STAGES = ("vae", "mllm", "pretrain", "align", "finetune")
 

@@ -18,7 +18,9 @@ from flax import nnx
 
 from cinema_jax import weights
 from cinema_jax.errors import InputError
-from cinema_jax.models import aligner
+from cinema_jax.models.aligner import config as aligner_config
+from cinema_jax.models.aligner import model as aligner
+from cinema_jax.models.aligner import weights as aligner_weights
 from cinema_jax.models.cogvideox import transformer as cogvideox
 from cinema_jax.models.cogvideox import weights as cogvideox_weights
 from cinema_jax.models.qwen_vl import config as qwen_config
@@ -66,7 +68,10 @@ KINDS: Mapping[str, Kind] = {
         after_reading=qwen_weights.drop_tied_head,
     ),
     "aligner": Kind(
-        aligner.AlignerNet, lambda c: aligner.TABLE, lambda values: aligner.AlignerConfig(**values), dataclasses.asdict
+        aligner.AlignerNet,
+        lambda c: aligner_weights.TABLE,
+        lambda values: aligner_config.AlignerConfig(**values),
+        dataclasses.asdict,
     ),
     "dit": Kind(
         cogvideox.CogVideoXTransformer,

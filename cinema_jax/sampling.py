@@ -15,8 +15,9 @@ from cinema_jax.cinema import Cinema, Conditions, Params
 from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.diffusion import flow
+from cinema_jax.diffusion.config import Solver, Spacing
 from cinema_jax.diffusion.guidance import Branch, guidance_coefficients, guided
-from cinema_jax.diffusion.samplers import Solver, Spacing, sample_steps, solver_step, solver_steps, time_grid
+from cinema_jax.diffusion.samplers import sample_steps, solver_step, solver_steps, time_grid
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.run import Run

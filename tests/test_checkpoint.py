@@ -11,7 +11,8 @@ import pytest
 from cinema_jax import checkpoint, sharding
 from cinema_jax.checkpoint import CheckpointError, Checkpoints
 from cinema_jax.training import state
-from cinema_jax.training.optimizer import OptimizerConfig, make_optimizer
+from cinema_jax.training.config import OptimizerConfig
+from cinema_jax.training.optimizer import make_optimizer
 
 OPTIMIZER = make_optimizer(OptimizerConfig(), steps=10)
 PARAMS = {

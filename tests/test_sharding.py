@@ -10,14 +10,19 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from cinema_jax import sharding
-from cinema_jax.models.aligner import AlignerConfig, AlignerNet
-from cinema_jax.models.cogvideox.transformer import CogVideoXConfig, CogVideoXTransformer
+from cinema_jax.models.aligner.config import AlignerConfig
+from cinema_jax.models.aligner.model import AlignerNet
+from cinema_jax.models.cogvideox.config import CogVideoXConfig
+from cinema_jax.models.cogvideox.transformer import CogVideoXTransformer
 from cinema_jax.models.qwen_vl.config import Qwen2VLConfig
 from cinema_jax.models.qwen_vl.model import Qwen2VL
-from cinema_jax.models.t5.model import T5Config, T5Encoder
-from cinema_jax.models.wan.vae import WanVAE, WanVAEConfig
+from cinema_jax.models.t5.config import T5Config
+from cinema_jax.models.t5.model import T5Encoder
+from cinema_jax.models.wan.config import WanVAEConfig
+from cinema_jax.models.wan.vae import WanVAE
 from cinema_jax.training import state
-from cinema_jax.training.optimizer import OptimizerConfig, make_optimizer
+from cinema_jax.training.config import OptimizerConfig
+from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.weights import flatten
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -92,8 +93,24 @@ class Examples:
     # Held-out evaluation neither drops conditions nor augments.
     augment: bool = True
 
+    def __getstate__(self) -> dict:
+        """For worker processes: latents in a file are opened there again, not copied."""
+        state = vars(self).copy()
+        if isinstance(self.latents, np.memmap):
+            state["latents"] = Path(self.latents.filename)
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        if isinstance(state["latents"], Path):
+            state["latents"] = np.load(state["latents"], mmap_mode="r")
+        vars(self).update(state)
+
     def __call__(self, stage: str, row: int, rng: np.random.Generator) -> Arrays:
         return getattr(self, stage)(row, rng)
+
+    def make(self, stage: str, row: int, global_index: int, rng: np.random.Generator) -> Arrays:
+        """The same, called as a `Loader` does."""
+        return self(stage, row, rng)
 
     def vae(self, row: int, rng: np.random.Generator) -> Arrays:
         """A clip."""

@@ -5,18 +5,16 @@ the times alone. They are computed beforehand, so that one compiled step serves 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cinema_jax.diffusion.config import Solver, Spacing
 from cinema_jax.diffusion.flow import shift_times
 
-Solver = Literal["unipc", "euler"]
-Spacing = Literal["uniform", "cosine"]
-SOLVERS: tuple[Solver, ...] = get_args(Solver)
 # At time 1 there is no signal, and its logarithm is infinite.
 _LARGEST = 1 - 1e-6
 

@@ -196,7 +196,7 @@ class Trainer:
         config = LoaderConfig(
             size, self.run.config.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind
         )
-        make = functools.partial(_make, examples, kind)
+        make = functools.partial(examples.make, kind)
         rows = sharding.local_rows(self.mesh, size)
         return Loader(len(examples.indices), make, config, rows=rows, on_failure=replaced)
 
@@ -241,12 +241,6 @@ class Trainer:
                 configs[name] = reports.latent_statistics(self.cinema, params, held_out)
             parts.write(name, configs[name], _of_part(params, name), self.run.workdir / "parts" / name)
         return configs
-
-
-def _make(
-    examples: Examples, kind: str, row: int, global_index: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    return examples(kind, row, rng)
 
 
 def _of_part(params: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from cinema_jax.cinema import Batch, Cinema, Conditions, Params, to_float
 from cinema_jax.diffusion import flow
-from cinema_jax.models.aligner import alignment_loss
+from cinema_jax.models.aligner.model import alignment_loss
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 
 Metrics = dict[str, Float[Array, ""]]

@@ -13,8 +13,9 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from cinema_jax.diffusion.config import SOLVERS
 from cinema_jax.diffusion.flow import shift_times
-from cinema_jax.diffusion.samplers import SOLVERS, sample_steps, solve, solver_step, solver_steps, time_grid
+from cinema_jax.diffusion.samplers import sample_steps, solve, solver_step, solver_steps, time_grid
 
 MU, SIGMA = jnp.array([[1.5, -0.5]]), jnp.array([[0.3, 0.8]])
 NOISE = jnp.array([[-2.0, 0.3], [0.1, 1.0], [1.7, -0.8]])

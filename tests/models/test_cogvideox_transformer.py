@@ -13,7 +13,8 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from flax import nnx
 
-from cinema_jax.models.cogvideox.transformer import CogVideoXConfig, CogVideoXTransformer, token_layout
+from cinema_jax.models.cogvideox.config import CogVideoXConfig
+from cinema_jax.models.cogvideox.transformer import CogVideoXTransformer, token_layout
 from cinema_jax.models.cogvideox.weights import TABLE, config_from_hf, config_to_hf
 from cinema_jax.weights import export_weights, flatten, import_weights, load_into
 

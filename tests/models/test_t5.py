@@ -14,7 +14,8 @@ import transformers
 from flax import nnx
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from cinema_jax.models.t5.model import T5Config, T5Encoder, relative_position_buckets
+from cinema_jax.models.t5.config import T5Config
+from cinema_jax.models.t5.model import T5Encoder, relative_position_buckets
 from cinema_jax.models.t5.weights import TABLE, config_from_hf, config_to_hf, tie, untie
 from cinema_jax.weights import WeightError, export_weights, flatten, import_weights, load_into, write_safetensors
 

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -135,6 +139,16 @@ def test_generated_latents_depend_on_the_seed_and_on_nothing_else_in_the_batch(w
     # Rows of one batch may be summed in another order: equal up to one step of rounding to 8 bits.
     assert np.abs(together[0].astype(int) - again[1].astype(int)).max() <= 1
     assert not np.array_equal(sampler([two, pair], settings)[0], together[0])
+
+
+def test_two_processes_generate_the_same_bytes(workdir):
+    script = Path(__file__).with_name("generated.py")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), str(workdir)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    digests = [process.communicate()[0].strip() for process in processes]
+    assert len(digests[0]) == 64
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize(

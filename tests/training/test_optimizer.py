@@ -6,7 +6,8 @@ import optax
 import pytest
 
 from cinema_jax.errors import InputError
-from cinema_jax.training.optimizer import OptimizerConfig, make_optimizer
+from cinema_jax.training.config import OptimizerConfig
+from cinema_jax.training.optimizer import make_optimizer
 
 RNG = np.random.default_rng(0)
 PARAMS = {

@@ -5,7 +5,8 @@ import pytest
 
 from cinema_jax import sharding
 from cinema_jax.training import state
-from cinema_jax.training.optimizer import OptimizerConfig, make_optimizer
+from cinema_jax.training.config import OptimizerConfig
+from cinema_jax.training.optimizer import make_optimizer
 
 PARAMS = {"dit/to_q/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "dit/to_q/bias": np.ones(3, np.float32)}
 PATHS = ["aligner/latents", "aligner/o/kernel", "dit/to_q/kernel"]

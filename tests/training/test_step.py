@@ -11,7 +11,8 @@ import pytest
 
 from cinema_jax import sharding
 from cinema_jax.training import state
-from cinema_jax.training.optimizer import OptimizerConfig, decayed, learning_rate, make_optimizer
+from cinema_jax.training.config import OptimizerConfig
+from cinema_jax.training.optimizer import decayed, learning_rate, make_optimizer
 from cinema_jax.training.step import make_train_step
 
 CONFIG = OptimizerConfig(learning_rate=0.1, warmup_steps=2, weight_decay=0.1, clip_norm=0.5)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from cinema_jax.models.cogvideox.transformer import CogVideoXConfig
+from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.weights import CONV2D, Rule, linear, norm
 
 _BLOCK = "transformer_blocks.{layer}"

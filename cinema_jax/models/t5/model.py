@@ -4,7 +4,6 @@ Same mathematics as transformers' `T5EncoderModel` in evaluation mode. Published
 there is none here.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -15,34 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from cinema_jax.models.attention import attention
 from cinema_jax.models.layers import Linear, RMSNorm, scan_layers, stack_layers
-
-
-@dataclasses.dataclass(frozen=True)
-class T5Config:
-    """Sizes of the encoder, under the names of its `config.json`. The defaults are T5 v1.1 XXL's."""
-
-    # Rows of the token embedding.
-    vocab_size: int = 32128
-    # Width of the residual stream, and of the features that come out.
-    d_model: int = 4096
-    # Head size. `num_heads * d_kv` need not equal `d_model`.
-    d_kv: int = 64
-    # Width of the gated feed-forward network.
-    d_ff: int = 10240
-    num_layers: int = 24
-    num_heads: int = 64
-    # Relative distances share this many learned biases, half of them for each direction ...
-    relative_attention_num_buckets: int = 32
-    # ... and all distances from here on share the last one.
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-
-    def __post_init__(self):
-        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        if buckets < 4 or buckets % 4:
-            raise ValueError(f"relative_attention_num_buckets is {buckets}; it must be a positive multiple of 4")
-        if distance <= buckets // 4:
-            raise ValueError(f"relative_attention_max_distance is {distance}; it must exceed {buckets // 4} here")
+from cinema_jax.models.t5.config import T5Config
 
 
 def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "S S"]:

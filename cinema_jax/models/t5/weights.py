@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cinema_jax.models.t5.model import T5Config
+from cinema_jax.models.t5.config import T5Config
 from cinema_jax.weights import Rule, WeightError, linear, norm
 
 _SHARED, _TIED = "shared.weight", "encoder.embed_tokens.weight"

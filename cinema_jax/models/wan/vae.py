@@ -4,8 +4,6 @@ The first frame of a clip is coded by itself and every four after it together, s
 no frame depends on a later one.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,42 +11,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from cinema_jax.models.attention import attention
+from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.layers import CausalConv, ChannelNorm, Downsample, Stream, Upsample
-
-_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
-_MEAN += (0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
-_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743)
-_STD += (3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
-
-
-@dataclasses.dataclass(frozen=True)
-class WanVAEConfig:
-    """The shape of a VAE; the defaults are the released Wan2.1 VAE."""
-
-    base_dim: int = 96  # channels at full resolution, in the encoder
-    decoder_base_dim: int | None = None  # the same in the decoder; None: as in the encoder
-    z_dim: int = 16  # latent channels
-    dim_mult: tuple[int, ...] = (
-        1,
-        2,
-        4,
-        4,
-    )  # channels of each stage in units of base_dim; height and width halve between
-    num_res_blocks: int = 2  # residual blocks in each stage of the encoder; the decoder has one more
-    attn_scales: tuple[float, ...] = ()  # scales (1, 1/2, ...) at which the encoder attends after each residual block
-    temporal_downsample: tuple[bool, ...] = (False, True, True)  # whether the frames halve too, between each two stages
-    latents_mean: tuple[float, ...] = _MEAN  # of each latent channel, over training data
-    latents_std: tuple[float, ...] = _STD  # likewise
-
-    def __post_init__(self):
-        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
-            raise ValueError(
-                f"temporal_downsample={self.temporal_downsample} must have {len(self.dim_mult) - 1} entries, "
-                f"one less than dim_mult={self.dim_mult}"
-            )
-        for name in ("latents_mean", "latents_std"):
-            if len(getattr(self, name)) != self.z_dim:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries, z_dim={self.z_dim} needs as many")
 
 
 class ResidualBlock(nnx.Module):
@@ -162,8 +126,8 @@ class WanVAE(nnx.Module):
     """Video in [-1, 1] to latents and back.
 
     Latents have zero mean and unit variance in each channel, by the statistics in the config. `encode` and `decode`
-    code a clip at once; `encode_chunked` and `decode_chunked` give the same results at a peak memory that does not
-    grow with its length.
+    work on a latent frame at a time, so that their peak memory grows by what they return alone. `encode_moments` and
+    `decode_raw` give the same of a whole clip at once, which is what gradients want.
     """
 
     def __init__(self, config: WanVAEConfig, *, rngs: nnx.Rngs):
@@ -201,32 +165,24 @@ class WanVAE(nnx.Module):
 
     def encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
         """The posterior's mode, normalised. Raises ValueError as `latent_shape` does."""
-        return self.normalise(self.encode_moments(video)[0])
-
-    def encode_moments(
-        self, video: Float[Array, "B frames height width 3"]
-    ) -> tuple[Float[Array, "B F H W C"], Float[Array, "B F H W C"]]:
-        """Mean and log variance (in [-30, 20]) of the posterior, not normalised: for training."""
-        self.latent_shape(*video.shape[1:4])
-        return self._moments(self.encoder(video, Stream()))
-
-    def encode_chunked(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
-        """`encode`, a latent frame at a time."""
         self.latent_shape(*video.shape[1:4])
         return self.normalise(self._moments(_in_chunks(self.encoder, video, self.temporal_compression, 1))[0])
 
     def decode(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
         """The video of normalised latents, clipped to [-1, 1]."""
-        return jnp.clip(self.decode_raw(self.denormalise(latents)), -1, 1)
-
-    def decode_raw(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
-        """The video of latents that are not normalised, not clipped: for training."""
-        return self.decoder(self.post_quant_conv(latents), Stream())
-
-    def decode_chunked(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
-        """`decode`, a latent frame at a time."""
         latents = self.post_quant_conv(self.denormalise(latents))
         return jnp.clip(_in_chunks(self.decoder, latents, 1, self.temporal_compression), -1, 1)
+
+    def encode_moments(
+        self, video: Float[Array, "B frames height width 3"]
+    ) -> tuple[Float[Array, "B F H W C"], Float[Array, "B F H W C"]]:
+        """Mean and log variance (in [-30, 20]) of the posterior, not normalised, at once: for training."""
+        self.latent_shape(*video.shape[1:4])
+        return self._moments(self.encoder(video, Stream()))
+
+    def decode_raw(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
+        """The video of latents that are not normalised, not clipped, at once: for training."""
+        return self.decoder(self.post_quant_conv(latents), Stream())
 
     def normalise(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B F H W C"]:
         """Zero mean and unit variance in each channel."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cinema_jax.models.wan.vae import WanVAEConfig
+from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.weights import CONV2D, CONV3D, COPY, Rule, Transform
 
 _POINTWISE2D = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])

@@ -5,50 +5,16 @@ width 768, 8 heads, 226 latents) and loss terms, but no module: what it leaves o
 (arXiv 2403.05135).
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.attention import attention
 from cinema_jax.models.layers import LayerNorm, Linear, scan_layers, stack_layers
-from cinema_jax.weights import Rule, linear, norm
 
 _EPS = 1e-5
-
-# There is no published module: files hold our own names, in PyTorch's layout like those of all other parts.
-TABLE: tuple[Rule, ...] = (
-    Rule("latents", "latents"),
-    *linear("input_projection", "input_projection"),
-    *(r for x in ("latents", "states", "mlp") for r in norm(f"layers.{{layer}}.{x}_norm", f"layers/{x}_norm")),
-    *(r for x in ("q", "k", "v", "o", "up", "down") for r in linear(f"layers.{{layer}}.{x}", f"layers/{x}")),
-    *linear("output_projection", "output_projection"),
-    *norm("output_norm", "output_norm"),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class AlignerConfig:
-    """Sizes of the aligner. The defaults are the paper's."""
-
-    # Width of the MLLM's hidden states: 1536 for Qwen2-VL-2B, 3584 for the 7B models.
-    input_dim: int
-    # Width of the transformer's text tokens: 4096 for T5 XXL.
-    output_dim: int
-    num_layers: int = 6
-    width: int = 768
-    num_heads: int = 8
-    # How many tokens come out: the number of text tokens that the transformer was trained with.
-    num_latents: int = 226
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} is {getattr(self, field.name)}; it must be at least 1")
-        if self.width % self.num_heads:
-            raise ValueError(f"width is {self.width}; it must be a multiple of num_heads, {self.num_heads}")
 
 
 class AlignerLayer(nnx.Module):

@@ -1,0 +1,105 @@
+"""Making single examples, in this process or in worker processes.
+
+No jax and no Grain here (Grain imports jax): worker processes import this file and what their examples need.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from cinema_jax.errors import InputError
+
+Arrays = dict[str, np.ndarray | np.generic]
+# (dataset index, global example index, generator) -> arrays without a batch axis, of the same shapes for every example.
+MakeExample = Callable[[int, int, np.random.Generator], Arrays]
+# (global example index, dataset index, message)
+Failure = tuple[int, int, str]
+Loaded = tuple[Arrays, list[Failure]]
+# So many unreadable entries in a row are no accident.
+MAX_ATTEMPTS = 8
+
+
+def example_rng(seed: int, purpose: str, global_index: int, attempt: int = 0) -> np.random.Generator:
+    """The generator of one example: independent of row, host, worker and everything that came before."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), global_index, attempt])
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the example of a global number; an entry that raises `InputError` is replaced by another one.
+
+    Which, is a function of the example's number alone, so that all processes agree.
+    """
+
+    make_example: MakeExample
+    # Entries of the dataset.
+    size: int
+    seed: int
+    purpose: str
+
+    def __call__(self, global_index: int, entry: int) -> Loaded:
+        """The example of dataset entry `entry`, and the entries that could not be read before one could.
+
+        Raises:
+            InputError: after 8 of them.
+        """
+        failures: list[Failure] = []
+        for attempt in range(MAX_ATTEMPTS):
+            rng = example_rng(self.seed, self.purpose, global_index, attempt)
+            try:
+                example = self.make_example(entry, global_index, rng)
+            except InputError as error:
+                failures.append((global_index, entry, str(error)))
+                entry = self._replacement(global_index, attempt + 1)
+                continue
+            return {**example, "index": np.int32(global_index)}, failures
+        raise InputError(f"{MAX_ATTEMPTS} examples in a row could not be read; the last one: {failures[-1][2]}")
+
+    def _replacement(self, global_index: int, attempt: int) -> int:
+        return int(np.random.SeedSequence([self.seed, global_index, attempt]).generate_state(1)[0]) % self.size
+
+
+class Workers:
+    """The same in `count` other processes. Close it to stop them; they also end when this process does."""
+
+    def __init__(self, maker: Maker, count: int):
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_start, initargs=(maker,))
+
+    def __call__(self, global_index: int, entry: int) -> Loaded:
+        """Waits for the example: call it from several threads."""
+        return self._pool.submit(_make, global_index, entry).result()
+
+    def close(self) -> None:
+        """Stop the processes, without waiting for what they have not begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+_maker: Maker | None = None
+
+
+def _start(maker: Maker) -> None:
+    global _maker
+    _maker = maker
+    # An interrupted run finishes its step, for which it needs its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _make(global_index: int, entry: int) -> Loaded:
+    assert _maker is not None
+    return _maker(global_index, entry)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
