@@ -58,7 +58,7 @@ def _sizes(config: ConfigDict) -> None:
     aligner.num_layers, aligner.width, aligner.num_heads = 3, 192, 6
     dit = config.dit_model
     dit.num_layers, dit.num_attention_heads, dit.attention_head_dim, dit.time_embed_dim = 6, 3, 64, 128
-    dit.use_rotary_positional_embeddings, dit.entity_time, dit.remat, dit.unroll = True, "zero", False, True
+    dit.use_rotary_positional_embeddings, dit.entity_time, dit.remat = True, "zero", False
     dit.sample_height, dit.sample_width, dit.sample_frames = 8, 8, 9
 
 
@@ -94,7 +94,7 @@ def _smoke(config: ConfigDict) -> None:
     config.data.train_videos = config.data.validation_videos = 8
     config.data.frames = 5
     config.evaluate_identities = 4
-    config.dit_model.num_layers, config.dit_model.unroll = 2, False
+    config.dit_model.num_layers = 2
     config.flow.sample_steps = 2
     config.mllm.image_steps, config.mllm.image_batch_size = 2, 4
     for stage in config.stages:

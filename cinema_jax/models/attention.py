@@ -12,8 +12,9 @@ from cinema_jax.models import layers
 
 # Head sizes that cuDNN's fused attention takes on every GPU it supports: multiples of 8 up to this.
 _CUDNN_MAX_HEAD_SIZE = 128
-# Logits of one head above which a CPU is faster one head at a time, because they then stay in its cache.
-_CPU_HEAD_LOGITS = 96 * 96
+# Logits of one head above which a CPU is about as fast or faster one head at a time: they then stay in its cache, and
+# memory does not grow with the batch.
+_CPU_HEAD_LOGITS = 384 * 384
 _MASKED = -1e30
 
 

@@ -10,6 +10,9 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+# Layers that a CPU gets written out, at most: compilation takes longer with each.
+_WRITTEN_OUT = 8
+
 
 def stack_layers(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` independently initialised copies as one module whose every parameter has a leading `layer` axis."""
@@ -29,16 +32,15 @@ def scan_layers(
     *,
     count: int | None = None,
     remat: bool = False,
-    unroll: bool = False,
 ) -> Any:
     """Run stacked layers one after the other: `x = apply(layer, x)`, for the first `count` layers (default all).
 
     One layer is traced and compiled, whatever their number. The stacked parameters go in as scan inputs: as closure
     constants they would be gathered whole. With `remat` the backward pass recomputes each layer from its input.
 
-    `unroll` writes the layers out instead: what the backward pass needs then stays where it is, while a scan copies it
-    into and out of one array for all layers. On a CPU that is a fifth of a training step (6 layers of width 256, batch
-    32 x 112 tokens); the price is a compilation that grows with the number of layers. The result is the same.
+    A CPU gets a few layers written out instead: what the backward pass needs then stays where it is, while a scan
+    copies it into and out of one array for all layers. That is a fifth of a training step (6 layers of width 256, batch
+    32 x 112 tokens). The result is the same.
     """
     graph, state = nnx.split(layers)
     if count is not None:
@@ -48,7 +50,7 @@ def scan_layers(
         return apply(nnx.merge(graph, state), x), None
 
     step = jax.checkpoint(step) if remat else step
-    if not unroll:
+    if platform() != "cpu" or len(jax.tree.leaves(state)[0]) > _WRITTEN_OUT:
         return jax.lax.scan(step, x, state)[0]
     # Unstacked at once, because the gradient of that is one concatenation; of leaf[i] it is a sum of whole arrays.
     leaves, structure = jax.tree.flatten(state)

@@ -26,7 +26,7 @@ from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, Stage
 from cinema_jax.training.state import TrainState
-from cinema_jax.training.step import make_train_step
+from cinema_jax.training.step import TrainStep, make_train_step
 from cinema_jax.training.watch import DroppedUpdates, Supply, check_unreadable
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Trainer:
         workdir, name = self.run.workdir, self.stage.name
         with Checkpoints(workdir / "checkpoints" / name, keep=self.config.keep) as checkpoints:
             current = self._initial_state(checkpoints)
-            examples, held_out = self._examples("train"), self._held_out()
+            examples, held_out = self.examples("train"), self._held_out()
             start = int(current.step)
             with MetricsWriter(workdir, stage=name, resume_step=start, total_steps=self.config.steps) as metrics:
                 with self.interruption.after_the_step():
@@ -84,15 +84,9 @@ class Trainer:
             )
 
     def _loop(self, current, examples, held_out, checkpoints, metrics) -> tuple[TrainState, dict[str, float]]:
-        config, loss = self.config, self.stage.loss(self.cinema)
-        step_fn = make_train_step(
-            lambda params, frozen, batch, keys: loss({**frozen, **params}, batch, keys),
-            self.optimizer,
-            current,
-            ema_decay=config.ema_decay,
-        )
+        config, step_fn = self.config, self.train_step(current)
         closing: dict[str, float] = {}
-        batches = Supply(self._batches(examples, int(current.step)))
+        batches = Supply(self.batches(examples, int(current.step)))
         watch = DroppedUpdates(int(current.skipped))
         for step, batch in batches:
             current, values = step_fn(current, self.frozen, batch)
@@ -116,6 +110,16 @@ class Trainer:
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
 
+    def train_step(self, current: TrainState) -> TrainStep:
+        """The compiled step, for states like `current`."""
+        loss = self.stage.loss(self.cinema)
+        return make_train_step(
+            lambda params, frozen, batch, keys: loss({**frozen, **params}, batch, keys),
+            self.optimizer,
+            current,
+            ema_decay=self.config.ema_decay,
+        )
+
     def evaluate(self, current: TrainState, held_out: list[Batch]) -> dict[str, float]:
         """Mean metrics of the averaged weights over the held-out batches."""
         totals: dict[str, list[float]] = {}
@@ -135,7 +139,7 @@ class Trainer:
         logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
         return restored
 
-    def _examples(self, split: str, augment: bool = True) -> Examples:
+    def examples(self, split: str, augment: bool = True) -> Examples:
         """The split's examples, its videos encoded if the stage trains on them."""
         source = self.run.source(split)
         preprocessor = self.run.preprocessor()
@@ -164,7 +168,7 @@ class Trainer:
 
     def _held_out(self) -> list[Batch]:
         """Held-out batches, fixed for the whole run."""
-        examples = self._examples("validation", augment=False)
+        examples = self.examples("validation", augment=False)
         size = min(self.config.batch_size, len(examples.indices))
         batches = []
         for start in range(0, len(examples.indices), size):
@@ -176,7 +180,7 @@ class Trainer:
             batches.append(sharding.whole_batch(collate(rows), self.mesh, size))
         return batches
 
-    def _batches(self, examples: Examples, start: int) -> Iterator[tuple[int, Batch]]:
+    def batches(self, examples: Examples, start: int) -> Iterator[tuple[int, Batch]]:
         """Training batches from step `start` on, on the devices."""
         for first, last, kind, size in self._phases():
             if start >= last:

@@ -34,7 +34,7 @@ from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Templ
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
 
 # Fields of a part that no published config has: they always come from the run's own config.
-OWN_FIELDS = {"dit": ("entity_time", "sequence_multiple", "remat", "unroll")}
+OWN_FIELDS = {"dit": ("entity_time", "sequence_multiple", "remat")}
 # Fields that say how a run is carried out, not what comes out: a run may be continued with other values.
 FREE_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep", "threads", "workers")
 

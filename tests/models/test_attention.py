@@ -11,7 +11,7 @@ from cinema_jax.models.attention import attention, attention_backend
 # Compiling takes longer than running here.
 QUICK = {"xla_backend_optimization_level": 0}
 # Below and above the size from which a CPU goes head by head.
-SIZES = {"xla": 24, "xla_heads": 131}
+SIZES = {"xla": 24, "xla_heads": 387}
 
 
 def inputs(tokens, heads=4, kv_heads=4, head_size=16, batch=2, kv_tokens=None):

@@ -13,6 +13,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from flax import nnx
 
+from cinema_jax.models import layers
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.transformer import CogVideoXTransformer, token_layout
 from cinema_jax.models.cogvideox.weights import TABLE, config_from_hf, config_to_hf
@@ -243,8 +244,10 @@ def gradients(**changes):
     return jax.tree.leaves(gradient(state, video, text, references, jnp.array([1, 0]), time))
 
 
-def test_remat_and_unroll_change_no_gradient():
-    for a, b in zip(gradients(remat=True, unroll=True), gradients(), strict=True):
+def test_neither_remat_nor_a_scan_changes_a_gradient(monkeypatch):
+    written_out = gradients(remat=True)
+    monkeypatch.setattr(layers, "_WRITTEN_OUT", 0)
+    for a, b in zip(written_out, gradients(), strict=True):
         assert relative_error(a, np.asarray(b)) < 1e-4
 
 

@@ -146,7 +146,7 @@ def loop_rows(tmp_path: Path) -> list[int]:
     mesh = loop.sharding.make_mesh()
     with jax.set_mesh(mesh):
         trainer = loop.Trainer(run, loop.STAGES["mllm"], mesh)
-        examples = trainer._examples("train")
+        examples = trainer.examples("train")
         return [examples.indices[row] for row in trainer._loader(examples, "mllm_image", 2).entries(0)]
 
 

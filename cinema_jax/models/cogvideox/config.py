@@ -42,8 +42,6 @@ class CogVideoXConfig:
     sequence_multiple: int = 1
     # Recompute every block in the backward pass instead of keeping its activations.
     remat: bool = True
-    # Write the blocks out instead of scanning them: faster on a CPU, slower to compile. See `scan_layers`.
-    unroll: bool = False
 
     @property
     def width(self) -> int:

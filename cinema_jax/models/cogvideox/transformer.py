@@ -193,7 +193,6 @@ class CogVideoXTransformer(nnx.Module):
             x,
             lambda block, x: block(x, context),
             remat=self.config.remat,
-            unroll=self.config.unroll,
         )
         x = x[:, layout.text : layout.text + layout.video]
         x = self.proj_out(self.norm_out(self.norm_final(x), context.time))
