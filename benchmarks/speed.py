@@ -183,22 +183,31 @@ def vae() -> Iterator[Row]:
     model = nnx.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0)))
     graph, state = with_weights_of(original, model, wan_weights.TABLE)
     video, latents = normal(1, 9, 128, 128, 3).clip(-1, 1), normal(1, 3, 16, 16, 16)
-    encode = jax.jit(lambda state, x: nnx.merge(graph, state).encode_moments(x)[0])
-    decode = jax.jit(lambda state, x: nnx.merge(graph, state).decode_raw(x))
+    encode = jax.jit(lambda state, x: nnx.merge(graph, state).encode(x))
+    decode = jax.jit(lambda state, x: nnx.merge(graph, state).decode(x))
+    encode_at_once = jax.jit(lambda state, x: nnx.merge(graph, state).encode_moments(x)[0])
+    decode_at_once = jax.jit(lambda state, x: nnx.merge(graph, state).decode_raw(x))
+    mean, std = (np.array(x, np.float32) for x in (config.latents_mean, config.latents_std))
     channels_first, channels_last = (0, 4, 1, 2, 3), (0, 2, 3, 4, 1)
 
     def their_encode():
-        return original.encode(torch.tensor(video).permute(channels_first)).latent_dist.mean.permute(channels_last)
+        moments = original.encode(torch.tensor(video).permute(channels_first)).latent_dist
+        return (moments.mean.permute(channels_last) - mean) / std
 
     def their_decode():
-        return original.decode(torch.tensor(latents).permute(channels_first)).sample.permute(channels_last)
+        raw = torch.tensor(latents * std + mean).permute(channels_first)
+        return original.decode(raw).sample.permute(channels_last)
+
+    def rows():
+        yield "encode", their_encode, lambda: encode(state, video)
+        yield "encode at once", their_encode, lambda: (encode_at_once(state, video) - mean) / std
+        yield "decode", their_decode, lambda: decode(state, latents)
+        yield "decode at once", their_decode, lambda: jnp.clip(decode_at_once(state, latents * std + mean), -1, 1)
 
     parameters = size_of(original)
     with torch.no_grad():
-        name = "Wan VAE, 9 x 128 x 128"
-        yield Row(f"{name}, encode", parameters, "diffusers", their_encode, lambda: encode(state, video))
-        decoded = lambda: jnp.clip(decode(state, latents), -1, 1)  # noqa: E731
-        yield Row(f"{name}, decode", parameters, "diffusers", their_decode, decoded)
+        for name, theirs, ours in rows():
+            yield Row(f"Wan VAE, 9 x 128 x 128, {name}", parameters, "diffusers", theirs, ours)
 
 
 def seconds(function: Callable[[], Any]) -> float:

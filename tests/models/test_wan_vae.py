@@ -169,19 +169,19 @@ def test_default_config_has_the_tensors_of_the_released_checkpoint():
 
 @pytest.mark.parametrize("past", [0, 2])
 @pytest.mark.parametrize("frames", [1, 2, 5])
-def test_folded_convolution_and_its_gradients_equal_the_native_ones(past, frames):
+def test_convolution_by_taps_and_its_gradients_equal_the_native_ones(past, frames):
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (2, past + frames, 5, 6, 3))
     kernel = jax.random.normal(keys[1], (3, 3, 3, 3, 4))
     dy = jax.random.normal(keys[2], (2, frames, 5, 6, 4))
-    folded, native = (
+    by_taps, native = (
         (y, *pull(dy))
         for y, pull in (
             jax.vjp(lambda x, kernel, conv=conv: conv(x, kernel, past), x, kernel)
-            for conv in (layers.causal_conv3d_folded, layers.causal_conv3d_native)
+            for conv in (layers.causal_conv3d_by_taps, layers.causal_conv3d_native)
         )
     )
-    for mine, theirs in zip(folded, native, strict=True):
+    for mine, theirs in zip(by_taps, native, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
