@@ -71,6 +71,11 @@ def storage_trouble(error: BaseException | None) -> str | None:
     return None
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Orbax's threads log the errors that they hand on: a full disk is told in the main thread, once."""
+    return not (record.exc_info and storage_trouble(record.exc_info[1]))
+
+
 class _AboveBars(logging.Handler):
     """Prints a message without tearing the progress bars."""
 
@@ -81,6 +86,7 @@ class _AboveBars(logging.Handler):
 def _configure_logging() -> None:
     # The libraries below report every file they touch.
     absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_logger().addFilter(_is_news)
     logger = logging.getLogger("cinema_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -8,10 +8,12 @@ import sys
 import zipfile
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from clips import write_clip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -301,3 +303,31 @@ def test_any_value_of_any_field_is_taken_or_refused_in_a_sentence(field, value):
     # Any other error fails the test.
     with contextlib.suppress(InputError):
         parse(values)
+
+
+VALUES = st.one_of(
+    st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(["", "-1", "0", "1e309", "nan", "4"])
+)
+GENERATE_FLAGS = sorted(flag.name for flag in flags.FLAGS.flags_by_module_dict()["cinema_jax.generate"])
+
+
+@FUZZ
+@given(name=st.sampled_from(GENERATE_FLAGS), value=VALUES)
+def test_any_value_of_any_flag_of_generate_is_taken_or_refused_in_a_sentence(checkpoint, folder, name, value):
+    given = {"checkpoint": checkpoint, "reference": "good.png", "prompt": "it jumps", "steps": "1", name: value}
+    arguments = ["generate", *(f"--{flag}={text}" for flag, text in given.items())]
+    # Any other error fails the test.
+    with contextlib.suppress(InputError, flags.Error), flagsaver.flagsaver():
+        flags.FLAGS(arguments)
+        with (
+            mock.patch.object(sampling.Sampler, "__call__", nothing_sampled),
+            mock.patch.object(generate, "write_video"),
+        ):
+            generate.main()
+
+
+def nothing_sampled(self, requests, settings, progress):
+    """Stands for the sampler: what can be wrong with flags is known before it starts."""
+    assert settings.steps >= 1
+    assert self.cinema.part(self.params, "vae").latent_shape(settings.frames, settings.height, settings.width)
+    return np.zeros((1, 1, 16, 16, 3), np.uint8)

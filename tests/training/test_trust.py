@@ -184,3 +184,29 @@ def test_troubles_of_the_disk_are_told_in_one_sentence(error, told):
     wrapped = RuntimeError("saving failed")
     wrapped.__cause__ = error
     assert command.storage_trouble(wrapped) == told
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from killed import config
+from cinema_jax import command
+from cinema_jax.training import loop
+from cinema_jax.training.run import Run
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+workdir = Path(sys.argv.pop())
+command.run(lambda: loop.train(Run.open(config(), workdir)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_run_that_cannot_write_ends_with_a_sentence_and_goes_on_when_it_can(whole, tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-c", FULL_DISK, str(workdir)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "File too large; what was saved before is intact" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    loop.train(Run.open(config(), workdir))
+    assert_same(whole, workdir)
