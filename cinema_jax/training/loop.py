@@ -74,6 +74,7 @@ class Trainer:
             with MetricsWriter(workdir, stage=name, resume_step=start, total_steps=self.config.steps) as metrics:
                 with self.interruption.after_the_step():
                     current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
+                logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
                 weights = jax.device_get(current.ema)
                 params = {**jax.device_get(self.frozen), **weights}
                 configs = self._write_parts(params, held_out)
