@@ -1,0 +1,105 @@
+"""The discrete noise schedule of CogVideoX (reference: `CogVideoXDDIMScheduler` of diffusers). No jax here."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cinema_jax.errors import InputError
+
+# What only other networks' schedulers set otherwise.
+_FIXED = {
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "prediction_type": "v_prediction",
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "timestep_spacing": "trailing",
+    "trained_betas": None,
+}
+# They only matter where samples are clipped.
+_IGNORED = ("clip_sample_range", "sample_max_value", "thresholding", "dynamic_thresholding_ratio")
+# diffusers' classes, by what we call them.
+SCHEDULERS: Mapping[str, str] = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseSchedule:
+    """How much signal and noise each timestep has. The defaults are CogVideoX-2b's."""
+
+    num_train_timesteps: int = 1000
+    # Between these the square root of the noise added in each step grows linearly.
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    # Divides the signal-to-noise ratio: 3.0 in 2b, 1.0 in 5b.
+    snr_shift_scale: float = 3.0
+    # The last timestep is pure noise (arXiv 2305.08891).
+    rescale_betas_zero_snr: bool = True
+
+    def __post_init__(self):
+        if self.num_train_timesteps < 2:
+            raise InputError(f"num_train_timesteps is {self.num_train_timesteps}; it must be at least 2")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise InputError(f"beta_start {self.beta_start} and beta_end {self.beta_end} must rise between 0 and 1")
+        if not self.snr_shift_scale > 0:
+            raise InputError(f"snr_shift_scale is {self.snr_shift_scale}; it must be above 0")
+
+    def alphas_cumprod(self) -> Float[np.ndarray, "timesteps"]:
+        """The share of the signal's variance at each timestep, falling from nearly 1; float64."""
+        betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
+        alphas = np.cumprod(1 - betas)
+        alphas = alphas / (self.snr_shift_scale + (1 - self.snr_shift_scale) * alphas)
+        if not self.rescale_betas_zero_snr:
+            return alphas
+        roots = np.sqrt(alphas)
+        return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+
+    def timesteps(self, steps: int) -> Int[np.ndarray, "steps"]:
+        """The timesteps of a sampler's network evaluations, from the noisiest on ("trailing").
+
+        Raises:
+            InputError: for less than 1 or more than `num_train_timesteps` steps.
+        """
+        if not 1 <= steps <= self.num_train_timesteps:
+            raise InputError(f"steps is {steps}; accepted is 1 to {self.num_train_timesteps}")
+        spaced = np.arange(self.num_train_timesteps, 0, -self.num_train_timesteps / steps)
+        return np.round(spaced).astype(np.int64) - 1
+
+    def flow_times(self) -> Float[np.ndarray, "timesteps"]:
+        """The time in [0, 1] at which a rectified flow has each timestep's signal-to-noise ratio, rising; float64."""
+        alphas = self.alphas_cumprod()
+        signal, noise = np.sqrt(alphas), np.sqrt(1 - alphas)
+        return noise / (signal + noise)
+
+
+def schedule_from_hf(config: Mapping[str, Any]) -> NoiseSchedule:
+    """The schedule of a `scheduler/scheduler_config.json` of diffusers; unsaid fields take diffusers' defaults.
+
+    Raises:
+        InputError: naming the fields that describe another schedule.
+    """
+    said = {name: value for name, value in config.items() if not name.startswith("_") and name not in _IGNORED}
+    # diffusers' own defaults, where they differ from what CogVideoX sets.
+    unsaid = {"clip_sample": True, "prediction_type": "epsilon", "timestep_spacing": "leading"}
+    unsaid["rescale_betas_zero_snr"] = False
+    fields = tuple(field.name for field in dataclasses.fields(NoiseSchedule))
+    problems = []
+    if (name := config.get("_class_name")) not in (None, *SCHEDULERS.values()):
+        problems.append(f"_class_name is {name!r}; accepted: {', '.join(SCHEDULERS.values())}")
+    problems += [
+        f"{name} is {value!r}; only {_FIXED[name]!r} is supported"
+        for name, value in {**unsaid, **said}.items()
+        if name in _FIXED and value != _FIXED[name]
+    ]
+    problems += [f"{name} is not known" for name in sorted(set(said) - set(fields) - set(_FIXED))]
+    if problems:
+        raise InputError("this noise schedule is not supported: " + ", ".join(problems))
+    values = {**unsaid, **said}
+    return NoiseSchedule(**{name: values[name] for name in fields if name in values})
+
+
+def schedule_to_hf(schedule: NoiseSchedule, scheduler: Literal["ddim", "dpm"]) -> dict[str, Any]:
+    """The `scheduler_config.json` with which diffusers builds the same schedule."""
+    return {"_class_name": SCHEDULERS[scheduler], **dataclasses.asdict(schedule), **_FIXED}
