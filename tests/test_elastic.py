@@ -11,7 +11,6 @@ from tiny import tiny_config
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples
 from cinema_jax.diffusion.flow import logit_normal_times, sample_noise
-from cinema_jax.training.loop import _make
 from cinema_jax.training.run import Run
 from cinema_jax.training.state import sample_keys
 
@@ -30,7 +29,7 @@ def host_batches(examples, hosts, host):
     size = BATCH // hosts
     loader = Loader(
         len(examples.indices),
-        functools.partial(_make, examples, "finetune"),
+        functools.partial(examples.make, "finetune"),
         LoaderConfig(BATCH, seed=3, num_threads=1),
         rows=slice(host * size, (host + 1) * size),
     )
