@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from cinema_jax.diffusion.config import SOLVERS
+from cinema_jax.diffusion.config import FLOW_SOLVERS
 from cinema_jax.sampling import Request, load_sampler
 from cinema_jax.training.reports import SHOWN, held_out_conditions
 
@@ -33,7 +33,7 @@ def main(_) -> None:
         return np.asarray(sampler.latents(requests, sampler.settings(solver=solver, spacing=spacing, steps=steps)))
 
     truth = latents("euler", "uniform", TRUTH)
-    kinds = list(itertools.product(SOLVERS, ("uniform", "cosine")))
+    kinds = list(itertools.product(FLOW_SOLVERS, ("uniform", "cosine")))
     print(f"| network evaluations | {' | '.join(map(', '.join, kinds))} |\n|{'---|' * (len(kinds) + 1)}")
     for steps in STEPS:
         distances = [float(jnp.sqrt(jnp.mean((latents(*kind, steps) - truth) ** 2))) for kind in kinds]

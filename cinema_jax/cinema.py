@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from cinema_jax import parts
 from cinema_jax.config import Config
+from cinema_jax.diffusion.discrete import as_velocity
+from cinema_jax.models.cogvideox.transformer import TIMESTEPS
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 
 Params = Mapping[str, Any]
@@ -98,6 +100,17 @@ class Cinema:
         self, params: Params, video: Float[Array, "B F H W C"], time: Float[Array, "B"], conditions: Conditions
     ) -> Float[Array, "B F H W C"]:
         """The velocity d(video)/d(time) at flow time `time` (1 = noise)."""
+        if self.config.flow.prediction == "velocity":
+            return self._transform(params, video, time, conditions)
+        return as_velocity(lambda z, t: self.predict_v(params, z, t, conditions), self.config.schedule)(video, time)
+
+    def predict_v(
+        self, params: Params, video: Float[Array, "B F H W C"], timestep: Float[Array, "B"], conditions: Conditions
+    ) -> Float[Array, "B F H W C"]:
+        """What a transformer with `flow.prediction="v_prediction"` says at a timestep of its noise schedule."""
+        return self._transform(params, video, timestep / TIMESTEPS, conditions)
+
+    def _transform(self, params: Params, video: Array, time: Array, conditions: Conditions) -> Array:
         dit = self.part(params, "dit")
         return dit(video, conditions.text, conditions.entities, conditions.entity_lengths, time)
 

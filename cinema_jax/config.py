@@ -13,7 +13,8 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from cinema_jax.data.augment import AugmentConfig
-from cinema_jax.diffusion.config import Solver, Spacing
+from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Prediction, Solver, Spacing
+from cinema_jax.diffusion.schedule import NoiseSchedule
 from cinema_jax.errors import InputError
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
@@ -98,11 +99,17 @@ class FlowConfig:
     time_mean: float = option(0.0, "Mean of the logit-normal training times.")
     time_std: float = option(1.0, "Standard deviation of the logit-normal training times.")
     shift: float = option(1.0, "Resolution shift of training and sampling times: t' = s t / (1 + (s - 1) t).")
-    solver: Solver = option("unipc", "How the flow is followed: unipc is of second order, euler of first.")
+    prediction: Prediction = option(
+        "velocity", "What the transformer predicts: the flow's velocity, or v on the noise schedule (CogVideoX)."
+    )
+    solver: Solver = option(
+        "unipc", "unipc (second order) and euler follow the flow; ddim and dpm, for v_prediction, are CogVideoX' own."
+    )
     spacing: Spacing = option("uniform", "Of the sampler's times before the shift; cosine is denser at both ends.")
     sample_steps: int = option(20, "Steps of a sampled video, each one network evaluation.")
     guidance_text: float = option(3.0, "Guidance scale towards the prompt.")
     guidance_reference: float = option(2.0, "Guidance scale towards the references.")
+    dynamic_guidance: bool = option(False, "With ddim and dpm: let the scales grow in the course of sampling.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +168,14 @@ class Config:
 
     seed: int = option(0, "Decides initial weights, data order, noise and augmentation.")
     stages: tuple[str, ...] = option(("pretrain", "align", "finetune"), f"Stages to run, in order, of {STAGES}.")
+    init: str = option(
+        "", "A CogVideoX folder in the layout of diffusers, or a finished run: what parts without `weights` start from."
+    )
     data: DataConfig = section(DataConfig, "What is trained on.")
     weights: WeightsConfig = section(WeightsConfig, "Where initial weights come from.")
     condition: ConditionConfig = section(ConditionConfig, "How prompt and references reach the transformer.")
     flow: FlowConfig = section(FlowConfig, "Flow matching and sampling.")
+    schedule: NoiseSchedule = section(NoiseSchedule, "The noise schedule of a transformer that predicts v.")
     vae_model: WanVAEConfig = section(WanVAEConfig, "Size of a VAE trained from scratch.")
     t5_model: T5Config = section(T5Config, "Size of a T5 encoder trained from scratch.")
     mllm_model: Qwen2VLConfig = section(Qwen2VLConfig, "Size of an MLLM trained from scratch.")
@@ -262,6 +273,10 @@ def _validate(config: Config) -> None:
     if data.source == "folder" and not data.path:
         raise InputError(
             "config.data.path is empty; with data.source=folder it must name the folder that holds manifest.jsonl"
+        )
+    if config.flow.solver in DISCRETE_SOLVERS and config.flow.prediction != "v_prediction":
+        raise InputError(
+            f"config.flow.solver is {config.flow.solver!r}, which needs config.flow.prediction=v_prediction"
         )
     for name in ("text_dropout", "reference_dropout"):
         if not 0 <= getattr(config.condition, name) < 1:

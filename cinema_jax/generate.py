@@ -12,9 +12,12 @@ from absl import flags
 from cinema_jax import command
 from cinema_jax.data.images import read_image
 from cinema_jax.data.output import check_output, write_video
+from cinema_jax.diffusion.config import SOLVERS
 from cinema_jax.errors import InputError
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a finished training run.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "The --workdir of a finished training run, or a CogVideoX folder in the layout of diffusers."
+)
 REFERENCE = flags.DEFINE_multi_string(
     "reference",
     [],
@@ -25,7 +28,7 @@ NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What to steer away from."
 OUTPUT = flags.DEFINE_string("output", "out.mp4", "Where to write: .mp4, .gif, .png (numbered frames) or a folder.")
 SEED = flags.DEFINE_integer("seed", 0, "Decides the noise.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own number if not given.", lower_bound=1)
-SOLVER = flags.DEFINE_enum("solver", None, ["unipc", "euler"], "How the flow is followed; the run's own if not given.")
+SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "How the noise is taken away; the run's own if not given.")
 GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance towards the prompt; 1 means none.")
 GUIDANCE_REFERENCE = flags.DEFINE_float("guidance_reference", None, "Guidance towards the references; 1 means none.")
 FRAMES = flags.DEFINE_integer("frames", None, "Frames, 4k+1; as in training if not given.")
@@ -42,14 +45,16 @@ def main() -> None:
     if not PROMPT.value.strip():
         raise InputError("--prompt is empty; say what happens in the video")
     pictures = [read_image(path) for path in REFERENCE.value]
-    if not pictures:
-        raise InputError("no --reference was given; name at least one picture of a subject")
     # Imported here, so that bad input is refused before the slow libraries are loaded.
     from tqdm import tqdm
 
     from cinema_jax.data.example import Reference
     from cinema_jax.sampling import Request, load_sampler
+    from cinema_jax.training.run import Run
 
+    reads_text_alone = Run.load(Path(CHECKPOINT.value)).config.condition.conditioner == "t5"
+    if not pictures and not reads_text_alone:
+        raise InputError("no --reference was given; name at least one picture of a subject")
     run, sampler = load_sampler(Path(CHECKPOINT.value))
     settings = sampler.settings(
         solver=SOLVER.value,

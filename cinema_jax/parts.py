@@ -18,18 +18,23 @@ from flax import nnx
 
 from cinema_jax import weights
 from cinema_jax.errors import InputError
-from cinema_jax.models.aligner import config as aligner_config
 from cinema_jax.models.aligner import model as aligner
 from cinema_jax.models.aligner import weights as aligner_weights
+from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.cogvideox import transformer as cogvideox
 from cinema_jax.models.cogvideox import weights as cogvideox_weights
+from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.qwen_vl import config as qwen_config
 from cinema_jax.models.qwen_vl import model as qwen
 from cinema_jax.models.qwen_vl import weights as qwen_weights
+from cinema_jax.models.qwen_vl.config import Qwen2VLConfig
 from cinema_jax.models.t5 import model as t5
 from cinema_jax.models.t5 import weights as t5_weights
+from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.wan import vae as wan
 from cinema_jax.models.wan import weights as wan_weights
+from cinema_jax.models.wan.config import WanVAEConfig
+from cinema_jax.tensors import Tensor, open_tensors, write_tensors
 
 PACKAGED = Path(__file__).parent / "assets"
 
@@ -41,45 +46,74 @@ Tensors = Mapping[str, np.ndarray]
 class Kind:
     """How one part is built, read and written."""
 
+    # The class of its config, and of the network in published configs where several may stand in for this part.
+    config: type
     build: Callable[..., nnx.Module]
     table: Callable[[Any], Sequence[weights.Rule]]
     config_from_hf: Callable[[dict], Any]
     config_to_hf: Callable[[Any], dict]
+    class_name: str = ""
     # What published files carry twice, taken out after reading and put back before writing.
     after_reading: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
     before_writing: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
 
 
-KINDS: Mapping[str, Kind] = {
-    "vae": Kind(wan.WanVAE, lambda c: wan_weights.TABLE, wan_weights.config_from_hf, wan_weights.config_to_hf),
-    "t5": Kind(
-        t5.T5Encoder,
-        lambda c: t5_weights.TABLE,
-        t5_weights.config_from_hf,
-        t5_weights.config_to_hf,
-        after_reading=lambda tensors, config: t5_weights.untie(tensors),
-        before_writing=lambda tensors, config: t5_weights.tie(tensors),
+# What may stand for each part; the first one where a config does not say.
+KINDS: Mapping[str, tuple[Kind, ...]] = {
+    "vae": (
+        Kind(
+            WanVAEConfig,
+            wan.WanVAE,
+            lambda c: wan_weights.TABLE,
+            wan_weights.config_from_hf,
+            wan_weights.config_to_hf,
+            class_name="AutoencoderKLWan",
+        ),
     ),
-    "mllm": Kind(
-        qwen.Qwen2VL,
-        qwen_weights.table,
-        qwen_config.config_from_hf,
-        qwen_config.config_to_hf,
-        after_reading=qwen_weights.drop_tied_head,
+    "t5": (
+        Kind(
+            T5Config,
+            t5.T5Encoder,
+            lambda c: t5_weights.TABLE,
+            t5_weights.config_from_hf,
+            t5_weights.config_to_hf,
+            after_reading=lambda tensors, config: t5_weights.untie(tensors),
+            before_writing=lambda tensors, config: t5_weights.tie(tensors),
+        ),
     ),
-    "aligner": Kind(
-        aligner.AlignerNet,
-        lambda c: aligner_weights.TABLE,
-        lambda values: aligner_config.AlignerConfig(**values),
-        dataclasses.asdict,
+    "mllm": (
+        Kind(
+            Qwen2VLConfig,
+            qwen.Qwen2VL,
+            qwen_weights.table,
+            qwen_config.config_from_hf,
+            qwen_config.config_to_hf,
+            after_reading=qwen_weights.drop_tied_head,
+        ),
     ),
-    "dit": Kind(
-        cogvideox.CogVideoXTransformer,
-        lambda c: cogvideox_weights.TABLE,
-        cogvideox_weights.config_from_hf,
-        cogvideox_weights.config_to_hf,
+    "aligner": (
+        Kind(
+            AlignerConfig,
+            aligner.AlignerNet,
+            lambda c: aligner_weights.TABLE,
+            lambda values: AlignerConfig(**values),
+            dataclasses.asdict,
+        ),
+    ),
+    "dit": (
+        Kind(
+            CogVideoXConfig,
+            cogvideox.CogVideoXTransformer,
+            lambda c: cogvideox_weights.TABLE,
+            cogvideox_weights.config_from_hf,
+            cogvideox_weights.config_to_hf,
+        ),
     ),
 }
+
+
+def _kind(name: str, config: Any) -> Kind:
+    return next(kind for kind in KINDS[name] if isinstance(config, kind.config))
 
 
 def part_folder(name: str, folder: str) -> Path:
@@ -93,14 +127,16 @@ def read_config(name: str, folder: Path) -> Any:
     if not file.is_file():
         raise InputError(f"{folder} holds no config.json, so there is no {name} to read here")
     try:
-        return KINDS[name].config_from_hf(json.loads(file.read_text()))
+        values = json.loads(file.read_text())
+        named = [kind for kind in KINDS[name] if kind.class_name == values.get("_class_name")]
+        return (named or KINDS[name])[0].config_from_hf(values)
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{file} does not describe a {name} this project knows: {error}") from error
 
 
 def structure(name: str, config: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
     """A part's graph definition and the shapes of its parameters, without allocating any."""
-    module = nnx.eval_shape(lambda: KINDS[name].build(config, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: _kind(name, config).build(config, rngs=nnx.Rngs(0)))
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     assert not nnx.to_flat_state(rest), f"{name} holds state that is no parameter: {rest}"
     return graph, {f"{name}/{path}": leaf for path, leaf in weights.flatten(params).items()}
@@ -111,30 +147,31 @@ def initialise(name: str, config: Any, seed: int) -> dict[str, np.ndarray]:
 
     @jax.jit
     def create(key):
-        return nnx.state(KINDS[name].build(config, rngs=nnx.Rngs(key)), nnx.Param)
+        return nnx.state(_kind(name, config).build(config, rngs=nnx.Rngs(key)), nnx.Param)
 
     salt = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 1
     state = create(jax.random.fold_in(jax.random.key(seed), salt))
     return {f"{name}/{path}": np.asarray(leaf) for path, leaf in weights.flatten(state).items()}
 
 
-def read(name: str, config: Any, folder: Path) -> dict[str, np.ndarray]:
-    """A part's parameters from its folder, in fp32."""
-    _, expected = structure(name, config)
+def read(name: str, config: Any, folder: Path) -> dict[str, Tensor]:
+    """A part's parameters from its folder, in fp32; each is read as far and as often as somebody asks for it."""
+    (_, expected), kind = structure(name, config), _kind(name, config)
     expected = {path.removeprefix(f"{name}/"): leaf for path, leaf in expected.items()}
-    tensors = KINDS[name].after_reading(weights.read_safetensors(folder), config)
-    arrays = weights.import_weights(tensors, KINDS[name].table(config), expected)
-    return {f"{name}/{path}": np.asarray(array, np.float32) for path, array in arrays.items()}
+    tensors = kind.after_reading(open_tensors(folder), config)
+    arrays = weights.import_weights(tensors, kind.table(config), expected)
+    return {f"{name}/{path}": array.astype(np.float32) for path, array in arrays.items()}
 
 
 def write(name: str, config: Any, params: Mapping[str, np.ndarray], folder: Path, dtype: Any = np.float32) -> None:
     """Write a part's folder: `config.json` and `model.safetensors` under the published names."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {path.removeprefix(f"{name}/"): np.asarray(x) for path, x in params.items() if path.startswith(f"{name}/")}
-    tensors = KINDS[name].before_writing(weights.export_weights(own, KINDS[name].table(config)), config)
+    kind = _kind(name, config)
+    tensors = kind.before_writing(weights.export_weights(own, kind.table(config)), config)
     # Each whole or not at all, and the config last: a folder with a config is complete.
-    weights.write_safetensors(folder / "model.safetensors", {k: x.astype(dtype) for k, x in tensors.items()})
-    write_json(folder / "config.json", KINDS[name].config_to_hf(config))
+    write_tensors(folder / "model.safetensors", {k: x.astype(dtype) for k, x in tensors.items()})
+    write_json(folder / "config.json", kind.config_to_hf(config))
 
 
 def write_json(file: Path, value: Any) -> None:

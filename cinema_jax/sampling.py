@@ -15,7 +15,8 @@ from cinema_jax.cinema import Cinema, Conditions, Params
 from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.diffusion import flow
-from cinema_jax.diffusion.config import Solver, Spacing
+from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Solver, Spacing
+from cinema_jax.diffusion.discrete import discrete_start, discrete_step, discrete_steps, dynamic_guidance
 from cinema_jax.diffusion.guidance import Branch, guidance_coefficients, guided
 from cinema_jax.diffusion.samplers import sample_steps, solver_step, solver_steps, time_grid
 from cinema_jax.errors import InputError
@@ -52,11 +53,17 @@ class Settings:
 def load_sampler(workdir: Path) -> tuple[Run, "Sampler"]:
     """The sampler of a training run that has finished."""
     run = Run.load(workdir)
-    missing = [name for name in ("aligner", "dit") if run.folder(name) is None]
+    reading = ("mllm", "aligner") if run.config.condition.conditioner == "mllm" else ("t5",)
+    needed = ("vae", *reading, "dit")
+    missing = [name for name in needed if name in ("aligner", "dit") and run.folder(name) is None]
     if missing:
         raise InputError(f"{workdir} holds no trained {' and no '.join(missing)} yet: let its training finish first")
-    configs, params, _ = run.load_parts(("vae", "t5", "mllm", "aligner", "dit"))
-    return run, Sampler(Cinema(run.config, configs), jax.device_put(params), run.preprocessor())
+    configs, params, _ = run.load_parts(needed)
+    return run, Sampler(
+        Cinema(run.config, configs),
+        {path: jax.device_put(np.asarray(x)) for path, x in params.items()},
+        run.preprocessor(),
+    )
 
 
 class Sampler:
@@ -66,6 +73,7 @@ class Sampler:
         self.cinema, self.params, self.preprocessor = cinema, params, preprocessor
         self._conditions = jax.jit(cinema.conditions)
         self._step = jax.jit(self._guided_step, static_argnums=1)
+        self._discrete_step = jax.jit(self._guided_discrete_step, static_argnums=1)
         self._decode = jax.jit(cinema.decode_video)
 
     def settings(self, **changes: float | int | str | None) -> Settings:
@@ -79,6 +87,10 @@ class Sampler:
         own |= {"solver": flow.solver, "spacing": flow.spacing}
         own |= {"guidance_text": flow.guidance_text, "guidance_reference": flow.guidance_reference}
         settings = Settings(**own | {name: value for name, value in changes.items() if value is not None})
+        if settings.solver in DISCRETE_SOLVERS and flow.prediction != "v_prediction":
+            raise InputError(
+                f"solver is {settings.solver}, but this transformer was trained as a flow: take unipc or euler"
+            )
         unit = self.cinema.part(self.params, "vae").spatial_compression * self.cinema.part_configs["dit"].patch_size
         for name, value, step, rest in (
             ("frames", settings.frames, 4, 1),
@@ -106,12 +118,40 @@ class Sampler:
         shape = vae.latent_shape(settings.frames, settings.height, settings.width)
         keys = jnp.stack([jax.random.key(request.seed, impl="threefry2x32") for request in requests])
         noise = flow.sample_noise(keys, shape)
-        grid = time_grid(settings.steps, shift=self.cinema.config.flow.shift, spacing=settings.spacing)
-        steps = solver_steps(settings.solver, grid)
-        factors = jnp.asarray(list(coefficients.values()))
-        step = functools.partial(self._step, self.params, tuple(coefficients), factors, conditions)
-        *_, latents = progress(sample_steps(step, noise, steps))
+        if settings.solver in DISCRETE_SOLVERS:
+            return self._discrete(noise, keys, settings, conditions, progress)
+        step = functools.partial(self._step, self.params, tuple(coefficients))
+        *_, latents = progress(
+            sample_steps(
+                lambda state, row: step(jnp.asarray(list(coefficients.values())), conditions, state, row),
+                noise,
+                self._flow_steps(settings),
+            )
+        )
         return latents
+
+    def _flow_steps(self, settings: Settings) -> Float[np.ndarray, "steps 9"]:
+        config = self.cinema.config
+        # Under its lowest noise level a network on a discrete schedule knows nothing.
+        smallest = config.schedule.flow_times()[0] if config.flow.prediction == "v_prediction" else 0.0
+        grid = time_grid(settings.steps, shift=config.flow.shift, smallest=float(smallest), spacing=settings.spacing)
+        return solver_steps(settings.solver, grid)
+
+    def _discrete(self, z, keys, settings: Settings, conditions, progress) -> Float[Array, "B F H W C"]:
+        """As the transformer's own pipeline samples it."""
+        solver, dynamic = settings.solver, self.cinema.config.flow.dynamic_guidance
+        rows = discrete_steps(solver, self.cinema.config.schedule, settings.steps)
+        state = discrete_start(z)
+        for i, row in progress(enumerate(rows)):
+            scales = settings.guidance_text, settings.guidance_reference
+            if dynamic:
+                scales = [dynamic_guidance(scale, settings.steps, int(row[0])) for scale in scales]
+            factors = guidance_coefficients(*scales)
+            factors = jnp.asarray([factors.get(branch, 0.0) for branch in conditions])
+            noise = flow.sample_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1), z.shape[1:])
+            noise = noise if solver == "dpm" else None
+            state = self._discrete_step(self.params, tuple(conditions), factors, conditions, state, row, noise)
+        return state.z
 
     def conditions(self, requests: Sequence[Request], branch: Branch) -> Conditions:
         """The conditions of one guidance branch: exactly what training shows where it drops text or references."""
@@ -130,3 +170,10 @@ class Sampler:
 
         coefficients = dict(zip(branches, factors, strict=True))
         return solver_step(guided(velocity, conditions, coefficients), state, row)
+
+    def _guided_discrete_step(self, params, branches, factors, conditions, state, row, noise):
+        def predict(z, timestep, conditions):
+            return self.cinema.predict_v(params, z, timestep, conditions)
+
+        coefficients = dict(zip(branches, factors, strict=True))
+        return discrete_step(guided(predict, conditions, coefficients), state, row, noise)

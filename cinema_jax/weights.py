@@ -12,26 +12,19 @@ once; everything that does not fit is reported together.
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from cinema_jax.errors import InputError
+from cinema_jax.tensors import Tensor, WeightError
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
-class WeightError(InputError):
-    """Published tensors and a model that do not fit each other."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How a published array becomes ours, and back."""
+    """How a published array becomes ours, and back. `load` should return a view, so that nothing is read too early."""
 
     load: Callable[[np.ndarray], np.ndarray]
     save: Callable[[np.ndarray], np.ndarray]
@@ -91,8 +84,8 @@ def _pattern(template: str) -> re.Pattern:
 
 def import_weights(
     tensors: Mapping[str, np.ndarray], table: Sequence[Rule], expected: Mapping[str, object]
-) -> dict[str, np.ndarray]:
-    """Published tensors as our parameters.
+) -> dict[str, Tensor]:
+    """Published tensors as our parameters, none of them read yet if they are views of files.
 
     Args:
         tensors: published name to array.
@@ -106,7 +99,7 @@ def import_weights(
         WeightError: naming all missing, unexpected and misshaped tensors at once.
     """
     patterns = [(rule, _pattern(name)) for rule in table for name in (rule.name, *rule.aliases)]
-    found: dict[str, dict[int, np.ndarray]] = {}
+    found: dict[str, dict[int, tuple[str, np.ndarray]]] = {}
     stacked, problems = set(), []
     for name, tensor in tensors.items():
         rule, match = next(((r, m) for r, p in patterns if (m := p.fullmatch(name))), (None, None))
@@ -119,14 +112,14 @@ def import_weights(
             stacked.add(path)
         if layer in found.setdefault(path, {}):
             problems.append(f"{name} is a second tensor for {path}")
-        found[path][layer] = rule.transform.load(np.asarray(tensor))
+        found[path][layer] = name, rule.transform.load(np.asarray(tensor))
     arrays = {}
     for path, layers in found.items():
         gaps = sorted(set(range(max(layers) + 1)) - set(layers))
-        if gaps or len({x.shape for x in layers.values()}) > 1:
+        if gaps or len({x.shape for _, x in layers.values()}) > 1:
             problems.append(f"{path}: layers {gaps} are missing" if gaps else f"{path}: layers differ in shape")
             continue
-        arrays[path] = np.stack([layers[i] for i in sorted(layers)]) if path in stacked else layers[0]
+        arrays[path] = Tensor(dict(layers[i] for i in sorted(layers)), stacked=path in stacked)
     problems += [f"missing {path} {list(expected[path].shape)}" for path in sorted(set(expected) - set(found))]
     for path in sorted(arrays):
         if path not in expected:
@@ -153,31 +146,9 @@ def export_weights(arrays: Mapping[str, np.ndarray], table: Sequence[Rule]) -> d
     return tensors
 
 
-def load_into(module: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
+def load_into(module: nnx.Module, arrays: Mapping[str, np.ndarray | Tensor]) -> None:
     """Set a module's parameters from `{path: array}`, keeping the module's dtypes; all paths must be present."""
     state = nnx.state(module, nnx.Param)
     flat = nnx.to_flat_state(state)
     leaves = [(path, leaf.replace(jnp.asarray(arrays["/".join(map(str, path))], leaf.dtype))) for path, leaf in flat]
     nnx.update(module, nnx.from_flat_state(leaves))
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a `.safetensors` file, or of all those in a folder."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise WeightError(f"{path}: no .safetensors file here")
-    tensors = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as f:
-                tensors |= {name: f.get_tensor(name) for name in f.keys()}
-        except SafetensorError as error:
-            raise WeightError(f"{file}: damaged or no safetensors file ({error})") from None
-    return tensors
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to one file, under a temporary name until it is whole."""
-    temporary = path.with_name(path.name + ".partial")
-    save_file(dict(tensors), temporary, metadata=dict(metadata or {}))
-    temporary.replace(path)

@@ -37,7 +37,8 @@ class Preprocessor:
     """Turns texts and pictures into what the networks read. The same object serves training and sampling."""
 
     config: Config
-    processor: Processor
+    # For the MLLM; None where T5 alone reads the prompt.
+    processor: Processor | None
     t5_tokenizer: PreTrainedTokenizerBase
 
     def text(self, text: str) -> tuple[Int32[np.ndarray, "T"], int]:
@@ -53,6 +54,7 @@ class Preprocessor:
 
     def answering(self, prompt: str, images: Sequence[np.ndarray], answer: str, alone: bool = False) -> Arrays:
         """What the MLLM reads, continued by an answer that it should learn; with `alone`, room for one image only."""
+        assert self.processor is not None, "there is no MLLM to answer"
         condition, patches = self.config.condition, self.processor.max_patches
         length = condition.mllm_tokens + condition.answer_tokens
         if alone:
@@ -73,8 +75,9 @@ class Preprocessor:
         boxes = np.full((data.max_references, *size, 3), 255, np.uint8)
         for i, reference in enumerate(references):
             boxes[i] = letterbox(reference.image, reference.mask, *size)
-        arrays = self.processor(prompt, [on_white(r.image, r.mask) for r in references])
-        arrays |= {"references": boxes, "entity_lengths": np.int32(len(references))}
+        arrays = {"references": boxes, "entity_lengths": np.int32(len(references))}
+        if self.processor is not None:
+            arrays |= self.processor(prompt, [on_white(r.image, r.mask) for r in references])
         if self.config.condition.conditioner == "t5":
             arrays["prompt_tokens"] = self.text(prompt)[0]
         return arrays

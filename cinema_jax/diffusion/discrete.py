@@ -25,6 +25,11 @@ class DiscreteState(NamedTuple):
     x1: Float[Array, "B *shape"]
 
 
+def discrete_start(z: Float[Array, "B *shape"]) -> DiscreteState:
+    """Before the first step."""
+    return DiscreteState(z, jnp.zeros_like(z))
+
+
 def discrete_steps(
     scheduler: Literal["ddim", "dpm"], schedule: NoiseSchedule, steps: int
 ) -> Float[np.ndarray, "steps 7"]:
@@ -75,19 +80,6 @@ def discrete_step(
     x = alpha * state.z - sigma * v
     z = factors[0] * state.z + factors[1] * x + factors[2] * state.x1
     return DiscreteState(z if noise is None else z + factors[3] * noise, x)
-
-
-def sample_discrete(
-    step: Callable[[DiscreteState, Array, Array | None], DiscreteState],
-    z: Float[Array, "B *shape"],
-    steps: Float[np.ndarray, "steps 7"],
-    noise: Callable[[int], Float[Array, "B *shape"]] | None = None,
-) -> Float[Array, "B *shape"]:
-    """All steps from the noise `z`; `step` is `discrete_step` of a network, jitted; `noise(i)` is step i's."""
-    state = DiscreteState(z, jnp.zeros_like(z))
-    for i, row in enumerate(steps):
-        state = step(state, row, None if noise is None else noise(i))
-    return state.z
 
 
 def dynamic_guidance(scale: float, steps: int, timestep: int) -> float:

@@ -29,9 +29,11 @@ SCHEDULERS: Mapping[str, str] = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVi
 class NoiseSchedule:
     """How much signal and noise each timestep has. The defaults are CogVideoX-2b's."""
 
+    # Timesteps, from nearly no noise to the most.
     num_train_timesteps: int = 1000
     # Between these the square root of the noise added in each step grows linearly.
     beta_start: float = 0.00085
+    # The other end of that line.
     beta_end: float = 0.012
     # Divides the signal-to-noise ratio: 3.0 in 2b, 1.0 in 5b.
     snr_shift_scale: float = 3.0

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
-from cinema_jax import parts
+from cinema_jax import parts, released
 from cinema_jax.config import Config, parse, to_dict
 from cinema_jax.data.critters.grammar import vocabulary
 from cinema_jax.data.critters.source import Critters
@@ -32,6 +32,7 @@ from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
+from cinema_jax.tensors import Tensor
 
 # Fields of a part that no published config has: they always come from the run's own config.
 OWN_FIELDS = {"dit": ("entity_time", "sequence_multiple", "remat")}
@@ -49,6 +50,7 @@ class Run:
     @classmethod
     def open(cls, config: Config, workdir: Path) -> "Run":
         """Start a run, or go on with the one in `workdir`; InputError names the fields in which that one differs."""
+        released.check_schedule(config)
         file = workdir / "config.json"
         if file.exists():
             differences = list(_differences(json.loads(file.read_text()), json.loads(json.dumps(to_dict(config)))))
@@ -64,7 +66,9 @@ class Run:
 
     @classmethod
     def load(cls, workdir: Path) -> "Run":
-        """The run in `workdir`, as it was configured."""
+        """The run in `workdir`, as it was configured; or a released pipeline of diffusers."""
+        if released.is_pipeline(workdir):
+            return cls(released.pipeline_config(workdir), workdir)
         file = workdir / "config.json"
         if not file.is_file():
             raise InputError(f"{workdir} holds no config.json; a checkpoint is the --workdir of a training run")
@@ -94,19 +98,35 @@ class Run:
         parts.write_json(file, record)
 
     def folder(self, part: str) -> Path | None:
-        """Where a part's weights lie: this run's own result, else what the config names, else None (random)."""
+        """Where a part's weights lie: the run's own, what `config.weights` or `init` names, else None (random)."""
         own = self.workdir / "parts" / part
         if (own / "config.json").exists():
             return own
-        named = getattr(self.config.weights, part)
-        return parts.part_folder(part, named) if named else None
+        if named := getattr(self.config.weights, part):
+            return parts.part_folder(part, named)
+        return self._initial(part, Path("parts") / part)
+
+    def _initial(self, part: str, inside: Path) -> Path | None:
+        """Where the checkpoint of `config.init` holds a part; `inside` says where a run would."""
+        if not self.config.init:
+            return None
+        checkpoint = Path(self.config.init)
+        if released.is_pipeline(checkpoint):
+            folder = checkpoint / released.FOLDERS[part] if part in released.FOLDERS else None
+        elif (checkpoint / "config.json").is_file():
+            folder = checkpoint / inside
+        else:
+            raise InputError(
+                f"config.init is {self.config.init}; it holds neither model_index.json nor a run's config.json"
+            )
+        return folder if folder and folder.is_dir() else None
 
     def tokenizer(self, name: str = "tokenizer") -> PreTrainedTokenizerBase:
         """The MLLM's tokenizer, or T5's ("t5_tokenizer"); one of the embedded dataset's words if none is named."""
-        named = getattr(self.config.weights, name)
-        if not named:
-            return build_word_tokenizer(vocabulary())
-        return load_tokenizer(parts.part_folder("tokenizer", named))
+        if named := getattr(self.config.weights, name):
+            return load_tokenizer(parts.part_folder("tokenizer", named))
+        folder = self._initial(name, Path(name))
+        return load_tokenizer(folder) if folder else build_word_tokenizer(vocabulary())
 
     def part_config(self, part: str) -> Any:
         """The sizes of a part, from its folder or, for one that starts from random numbers, from the config."""
@@ -138,7 +158,7 @@ class Run:
             )
         return size
 
-    def params(self, part: str, stage: str | None = None) -> dict[str, np.ndarray]:
+    def params(self, part: str, stage: str | None = None) -> dict[str, np.ndarray | Tensor]:
         """A part's weights in fp32, read or drawn."""
         folder, config = self.folder(part), self.part_config(part)
         random = part == "aligner" and stage == "finetune" and self.config.condition.aligner_init == "random"
@@ -148,7 +168,7 @@ class Run:
 
     def load_parts(
         self, names: Iterable[str], stage: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray | Tensor], dict[str, str]]:
         """Configs, weights and origins of several parts."""
         names = list(names)
         configs = {name: self.part_config(name) for name in names}
@@ -163,6 +183,9 @@ class Run:
     def preprocessor(self) -> Preprocessor:
         """What turns prompts and references into arrays."""
         condition = self.config.condition
+        tokenizer = self.tokenizer("t5_tokenizer")
+        if condition.conditioner == "t5" and "mllm" not in self.config.stages:
+            return Preprocessor(self.config, None, tokenizer)
         processor = Processor(
             self.tokenizer(),
             self.part_config("mllm").vision,
@@ -172,7 +195,7 @@ class Run:
             max_pixels=condition.mllm_max_pixels,
             min_pixels=condition.mllm_min_pixels,
         )
-        return Preprocessor(self.config, processor, self.tokenizer("t5_tokenizer"))
+        return Preprocessor(self.config, processor, tokenizer)
 
     @property
     def draws_critters(self) -> bool:

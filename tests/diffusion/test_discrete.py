@@ -10,12 +10,11 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
 from cinema_jax.diffusion.discrete import (
-    DiscreteState,
     as_velocity,
+    discrete_start,
     discrete_step,
     discrete_steps,
     dynamic_guidance,
-    sample_discrete,
 )
 from cinema_jax.diffusion.samplers import solve, solver_steps, time_grid
 from cinema_jax.diffusion.schedule import NoiseSchedule, schedule_from_hf, schedule_to_hf
@@ -88,14 +87,15 @@ def test_schedulers_equal_diffusers(scheduler, name, steps):
         draws = torch.Generator().manual_seed(i)
         noise = [torch.randn(SHAPE, generator=draws, dtype=torch.float64) for _ in range(1 + twice)]
         drawn.append(jnp.asarray(noise[-1].numpy(), jnp.float32))
-    ours = sample_discrete(
-        lambda state, row, noise: discrete_step(
-            lambda z, t: jnp.asarray(network(np.asarray(z), np.asarray(t)[:, None, None])), state, row, noise
-        ),
-        jnp.asarray(start, jnp.float32),
-        discrete_steps(scheduler, schedule, steps),
-        drawn.__getitem__ if drawn else None,
-    )
+    state = discrete_start(jnp.asarray(start, jnp.float32))
+    for i, row in enumerate(discrete_steps(scheduler, schedule, steps)):
+        state = discrete_step(
+            lambda z, t: jnp.asarray(network(np.asarray(z), np.asarray(t)[:, None, None])),
+            state,
+            row,
+            drawn[i] if drawn else None,
+        )
+    ours = state.z
     assert np.abs(np.asarray(ours) - z.numpy()).max() < 2e-4 * np.abs(z.numpy()).max()
 
 
@@ -157,7 +157,7 @@ def test_ddim_and_the_flow_sampler_end_alike():
     predict = gaussian_v(schedule, mean, std)
     noise = jnp.asarray(np.random.default_rng(1).normal(size=(4, 6)), jnp.float32)
     step = jax.jit(lambda state, row: discrete_step(predict, state, row))
-    state = DiscreteState(noise, jnp.zeros_like(noise))
+    state = discrete_start(noise)
     for row in discrete_steps("ddim", schedule, 500):
         state = step(state, row)
     np.testing.assert_allclose(state.z, mean + std * noise, atol=6e-3)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from cinema_jax.diffusion.config import SOLVERS
+from cinema_jax.diffusion.config import FLOW_SOLVERS
 from cinema_jax.diffusion.flow import shift_times
 from cinema_jax.diffusion.samplers import sample_steps, solve, solver_step, solver_steps, time_grid
 
@@ -63,14 +63,14 @@ def test_unipc_is_that_of_diffusers(steps, shift):
     np.testing.assert_allclose(got, z.numpy(), atol=2e-5)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FLOW_SOLVERS)
 def test_straight_paths_are_exact_in_one_step(solver):
     # All data in one point: every path is a straight line.
     got = follow(lambda z, time: (z - MU) / time[:, None], time_grid(1), solver)
     np.testing.assert_allclose(got, jnp.broadcast_to(MU, NOISE.shape), atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FLOW_SOLVERS)
 def test_python_loop_yields_every_state_and_ends_like_the_scan(solver):
     steps = solver_steps(solver, time_grid(6, shift=2.0))
     states = list(sample_steps(jax.jit(lambda *a: solver_step(gaussian_velocity, *a)), NOISE, steps))

@@ -22,7 +22,8 @@ from cinema_jax.models.qwen_vl.config import (
 from cinema_jax.models.qwen_vl.model import Qwen2VL, generate_greedy
 from cinema_jax.models.qwen_vl.processing import mrope_positions, patch_grid
 from cinema_jax.models.qwen_vl.weights import drop_tied_head, table
-from cinema_jax.weights import WeightError, export_weights, flatten, import_weights, load_into, write_safetensors
+from cinema_jax.tensors import WeightError, write_tensors
+from cinema_jax.weights import export_weights, flatten, import_weights, load_into
 
 IMAGE = 7
 VISION = Qwen2VLVisionConfig(depth=2, embed_dim=16, num_heads=2, patch_size=4)
@@ -254,7 +255,7 @@ def test_exported_folder_is_complete_for_transformers(name, tmp_path):
     config = CONFIGS[name]
     parameters = {path: np.asarray(value) for path, value in flatten(ours(name)).items()}
     tensors = export_weights(parameters, table(config))
-    write_safetensors(tmp_path / "model.safetensors", tensors, {"format": "pt"})
+    write_tensors(tmp_path / "model.safetensors", tensors, {"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
     loaded, info = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
         tmp_path, output_loading_info=True, dtype=torch.float32

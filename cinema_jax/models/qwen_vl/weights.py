@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from cinema_jax.models.qwen_vl.config import Qwen2VLConfig, Qwen2VLVisionConfig
-from cinema_jax.weights import Rule, Transform, WeightError, linear, norm
+from cinema_jax.tensors import WeightError
+from cinema_jax.weights import Rule, Transform, linear, norm
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from cinema_jax.models.t5.config import T5Config
-from cinema_jax.weights import Rule, WeightError, linear, norm
+from cinema_jax.tensors import WeightError
+from cinema_jax.weights import Rule, linear, norm
 
 _SHARED, _TIED = "shared.weight", "encoder.embed_tokens.weight"
 _ATTENTION = "encoder.block.{layer}.layer.0"

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from cinema_jax.errors import InputError
 from cinema_jax.models.attention import attention
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.layers import CausalConv, ChannelNorm, Downsample, Stream, Upsample
@@ -151,20 +152,20 @@ class WanVAE(nnx.Module):
         """The latents' (F, H, W, C) for a clip of this size.
 
         Raises:
-            ValueError: unless frames = 4k + 1 and height and width are multiples of 8 (in the released VAE).
+            InputError: unless frames = 4k + 1 and height and width are multiples of 8 (in the released VAE).
         """
         time, space = self.temporal_compression, self.spatial_compression
         if frames < 1 or (frames - 1) % time:
             nearest = max(0, round((frames - 1) / time)) * time + 1
-            raise ValueError(f"frames={frames} must be {time}k + 1; the nearest is {nearest}")
+            raise InputError(f"frames={frames} must be {time}k + 1; the nearest is {nearest}")
         for name, size in (("height", height), ("width", width)):
             if size < 1 or size % space:
                 nearest = max(1, round(size / space)) * space
-                raise ValueError(f"{name}={size} must be a multiple of {space}; the nearest is {nearest}")
+                raise InputError(f"{name}={size} must be a multiple of {space}; the nearest is {nearest}")
         return (frames - 1) // time + 1, height // space, width // space, self.config.z_dim
 
     def encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
-        """The posterior's mode, normalised. Raises ValueError as `latent_shape` does."""
+        """The posterior's mode, normalised. Raises InputError as `latent_shape` does."""
         self.latent_shape(*video.shape[1:4])
         return self.normalise(self._moments(_in_chunks(self.encoder, video, self.temporal_compression, 1))[0])
 

@@ -1,0 +1,183 @@
+"""Tensors in safetensors files, mapped into memory: bytes are read when, and as far as, somebody asks for them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cinema_jax.errors import InputError
+
+
+class WeightError(InputError):
+    """Published tensors and a model that do not fit each other."""
+
+
+INDEX = "*.safetensors.index.json"
+# The file format's names of what published weights consist of.
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+# What a folder may hold instead, all of which run code when they are opened.
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Tensor:
+    """Published tensors as one array of ours, of which only the asked part is read and converted.
+
+    Has what `jax.make_array_from_callback` and numpy need of an array. Raises `WeightError` where a number that it read
+    is not finite.
+    """
+
+    def __init__(self, views: Mapping[str, np.ndarray], *, stacked: bool, dtype: Any = None):
+        """`views`: name to array in our layout, all of one shape; with `stacked` they are the rows of the result."""
+        self._views, self._stacked = dict(views), stacked
+        first = next(iter(self._views.values()))
+        self.dtype = np.dtype(dtype or first.dtype)
+        self.shape = (len(self._views), *first.shape) if stacked else first.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it, read or not."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def astype(self, dtype: Any) -> "Tensor":
+        """The same, converted when it is read."""
+        return Tensor(self._views, stacked=self._stacked, dtype=dtype)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        index = index if isinstance(index, tuple) else (index,)
+        if not self._stacked:
+            ((name, view),) = self._views.items()
+            return self._read(name, view, index)
+        names = list(self._views)[index[0]] if index else list(self._views)
+        if isinstance(names, str):
+            return self._read(names, self._views[names], index[1:])
+        shape = self._views[names[0]][index[1:]].shape if names else self.shape[1:]
+        out = np.empty((len(names), *shape), self.dtype)
+        for row, name in zip(out, names, strict=True):
+            row[...] = self._read(name, self._views[name], index[1:])
+        return out
+
+    def _read(self, name: str, view: np.ndarray, index: tuple) -> np.ndarray:
+        block = np.array(view[index], dtype=self.dtype, order="C")
+        # The sum of finite numbers is finite or, at worst, worth a second look.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(np.sum(block, dtype=np.float32))
+        if suspicious and not np.isfinite(block.astype(np.float32)).all():
+            raise WeightError(f"{name} holds numbers that are not finite")
+        return block
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[()], dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def open_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a `.safetensors` file, or of a folder: by its index if it has one, or else of all its files.
+
+    Nothing but the files' headers is read: the arrays are views of the mapped files.
+
+    Raises:
+        WeightError: the folder has no such file (one with pickles alone is never opened), a file is damaged, a tensor
+            is in two files or not where the index says, or the index names a file outside the folder.
+    """
+    files, index = _files(path)
+    tensors, found = {}, {}
+    for file in files:
+        for name, view in _mapped(file).items():
+            if name in found:
+                raise WeightError(f"{name} is both in {found[name]} and in {file}")
+            tensors[name], found[name] = view, file
+    if index:
+        file, places = index
+        wrong = [name for name in places if found.get(name) != path / places[name]]
+        if wrong:
+            raise WeightError(f"{file} says that {wrong[0]} is in {places[wrong[0]]}, where it is not")
+        if extra := sorted(set(found) - set(places)):
+            raise WeightError(f"{found[extra[0]]} holds {extra[0]}, which {file} does not name")
+    return tensors
+
+
+def _files(path: Path) -> tuple[list[Path], tuple[Path, dict[str, str]] | None]:
+    """The files to read and, where there is one, the index and what it says: tensor to file name."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise WeightError(f"{path}: no .safetensors file here")
+        return [path], None
+    indices = sorted(path.glob(INDEX))
+    if len(indices) > 1:
+        raise WeightError(f"{path} has {len(indices)} indices: {', '.join(file.name for file in indices)}; keep one")
+    if indices:
+        places = _places(indices[0])
+        files = [path / name for name in sorted(set(places.values()))]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise WeightError(f"{indices[0]} names {', '.join(missing)}, which the folder lacks: fetch the rest of it")
+        return files, (indices[0], places)
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        if pickles := sorted(file.name for pattern in _PICKLES for file in path.glob(pattern)):
+            raise WeightError(
+                f"{path} holds {pickles[0]} and no .safetensors file; pickles can run any code and are never opened: "
+                "take the model's safetensors version, or convert it with safetensors' own tools"
+            )
+        raise WeightError(f"{path}: no .safetensors file here")
+    return files, None
+
+
+def _places(file: Path) -> dict[str, str]:
+    try:
+        places = json.loads(file.read_text())["weight_map"]
+        good = isinstance(places, dict) and all(isinstance(value, str) for value in places.values())
+    except (OSError, ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise WeightError(f"{file} is no index of safetensors files: it needs a weight_map of tensors to file names")
+    for name in places.values():
+        if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
+            raise WeightError(f"{file} names {name!r}; accepted are files in its own folder")
+    return places
+
+
+def _mapped(file: Path) -> dict[str, np.ndarray]:
+    try:
+        # Checks the header: sizes, offsets, overlaps, the file's length.
+        with safe_open(file, framework="numpy") as opened:
+            names = list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise WeightError(f"{file}: damaged or no safetensors file ({error})") from None
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    data = (
+        np.memmap(file, np.uint8, "r", offset=8 + length) if file.stat().st_size > 8 + length else np.empty(0, np.uint8)
+    )
+    tensors = {}
+    for name in names:
+        start, end = header[name]["data_offsets"]
+        kind, shape = header[name]["dtype"], header[name]["shape"]
+        if kind not in _DTYPES:
+            raise WeightError(f"{file}: {name} is of type {kind}; accepted: {', '.join(_DTYPES)}")
+        tensors[name] = data[start:end].view(_DTYPES[kind]).reshape(shape)
+    return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to one file, under a temporary name until it is whole."""
+    temporary = path.with_name(path.name + ".partial")
+    save_file(dict(tensors), temporary, metadata=dict(metadata or {}))
+    temporary.replace(path)
