@@ -57,7 +57,7 @@ class Tensor:
         """The same, converted when it is read."""
         return Tensor(self._views, stacked=self._stacked, dtype=dtype)
 
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+    def __getitem__(self, index: slice | int | tuple[slice | int, ...]) -> np.ndarray:
         index = index if isinstance(index, tuple) else (index,)
         if not self._stacked:
             ((name, view),) = self._views.items()
