@@ -22,8 +22,11 @@ from cinema_jax.models.aligner import model as aligner
 from cinema_jax.models.aligner import weights as aligner_weights
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.cogvideox import transformer as cogvideox
+from cinema_jax.models.cogvideox import vae as cogvideox_vae
+from cinema_jax.models.cogvideox import vae_weights as cogvideox_vae_weights
 from cinema_jax.models.cogvideox import weights as cogvideox_weights
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.models.qwen_vl import config as qwen_config
 from cinema_jax.models.qwen_vl import model as qwen
 from cinema_jax.models.qwen_vl import weights as qwen_weights
@@ -68,6 +71,14 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             wan_weights.config_from_hf,
             wan_weights.config_to_hf,
             class_name="AutoencoderKLWan",
+        ),
+        Kind(
+            CogVideoXVAEConfig,
+            cogvideox_vae.CogVideoXVAE,
+            lambda c: cogvideox_vae_weights.TABLE,
+            cogvideox_vae_weights.config_from_hf,
+            cogvideox_vae_weights.config_to_hf,
+            class_name="AutoencoderKLCogVideoX",
         ),
     ),
     "t5": (

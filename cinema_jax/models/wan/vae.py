@@ -7,11 +7,11 @@ no frame depends on a later one.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from cinema_jax.errors import InputError
 from cinema_jax.models.attention import attention
+from cinema_jax.models.chunks import in_chunks
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.layers import CausalConv, ChannelNorm, Downsample, Stream, Upsample
 
@@ -167,12 +167,18 @@ class WanVAE(nnx.Module):
     def encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
         """The posterior's mode, normalised. Raises InputError as `latent_shape` does."""
         self.latent_shape(*video.shape[1:4])
-        return self.normalise(self._moments(_in_chunks(self.encoder, video, self.temporal_compression, 1))[0])
+        return self.normalise(
+            self._moments(
+                in_chunks(self.encoder, video, stream=Stream, first=1, size=self.temporal_compression, coded=1)
+            )[0]
+        )
 
     def decode(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
         """The video of normalised latents, clipped to [-1, 1]."""
         latents = self.post_quant_conv(self.denormalise(latents))
-        return jnp.clip(_in_chunks(self.decoder, latents, 1, self.temporal_compression), -1, 1)
+        return jnp.clip(
+            in_chunks(self.decoder, latents, stream=Stream, first=1, size=1, coded=self.temporal_compression), -1, 1
+        )
 
     def encode_moments(
         self, video: Float[Array, "B frames height width 3"]
@@ -201,25 +207,3 @@ class WanVAE(nnx.Module):
     def _moments(self, x: Float[Array, "B F H W C2"]) -> tuple[Float[Array, "B F H W C"], Float[Array, "B F H W C"]]:
         mean, log_variance = jnp.split(self.quant_conv(x), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30, 20)
-
-
-def _in_chunks(
-    network: Encoder | Decoder, x: Float[Array, "B F H W C"], size: int, coded: int
-) -> Float[Array, "B F2 H2 W2 C2"]:
-    """The network's output for one frame, and then for `size` frames at a time, which become `coded` ones."""
-    stream = Stream()
-    head = network(x[:, :1], stream)
-    chunks = (x.shape[1] - 1) // size
-    if not chunks:
-        return head
-    batch, _, *rest = head.shape
-    # Every chunk is read from and written to its place, as scanned inputs and outputs would be held once more.
-    y = jnp.zeros((batch, 1 + chunks * coded, *rest), head.dtype).at[:, :1].set(head)
-
-    def code(carry, i):
-        past, y = carry
-        stream = Stream(past)
-        chunk = network(lax.dynamic_slice_in_dim(x, 1 + i * size, size, axis=1), stream)
-        return (stream.kept, lax.dynamic_update_slice_in_dim(y, chunk, 1 + i * coded, axis=1)), None
-
-    return lax.scan(code, (stream.kept, y), jnp.arange(chunks))[0][1]

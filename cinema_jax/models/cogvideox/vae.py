@@ -1,0 +1,275 @@
+"""The causal video VAE of CogVideoX (arXiv 2408.06072; reference: `AutoencoderKLCogVideoX` in diffusers).
+
+Its norms span all frames that they are given, so that results depend on where a clip is cut into chunks. The cuts are
+the reference's: the encoder takes 8 frames at a time and the decoder 2 latent frames, the first chunk also the rest.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from cinema_jax.errors import InputError
+from cinema_jax.models.chunks import in_chunks
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.models.wan.layers import Conv2d, causal_conv3d, conv2d, upsample_conv2d
+
+# Frames, and latent frames, of a chunk.
+ENCODED, DECODED = 8, 2
+_EPS = 1e-6
+_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class Stream:
+    """The two frames before the current chunk, for every causal layer in the order in which they run."""
+
+    def __init__(self, past: tuple[Array, ...] | None = None):
+        self.first = past is None
+        self.kept: tuple[Array, ...] = ()
+        self._past = iter(past or ())
+
+    def past(self, x: Float[Array, "B F H W C"]) -> Float[Array, "B 2 H W C"]:
+        """The frames before `x`; at a clip's beginning its first one, twice. Keeps the last two for the next chunk."""
+        past = jnp.repeat(x[:, :1], 2, axis=1) if self.first else next(self._past)
+        self.kept += (jnp.concatenate([past, x], axis=1)[:, -2:],)
+        return past
+
+
+class CausalConv(nnx.Module):
+    """A 3x3x3 convolution, causal in time (reference: `CogVideoXCausalConv3d`)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_INIT(rngs.params(), (3, 3, 3, in_channels, out_channels)))
+        self.bias = nnx.Param(jnp.zeros(out_channels))
+
+    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream) -> Float[Array, "B F H W C2"]:
+        return causal_conv3d(x, self.kernel[...], stream.past(x)) + self.bias[...]
+
+
+class GroupNorm(nnx.Module):
+    """Mean 0 and variance 1 in each group of channels over all positions of the chunk, in fp32."""
+
+    def __init__(self, channels: int, groups: int, eps: float):
+        self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x: Float[Array, "B F H W C"]) -> Float[Array, "B F H W C"]:
+        y = x.astype(jnp.float32).reshape(*x.shape[:4], self.groups, -1)
+        axes = (1, 2, 3, 5)
+        y = y - y.mean(axes, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + self.eps)
+        return (y.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class SpatialNorm(nnx.Module):
+    """A group norm, scaled and shifted by the latents at each place (reference: `CogVideoXSpatialNorm3D`)."""
+
+    def __init__(self, channels: int, latents: int, groups: int, *, rngs: nnx.Rngs):
+        self.norm_layer = GroupNorm(channels, groups, _EPS)
+        self.conv_y = nnx.Linear(latents, channels, rngs=rngs)
+        self.conv_b = nnx.Linear(latents, channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B F H W C"], z: Float[Array, "B F2 H2 W2 Z"]) -> Float[Array, "B F H W C"]:
+        # Where each position looks for its latent does not depend on what is computed from it.
+        return self.norm_layer(x) * _nearest(self.conv_y(z), x) + _nearest(self.conv_b(z), x)
+
+
+def _nearest(z: Float[Array, "B F2 H2 W2 C"], x: Float[Array, "B F H W C"]) -> Float[Array, "B F H W C"]:
+    """`z` at the size of `x`, by its nearest positions; of an odd number of frames, the first stands by itself."""
+    (_, _, height, width, _), (frames, rows, columns) = z.shape, x.shape[1:4]
+    if frames > 1 and frames % 2:
+        times = np.concatenate([[0], 1 + _positions(z.shape[1] - 1, frames - 1)])
+    else:
+        times = _positions(z.shape[1], frames)
+    return z[:, times][:, :, _positions(height, rows)][:, :, :, _positions(width, columns)]
+
+
+def _positions(size: int, larger: int) -> np.ndarray:
+    return np.arange(larger) * size // larger
+
+
+class ResidualBlock(nnx.Module):
+    """Twice norm, SiLU and convolution, beside a shortcut; in the decoder (`latents`) norms see the latents."""
+
+    def __init__(self, inputs: int, outputs: int, config: CogVideoXVAEConfig, latents: bool, *, rngs: nnx.Rngs):
+        def norm(channels):
+            if latents:
+                return SpatialNorm(channels, config.latent_channels, config.norm_num_groups, rngs=rngs)
+            return GroupNorm(channels, config.norm_num_groups, config.norm_eps)
+
+        self.norm1, self.norm2 = norm(inputs), norm(outputs)
+        self.conv1 = CausalConv(inputs, outputs, rngs=rngs)
+        self.conv2 = CausalConv(outputs, outputs, rngs=rngs)
+        self.conv_shortcut = nnx.Linear(inputs, outputs, rngs=rngs) if inputs != outputs else None
+
+    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream, *z: Array) -> Float[Array, "B F H W C2"]:
+        y = self.conv1(jax.nn.silu(self.norm1(x, *z)), stream)
+        y = self.conv2(jax.nn.silu(self.norm2(y, *z)), stream)
+        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def _halve_time(x: Float[Array, "B F H W C"]) -> Float[Array, "B F2 H W C"]:
+    """Means of two frames each; of an odd number, the first stays."""
+    odd = x.shape[1] % 2
+    pairs = x[:, odd:].reshape(x.shape[0], -1, 2, *x.shape[2:]).mean(2)
+    return jnp.concatenate([x[:, :odd], pairs], axis=1)
+
+
+def _double_time(x: Float[Array, "B F H W C"]) -> Float[Array, "B F2 H W C"]:
+    """Every frame twice; of an odd number, the first once."""
+    odd = x.shape[1] % 2
+    return jnp.concatenate([x[:, :odd], jnp.repeat(x[:, odd:], 2, axis=1)], axis=1)
+
+
+class Stage(nnx.Module):
+    """Residual blocks at one resolution, and a step to the next one: down, up or none (None)."""
+
+    def __init__(self, inputs, outputs, config, *, latents: bool, step: str | None, time: bool, rngs: nnx.Rngs):
+        sizes = [inputs] + [outputs] * (config.layers_per_block - (0 if latents else 1))
+        self.resnets = nnx.List([ResidualBlock(size, outputs, config, latents, rngs=rngs) for size in sizes])
+        self.downsampler = Conv2d(outputs, outputs, rngs=rngs) if step == "down" else None
+        self.upsampler = Conv2d(outputs, outputs, rngs=rngs) if step == "up" else None
+        self.time = time
+
+    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream, *z: Array) -> Float[Array, "B F2 H2 W2 C2"]:
+        for block in self.resnets:
+            x = block(x, stream, *z)
+        if (down := self.downsampler) is not None:
+            x = _halve_time(x) if self.time else x
+            return conv2d(x, down.kernel[...], ((0, 1), (0, 1)), stride=2) + down.bias[...]
+        if (up := self.upsampler) is not None:
+            x = _double_time(x) if self.time else x
+            return upsample_conv2d(x, up.kernel[...]) + up.bias[...]
+        return x
+
+
+class MidBlock(nnx.Module):
+    """Two residual blocks at the lowest resolution."""
+
+    def __init__(self, channels: int, config: CogVideoXVAEConfig, latents: bool, *, rngs: nnx.Rngs):
+        self.resnets = nnx.List([ResidualBlock(channels, channels, config, latents, rngs=rngs) for _ in range(2)])
+
+    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream, *z: Array) -> Float[Array, "B F H W C"]:
+        for block in self.resnets:
+            x = block(x, stream, *z)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Pixels to the posterior's moments (reference: `CogVideoXEncoder3D`)."""
+
+    def __init__(self, config: CogVideoXVAEConfig, *, rngs: nnx.Rngs):
+        sizes, levels = config.block_out_channels, int(math.log2(config.temporal_compression_ratio))
+        self.conv_in = CausalConv(3, sizes[0], rngs=rngs)
+        steps = ["down"] * (len(sizes) - 1) + [None]
+        self.down_blocks = nnx.List(
+            [
+                Stage(inputs, outputs, config, latents=False, step=step, time=i < levels, rngs=rngs)
+                for i, (inputs, outputs, step) in enumerate(zip((sizes[0], *sizes), sizes, steps, strict=False))
+            ]
+        )
+        self.mid_block = MidBlock(sizes[-1], config, False, rngs=rngs)
+        self.norm_out = GroupNorm(sizes[-1], config.norm_num_groups, _EPS)
+        self.conv_out = CausalConv(sizes[-1], 2 * config.latent_channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B frames height width 3"], stream: Stream) -> Float[Array, "B F H W C2"]:
+        x = self.conv_in(x, stream)
+        for block in self.down_blocks:
+            x = block(x, stream)
+        x = self.mid_block(x, stream)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)), stream)
+
+
+class Decoder(nnx.Module):
+    """Latents to pixels (reference: `CogVideoXDecoder3D`)."""
+
+    def __init__(self, config: CogVideoXVAEConfig, *, rngs: nnx.Rngs):
+        sizes, levels = config.block_out_channels[::-1], int(math.log2(config.temporal_compression_ratio))
+        self.conv_in = CausalConv(config.latent_channels, sizes[0], rngs=rngs)
+        self.mid_block = MidBlock(sizes[0], config, True, rngs=rngs)
+        steps = ["up"] * (len(sizes) - 1) + [None]
+        self.up_blocks = nnx.List(
+            [
+                Stage(inputs, outputs, config, latents=True, step=step, time=i < levels, rngs=rngs)
+                for i, (inputs, outputs, step) in enumerate(zip((sizes[0], *sizes), sizes, steps, strict=False))
+            ]
+        )
+        self.norm_out = SpatialNorm(sizes[-1], config.latent_channels, config.norm_num_groups, rngs=rngs)
+        self.conv_out = CausalConv(sizes[-1], 3, rngs=rngs)
+
+    def __call__(self, z: Float[Array, "B F H W C"], stream: Stream) -> Float[Array, "B frames height width 3"]:
+        x = self.mid_block(self.conv_in(z, stream), stream, z)
+        for block in self.up_blocks:
+            x = block(x, stream, z)
+        return self.conv_out(jax.nn.silu(self.norm_out(x, z)), stream)
+
+
+class CogVideoXVAE(nnx.Module):
+    """Video in [-1, 1] to latents and back, chunk by chunk as diffusers cuts it."""
+
+    def __init__(self, config: CogVideoXVAEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    @property
+    def spatial_compression(self) -> int:
+        """Pixels to a latent, along height and width."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @property
+    def temporal_compression(self) -> int:
+        """Frames to a latent frame, after the first."""
+        return self.config.temporal_compression_ratio
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """The latents' (F, H, W, C) for a clip of this size.
+
+        Raises:
+            InputError: unless frames are 1, or a multiple of 8 and 1 more, and height and width are multiples of 8 (in
+                the released VAE). Other numbers of frames become an even number of latents, which decode to more frames
+                than went in.
+        """
+        space, time = self.spatial_compression, self.temporal_compression
+        unit = DECODED * time
+        if frames < 1 or frames % unit != 1:
+            nearest = max(0, round((frames - 1) / unit)) * unit + 1
+            raise InputError(
+                f"frames={frames} must be {unit}k + 1, so that the latent frames are odd: {frames} would not come back "
+                f"as {frames}; the nearest is {nearest}"
+            )
+        for name, size in (("height", height), ("width", width)):
+            if size < 1 or size % space:
+                nearest = max(1, round(size / space)) * space
+                raise InputError(f"{name}={size} must be a multiple of {space}; the nearest is {nearest}")
+        return (frames - 1) // time + 1, height // space, width // space, self.config.latent_channels
+
+    def encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
+        """The posterior's mode, scaled. Raises InputError as `latent_shape` does."""
+        self.latent_shape(*video.shape[1:4])
+        return self.encode_moments(video)[0] * self.config.scaling_factor
+
+    def encode_moments(
+        self, video: Float[Array, "B frames height width 3"]
+    ) -> tuple[Float[Array, "B F H W C"], Float[Array, "B F H W C"]]:
+        """Mean and log variance (in [-30, 20]) of the posterior, not scaled, of any number of frames."""
+        frames, time = video.shape[1], self.temporal_compression
+        first = frames % ENCODED + (ENCODED if frames >= ENCODED else 0)
+        moments = in_chunks(
+            self.encoder, video, stream=Stream, first=first, size=ENCODED, coded=max(1, ENCODED // time)
+        )
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30, 20)
+
+    def decode(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
+        """The video of scaled latents, clipped to [-1, 1]."""
+        return jnp.clip(self.decode_raw(latents / self.config.scaling_factor), -1, 1)
+
+    def decode_raw(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
+        """The video of latents that are not scaled, not clipped."""
+        frames, time = latents.shape[1], self.temporal_compression
+        first = frames % DECODED + (DECODED if frames >= DECODED else 0)
+        return in_chunks(self.decoder, latents, stream=Stream, first=first, size=DECODED, coded=DECODED * time)
