@@ -91,9 +91,10 @@ class Sampler:
             raise InputError(
                 f"solver is {settings.solver}, but this transformer was trained as a flow: take unipc or euler"
             )
-        unit = self.cinema.part(self.params, "vae").spatial_compression * self.cinema.part_configs["dit"].patch_size
+        vae, dit = (self.cinema.part_configs[name] for name in ("vae", "dit"))
+        unit = vae.spatial_compression * dit.patch_size
         for name, value, step, rest in (
-            ("frames", settings.frames, 4, 1),
+            ("frames", settings.frames, vae.frame_unit, 1),
             ("height", settings.height, unit, 0),
             ("width", settings.width, unit, 0),
         ):

@@ -131,7 +131,7 @@ def import_weights(
     return arrays
 
 
-def export_weights(arrays: Mapping[str, np.ndarray], table: Sequence[Rule]) -> dict[str, np.ndarray]:
+def export_weights(arrays: Mapping[str, np.ndarray | Tensor], table: Sequence[Rule]) -> dict[str, np.ndarray]:
     """Our parameters under their published names and layouts: the inverse of `import_weights`."""
     patterns = [(rule, _pattern(rule.path)) for rule in table]
     tensors = {}

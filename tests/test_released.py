@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from absl import flags
+from absl.testing import flagsaver
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
@@ -19,11 +21,14 @@ from diffusers import (
 from diffusers.schedulers import scheduling_dpm_cogvideox
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
+from cinema_jax import generate
+from cinema_jax.config import default, parse
 from cinema_jax.diffusion import flow
 from cinema_jax.diffusion.schedule import NoiseSchedule, schedule_to_hf
 from cinema_jax.errors import InputError
 from cinema_jax.released import pipeline_config
 from cinema_jax.sampling import Request, load_sampler
+from cinema_jax.training.run import Run
 
 SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
 PROMPT = "a small rabbit runs over the meadow"
@@ -37,7 +42,7 @@ def tokenizer(folder):
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter([PROMPT, "the quick brown fox jumps over the lazy dog"] * 20),
             model_writer=file,
-            vocab_size=45,
+            vocab_size=33,
             pad_id=0,
             eos_id=1,
             unk_id=2,
@@ -63,7 +68,7 @@ def pipeline(folder, rotary, scheduler):
         sample_width=6,
         sample_height=4,
         sample_frames=9,
-        max_text_seq_length=16,
+        max_text_seq_length=40,
         use_rotary_positional_embeddings=rotary,
     )
     vae = AutoencoderKLCogVideoX(
@@ -76,6 +81,8 @@ def pipeline(folder, rotary, scheduler):
         for parameter in (*transformer.parameters(), *vae.parameters()):
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.7 * parameter[0].numel() ** -0.5)
+    for network in (transformer, vae, t5):
+        network.eval()
     schedule = NoiseSchedule(snr_shift_scale=1.0 if rotary else 3.0)
     parts = {"transformer": transformer, "vae": vae, "text_encoder": t5, "tokenizer": tokenizer(folder / "own")}
     parts["scheduler"] = SCHEDULERS[scheduler].from_config(schedule_to_hf(schedule, scheduler))
@@ -126,6 +133,7 @@ def test_the_whole_pipeline_equals_diffusers(both, dynamic, monkeypatch):
             height=32,
             width=48,
             num_frames=9,
+            max_sequence_length=40,
             output_type="np",
         ).frames
     run, sampler = load_sampler(folder)
@@ -136,17 +144,6 @@ def test_the_whole_pipeline_equals_diffusers(both, dynamic, monkeypatch):
     decoded = sampler.cinema.part(sampler.params, "vae").decode(latents)
     assert expected.std() > 0.05, "all frames alike would be equal whatever they were"
     np.testing.assert_allclose((np.asarray(decoded) + 1) / 2, expected, atol=1e-3)
-
-
-def test_the_flow_sampler_ends_where_ddim_does(both):
-    """The same network as a velocity field, in fine steps without guidance: both follow one flow."""
-    _, folder, _ = both
-    _, sampler = load_sampler(folder)
-    request, fine = [Request(PROMPT, (), SEED)], {"steps": 200, "guidance_text": 1.0, "guidance_reference": 1.0}
-    ends = [
-        np.asarray(sampler.latents(request, sampler.settings(solver=solver, **fine))) for solver in ("ddim", "unipc")
-    ]
-    assert np.abs(ends[0] - ends[1]).max() < 0.05 * ends[0].std()
 
 
 @pytest.mark.parametrize(
@@ -173,3 +170,33 @@ def test_other_pipelines_are_refused_with_a_reason(both, tmp_path, spoil, messag
     spoil(copy)
     with pytest.raises(InputError, match=message):
         pipeline_config(copy)
+
+
+def test_generate_takes_the_folder_as_a_checkpoint(both, tmp_path, monkeypatch):
+    """By the command itself, without a reference: the released model reads text alone."""
+    _, folder, _ = both
+    output = tmp_path / "out.gif"
+    arguments = [f"--checkpoint={folder}", f"--prompt={PROMPT}", f"--output={output}", "--steps=1", "--frames=1"]
+    with flagsaver.flagsaver():
+        flags.FLAGS(["generate", *arguments])
+        generate.main()
+    assert output.stat().st_size > 0
+
+
+def test_training_starts_from_the_folder(both, tmp_path):
+    """Parts, sizes and tokenizer come from `config.init`; another noise schedule than the folder's is refused."""
+    _, folder, scheduler = both
+    values = default()
+    values.init, values.stages = str(folder), ("finetune",)
+    values.weights.update({name: "" for name in ("vae", "t5", "t5_tokenizer")})
+    values.flow.prediction, values.condition.text_tokens = "v_prediction", 40
+    values.schedule.snr_shift_scale = 1.0 if scheduler == "dpm" else 3.0
+    run = Run.open(parse(values), tmp_path / "run")
+    assert run.part_config("dit").num_layers == 2
+    assert {run.folder(name).parent for name in ("vae", "t5", "dit")} == {folder}
+    assert run.folder("aligner") is None
+    assert len(run.tokenizer("t5_tokenizer")(PROMPT)["input_ids"]) == 34
+    assert run.params("dit")["dit/proj_out/kernel"].shape == (32, 16)
+    values.schedule.snr_shift_scale = 2.0
+    with pytest.raises(InputError, match=r"config\.schedule differs from .*snr_shift_scale is 2\.0, not"):
+        Run.open(parse(values), tmp_path / "other")

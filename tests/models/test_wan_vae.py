@@ -256,7 +256,7 @@ def test_sizes_that_cannot_be_coded_are_refused(size, message):
 
 def test_shape_of_latents():
     vae = abstract(WanVAEConfig())
-    assert (vae.temporal_compression, vae.spatial_compression) == (4, 8)
+    assert (vae.config.temporal_compression, vae.config.spatial_compression) == (4, 8)
     assert vae.latent_shape(45, 480, 720) == (12, 60, 90, 16)
 
 

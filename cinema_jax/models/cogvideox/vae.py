@@ -215,16 +215,6 @@ class CogVideoXVAE(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
 
-    @property
-    def spatial_compression(self) -> int:
-        """Pixels to a latent, along height and width."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
-
-    @property
-    def temporal_compression(self) -> int:
-        """Frames to a latent frame, after the first."""
-        return self.config.temporal_compression_ratio
-
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """The latents' (F, H, W, C) for a clip of this size.
 
@@ -233,8 +223,8 @@ class CogVideoXVAE(nnx.Module):
                 the released VAE). Other numbers of frames become an even number of latents, which decode to more frames
                 than went in.
         """
-        space, time = self.spatial_compression, self.temporal_compression
-        unit = DECODED * time
+        space, time = self.config.spatial_compression, self.config.temporal_compression
+        unit = self.config.frame_unit
         if frames < 1 or frames % unit != 1:
             nearest = max(0, round((frames - 1) / unit)) * unit + 1
             raise InputError(
@@ -256,7 +246,7 @@ class CogVideoXVAE(nnx.Module):
         self, video: Float[Array, "B frames height width 3"]
     ) -> tuple[Float[Array, "B F H W C"], Float[Array, "B F H W C"]]:
         """Mean and log variance (in [-30, 20]) of the posterior, not scaled, of any number of frames."""
-        frames, time = video.shape[1], self.temporal_compression
+        frames, time = video.shape[1], self.config.temporal_compression
         first = frames % ENCODED + (ENCODED if frames >= ENCODED else 0)
         moments = in_chunks(
             self.encoder, video, stream=Stream, first=first, size=ENCODED, coded=max(1, ENCODED // time)
@@ -270,6 +260,6 @@ class CogVideoXVAE(nnx.Module):
 
     def decode_raw(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
         """The video of latents that are not scaled, not clipped."""
-        frames, time = latents.shape[1], self.temporal_compression
+        frames, time = latents.shape[1], self.config.temporal_compression
         first = frames % DECODED + (DECODED if frames >= DECODED else 0)
         return in_chunks(self.decoder, latents, stream=Stream, first=first, size=DECODED, coded=DECODED * time)

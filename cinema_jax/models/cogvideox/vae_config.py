@@ -43,6 +43,21 @@ class CogVideoXVAEConfig:
             )
 
     @property
+    def spatial_compression(self) -> int:
+        """Pixels to a latent, along height and width."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def temporal_compression(self) -> int:
+        """Frames to a latent frame, after the first."""
+        return self.temporal_compression_ratio
+
+    @property
+    def frame_unit(self) -> int:
+        """Clips have a multiple of so many frames, and 1 more: an even number of latent frames does not come back."""
+        return 2 * self.temporal_compression_ratio
+
+    @property
     def z_dim(self) -> int:
         """Latent channels, as other VAEs call them."""
         return self.latent_channels

@@ -36,3 +36,18 @@ class WanVAEConfig:
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) != self.z_dim:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries, z_dim={self.z_dim} needs as many")
+
+    @property
+    def spatial_compression(self) -> int:
+        """Pixels to a latent, along height and width."""
+        return 2 ** len(self.temporal_downsample)
+
+    @property
+    def temporal_compression(self) -> int:
+        """Frames to a latent frame, after the first."""
+        return 2 ** sum(self.temporal_downsample)
+
+    @property
+    def frame_unit(self) -> int:
+        """Clips have a multiple of so many frames, and 1 more."""
+        return self.temporal_compression

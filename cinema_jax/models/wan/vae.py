@@ -138,23 +138,13 @@ class WanVAE(nnx.Module):
         self.post_quant_conv = nnx.Linear(config.z_dim, config.z_dim, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
 
-    @property
-    def spatial_compression(self) -> int:
-        """Pixels to a latent, along height and width."""
-        return 2 ** len(self.config.temporal_downsample)
-
-    @property
-    def temporal_compression(self) -> int:
-        """Frames to a latent frame, after the first."""
-        return 2 ** sum(self.config.temporal_downsample)
-
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """The latents' (F, H, W, C) for a clip of this size.
 
         Raises:
             InputError: unless frames = 4k + 1 and height and width are multiples of 8 (in the released VAE).
         """
-        time, space = self.temporal_compression, self.spatial_compression
+        time, space = self.config.temporal_compression, self.config.spatial_compression
         if frames < 1 or (frames - 1) % time:
             nearest = max(0, round((frames - 1) / time)) * time + 1
             raise InputError(f"frames={frames} must be {time}k + 1; the nearest is {nearest}")
@@ -169,7 +159,7 @@ class WanVAE(nnx.Module):
         self.latent_shape(*video.shape[1:4])
         return self.normalise(
             self._moments(
-                in_chunks(self.encoder, video, stream=Stream, first=1, size=self.temporal_compression, coded=1)
+                in_chunks(self.encoder, video, stream=Stream, first=1, size=self.config.temporal_compression, coded=1)
             )[0]
         )
 
@@ -177,7 +167,9 @@ class WanVAE(nnx.Module):
         """The video of normalised latents, clipped to [-1, 1]."""
         latents = self.post_quant_conv(self.denormalise(latents))
         return jnp.clip(
-            in_chunks(self.decoder, latents, stream=Stream, first=1, size=1, coded=self.temporal_compression), -1, 1
+            in_chunks(self.decoder, latents, stream=Stream, first=1, size=1, coded=self.config.temporal_compression),
+            -1,
+            1,
         )
 
     def encode_moments(
