@@ -13,8 +13,9 @@ from diffusers import AutoencoderKLCogVideoX
 from flax import nnx
 
 from cinema_jax.errors import InputError
+from cinema_jax.models.cogvideox.tiling import tile_axes
 from cinema_jax.models.cogvideox.vae import CogVideoXVAE
-from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig, Tiles
 from cinema_jax.models.cogvideox.vae_weights import TABLE, config_from_hf, config_to_hf
 from cinema_jax.weights import export_weights, flatten, import_weights, load_into
 
@@ -27,8 +28,13 @@ CONFIGS = {
     "time halved once": dataclasses.replace(SMALL, temporal_compression_ratio=2, block_out_channels=(6, 6, 6)),
     "other norm": dataclasses.replace(SMALL, norm_num_groups=4, norm_eps=1e-3, block_out_channels=(8, 8, 8, 8)),
 }
-CLIPS = [("small", frames) for frames in (1, 9, 13, 17, 49)] + [(name, 9) for name in list(CONFIGS)[1:]]
+TILED = dataclasses.replace(SMALL, block_out_channels=(8, 4), temporal_compression_ratio=1)
+TILES = Tiles(height=16, width=20, overlap_height=0.25, overlap_width=0.2)
+CLIPS = [("small", frames) for frames in (1, 9, 13, 17, 49)] + [(name, 9) for name in CONFIGS if name != "small"]
 QUICK = {"xla_backend_optimization_level": 0}
+
+
+CONFIGS["tiled"] = TILED
 
 
 def abstract(config):
@@ -52,9 +58,10 @@ def networks(name):
     return theirs, graph, jax.tree.map(jnp.asarray, state)
 
 
-def ours(name, method, x):
+def ours(name, method, x, *arguments):
     _, graph, state = networks(name)
-    return jax.jit(lambda state, x: getattr(nnx.merge(graph, state), method)(x), compiler_options=QUICK)(state, x)
+    run = lambda state, x: getattr(nnx.merge(graph, state), method)(x, *arguments)  # noqa: E731
+    return jax.jit(run, compiler_options=QUICK)(state, x)
 
 
 def pixels(frames):
@@ -91,6 +98,50 @@ def test_moments_match_diffusers(name, frames):
 def test_decoded_clips_match_diffusers(name, frames):
     mean, _, decoded = reference(name, frames)
     assert_close(ours(name, "decode_raw", mean), decoded)
+
+
+def psnr(x, y):
+    """In dB, of values in [-1, 1]."""
+    return 10 * np.log10(4 / np.mean((np.asarray(x) - np.asarray(y)) ** 2))
+
+
+# Tiles of four shapes on a grid of 3 x 3; 2 x 1; one.
+@pytest.mark.parametrize("size", [(28, 36), (24, 12), (16, 20)])
+def test_tiles_are_coded_and_blended_as_in_diffusers(size):
+    theirs, rng = networks("tiled")[0], np.random.default_rng(0)
+    video = rng.uniform(-1, 1, (1, 9, *size, 3)).astype(np.float32)
+    latents = rng.normal(size=(1, 3, size[0] // 2, size[1] // 2, 3)).astype(np.float32)
+    results = []
+    for tiled in (False, True):
+        if tiled:
+            theirs.enable_tiling(TILES.height, TILES.width, TILES.overlap_height, TILES.overlap_width)
+        with torch.no_grad():
+            mean = theirs.encode(channels_first(video)).latent_dist.mean
+            # Their tiles overwrite each other: a copy.
+            decoded = theirs.decode(channels_first(latents).clone()).sample.clone()
+        results.append([x.permute(0, 2, 3, 4, 1).numpy() for x in (mean, decoded)])
+    theirs.disable_tiling()
+    whole, (mean, decoded) = results
+    assert np.array_equal(mean, whole[0]) == (size == (16, 20))
+    assert_close(ours("tiled", "encode_tiled", video, TILES), mean * TILED.scaling_factor)
+    scaled = latents * np.float32(TILED.scaling_factor)
+    mine = ours("tiled", "decode_tiled", scaled, TILES)
+    assert_close(mine, decoded.clip(-1, 1))
+    if size == (28, 36):
+        lost = psnr(mine, ours("tiled", "decode", scaled))
+        print(f"tiled against whole: {lost:.1f} dB")
+        assert lost == pytest.approx(psnr(decoded.clip(-1, 1), whole[1].clip(-1, 1)), abs=0.01)
+
+
+def test_tiles_of_the_released_vae_fit_together():
+    encode, decode = tile_axes("height", 240, Tiles(240, 360).overlap_height, 8)
+    assert (encode.stride, encode.keep, decode.stride, decode.keep) == (200, 25, 25, 200)
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(36, 0.25), (32, 0.3), (8, 0.5)])
+def test_tiles_that_do_not_fit_together_are_refused(size, overlap):
+    with pytest.raises(InputError, match=f"tiles of width {size} with overlap {overlap} do not fit"):
+        tile_axes("width", size, overlap, 8)
 
 
 def test_chunks_matter():

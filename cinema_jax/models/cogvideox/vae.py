@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from cinema_jax.errors import InputError
 from cinema_jax.models.chunks import in_chunks
-from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.models.cogvideox.tiling import Axis, in_tiles, tile_axes
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig, Tiles
 from cinema_jax.models.wan.layers import Conv2d, causal_conv3d, conv2d, upsample_conv2d
 
 # Frames, and latent frames, of a chunk.
@@ -242,17 +243,50 @@ class CogVideoXVAE(nnx.Module):
         self.latent_shape(*video.shape[1:4])
         return self.encode_moments(video)[0] * self.config.scaling_factor
 
+    def encode_tiled(
+        self, video: Float[Array, "B frames height width 3"], tiles: Tiles | None = None
+    ) -> Float[Array, "B F H W C"]:
+        """`encode` in tiles, in less memory but not quite the same; frames that fit in one are encoded whole.
+
+        `tiles` None: half the config's sample size. Raises InputError as `latent_shape` does, or if tiles do not fit.
+        """
+        self.latent_shape(*video.shape[1:4])
+        (rows, _), (columns, _) = self._tile_axes(tiles)
+        if video.shape[2] <= rows.size and video.shape[3] <= columns.size:
+            return self.encode(video)
+        moments = in_tiles(self._encode, video, rows, columns)
+        return jnp.split(moments, 2, axis=-1)[0] * self.config.scaling_factor
+
+    def decode_tiled(
+        self, latents: Float[Array, "B F H W C"], tiles: Tiles | None = None
+    ) -> Float[Array, "B frames height width 3"]:
+        """`decode` in tiles, in less memory but not quite the same; latents that fit in one are decoded whole.
+
+        `tiles` None: half the config's sample size. Raises InputError if tiles do not fit.
+        """
+        (_, rows), (_, columns) = self._tile_axes(tiles)
+        if latents.shape[2] <= rows.size and latents.shape[3] <= columns.size:
+            return self.decode(latents)
+        return jnp.clip(in_tiles(self.decode_raw, latents / self.config.scaling_factor, rows, columns), -1, 1)
+
     def encode_moments(
         self, video: Float[Array, "B frames height width 3"]
     ) -> tuple[Float[Array, "B F H W C"], Float[Array, "B F H W C"]]:
         """Mean and log variance (in [-30, 20]) of the posterior, not scaled, of any number of frames."""
-        frames, time = video.shape[1], self.config.temporal_compression
-        first = frames % ENCODED + (ENCODED if frames >= ENCODED else 0)
-        moments = in_chunks(
-            self.encoder, video, stream=Stream, first=first, size=ENCODED, coded=max(1, ENCODED // time)
-        )
-        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        mean, log_variance = jnp.split(self._encode(video), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30, 20)
+
+    def _encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C2"]:
+        frames, coded = video.shape[1], max(1, ENCODED // self.config.temporal_compression)
+        first = frames % ENCODED + (ENCODED if frames >= ENCODED else 0)
+        return in_chunks(self.encoder, video, stream=Stream, first=first, size=ENCODED, coded=coded)
+
+    def _tile_axes(self, tiles: Tiles | None) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
+        tiles = tiles or Tiles(self.config.sample_height // 2, self.config.sample_width // 2)
+        return (
+            tile_axes("height", tiles.height, tiles.overlap_height, self.config.spatial_compression),
+            tile_axes("width", tiles.width, tiles.overlap_width, self.config.spatial_compression),
+        )
 
     def decode(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
         """The video of scaled latents, clipped to [-1, 1]."""

@@ -61,3 +61,23 @@ class CogVideoXVAEConfig:
     def z_dim(self) -> int:
         """Latent channels, as other VAEs call them."""
         return self.latent_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Overlapping tiles in which large frames are coded, one after the other (diffusers: `enable_tiling`)."""
+
+    # Pixels of a tile.
+    height: int
+    width: int
+    # How much of a tile overlaps with the next one.
+    overlap_height: float = 1 / 6
+    overlap_width: float = 1 / 5
+
+    def __post_init__(self):
+        for name in ("height", "width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"a tile's {name} is {getattr(self, name)}; it must be positive")
+        for name in ("overlap_height", "overlap_width"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
