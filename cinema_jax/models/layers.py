@@ -65,7 +65,7 @@ def scan_layers(
 def _to_write_out(state: Any, x: Any) -> bool:
     leaves = jax.tree.leaves(state)
     count = len(leaves[0])
-    ratio = sum(leaf.size for leaf in leaves) / count / sum(leaf.size for leaf in jax.tree.leaves(x))
+    ratio = sum(leaf.size for leaf in leaves) / max(count, 1) / sum(leaf.size for leaf in jax.tree.leaves(x))
     return count <= _WRITTEN_OUT and ratio <= _WRITTEN_OUT_RATIO
 
 
