@@ -14,7 +14,7 @@ from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.aligner.model import AlignerNet
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.transformer import CogVideoXTransformer
-from cinema_jax.models.qwen_vl.config import Qwen2VLConfig
+from cinema_jax.models.qwen_vl.config import Qwen2VLConfig, Qwen25VLVisionConfig
 from cinema_jax.models.qwen_vl.model import Qwen2VL
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.t5.model import T5Encoder
@@ -99,6 +99,7 @@ def test_factored_moment_with_fewer_axes_than_its_rule_is_replicated():
         (CogVideoXTransformer, CogVideoXConfig()),
         (T5Encoder, T5Config()),
         (Qwen2VL, Qwen2VLConfig()),
+        (Qwen2VL, Qwen2VLConfig(vision=Qwen25VLVisionConfig(out_hidden_size=1536))),
         (WanVAE, WanVAEConfig()),
     ],
 )

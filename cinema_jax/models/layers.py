@@ -134,6 +134,19 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.scale[...], self.eps)
 
 
+class SwiGLU(nnx.Module):
+    """A gated feed-forward layer: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, hidden: int, *, use_bias: bool, rngs: nnx.Rngs):
+        self.gate_proj = Linear(width, hidden, use_bias=use_bias, rngs=rngs)
+        self.up_proj = Linear(width, hidden, use_bias=use_bias, rngs=rngs)
+        self.down_proj = Linear(hidden, width, use_bias=use_bias, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """`x` through the layer, without the residual."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
 def sinusoidal_embedding(
     timestep: Float[Array, "B"], size: int, *, max_period: float = 10000.0
 ) -> Float[Array, "B {size}"]:

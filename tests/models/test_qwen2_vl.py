@@ -314,7 +314,7 @@ def test_config_survives_both_layouts(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen2_5_vl"}, "model_type is 'qwen2_5_vl'"),
+        ({"model_type": "qwen3_vl"}, "model_type is 'qwen3_vl'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"rope_scaling": {"type": "yarn"}}, "rope type is 'yarn'"),

@@ -1,4 +1,4 @@
-"""Configuration and inputs of Qwen2-VL. No jax here: data worker processes import this file."""
+"""Configuration and inputs of Qwen2-VL and Qwen2.5-VL. No jax here: data worker processes import this file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,26 +12,19 @@ def _check(holds: bool, field: str, value: object, accepted: str) -> None:
         raise InputError(f"{field} is {value!r}, accepted is {accepted}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Qwen2VLVisionConfig:
-    """The vision tower; the defaults are those of every released Qwen2-VL."""
+class VisionConfig:
+    """What the vision towers have in common: how an image becomes patches. The fields are those of each dataclass."""
 
-    depth: int = 32  # transformer blocks
-    embed_dim: int = 1280  # width of the blocks
-    num_heads: int = 16  # attention heads; embed_dim / num_heads must be a multiple of 4 (rows and columns, in pairs)
-    mlp_ratio: int = 4  # width of the feed-forward layer / embed_dim
-    patch_size: int = 14  # pixels along one side of a patch
-    temporal_patch_size: int = 2  # frames in a patch; an image is repeated that often
-    spatial_merge_size: int = 2  # patches along one side of a block that becomes one language token
-    rope_theta: float = 10000.0  # base of the 2D rotary embedding
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # RGB, pixels in [0, 1]
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)  # RGB, pixels in [0, 1]
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if field.type is int:
                 _check(getattr(self, field.name) >= 1, f"vision.{field.name}", getattr(self, field.name), "at least 1")
-        _check(self.embed_dim % (4 * self.num_heads) == 0, "vision.embed_dim", self.embed_dim, "a multiple of 4 heads")
 
     @property
     def patch_dim(self) -> int:
@@ -50,10 +43,64 @@ class Qwen2VLVisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Qwen2VLVisionConfig(VisionConfig):
+    """The vision tower; the defaults are those of every released Qwen2-VL."""
+
+    depth: int = 32  # transformer blocks
+    embed_dim: int = 1280  # width of the blocks
+    num_heads: int = 16  # attention heads; embed_dim / num_heads must be a multiple of 4 (rows and columns, in pairs)
+    mlp_ratio: int = 4  # width of the feed-forward layer / embed_dim
+    patch_size: int = 14  # pixels along one side of a patch
+    temporal_patch_size: int = 2  # frames in a patch; an image is repeated that often
+    spatial_merge_size: int = 2  # patches along one side of a block that becomes one language token
+    rope_theta: float = 10000.0  # base of the 2D rotary embedding
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # RGB, pixels in [0, 1]
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)  # RGB, pixels in [0, 1]
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(self.embed_dim % (4 * self.num_heads) == 0, "vision.embed_dim", self.embed_dim, "a multiple of 4 heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen25VLVisionConfig(VisionConfig):
+    """The vision tower of Qwen2.5-VL; the defaults are those of the released 7B."""
+
+    depth: int = 32  # transformer blocks
+    hidden_size: int = 1280  # width of the blocks
+    num_heads: int = 16  # attention heads; hidden_size / num_heads must be a multiple of 4 (rows and columns, in pairs)
+    intermediate_size: int = 3420  # width of the SwiGLU layers
+    out_hidden_size: int = 3584  # width of the language model
+    window_size: int = 112  # pixels along one side of an attention window; rounded down to whole merge blocks
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)  # blocks that attend to the whole image, counted from 0
+    patch_size: int = 14  # pixels along one side of a patch
+    temporal_patch_size: int = 2  # frames in a patch; an image is repeated that often
+    spatial_merge_size: int = 2  # patches along one side of a block that becomes one language token
+    rope_theta: float = 10000.0  # base of the 2D rotary embedding
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # RGB, pixels in [0, 1]
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)  # RGB, pixels in [0, 1]
+
+    def __post_init__(self):
+        super().__post_init__()
+        width, full = self.hidden_size, self.fullatt_block_indexes
+        _check(width % (4 * self.num_heads) == 0, "vision.hidden_size", width, "a multiple of 4 heads")
+        block = f"at least one merge block, {self.pixel_unit} pixels"
+        _check(self.window_size >= self.pixel_unit, "vision.window_size", self.window_size, block)
+        known = all(0 <= index < self.depth for index in full)
+        _check(known, "vision.fullatt_block_indexes", full, f"numbers of blocks, 0 to {self.depth - 1}")
+
+    @property
+    def window_patches(self) -> int:
+        """Patches along one side of an attention window."""
+        return self.window_size // self.pixel_unit * self.spatial_merge_size
+
+
+@dataclasses.dataclass(frozen=True)
 class Qwen2VLConfig:
     """The whole model; the defaults are those of Qwen2-VL-2B."""
 
-    vision: Qwen2VLVisionConfig = Qwen2VLVisionConfig()  # the vision tower
+    # The vision tower: its type says whether this is a Qwen2-VL or a Qwen2.5-VL, whose language models are alike.
+    vision: Qwen2VLVisionConfig | Qwen25VLVisionConfig = Qwen2VLVisionConfig()
     vocab_size: int = 151936  # rows of the token embedding
     hidden_size: int = 1536  # width of the language model
     intermediate_size: int = 8960  # width of its SwiGLU layers
@@ -86,6 +133,9 @@ class Qwen2VLConfig:
             self.image_token_id,
             f"a token below vocab_size, {self.vocab_size}",
         )
+        if isinstance(self.vision, Qwen25VLVisionConfig):
+            out = self.vision.out_hidden_size
+            _check(out == self.hidden_size, "vision.out_hidden_size", out, f"hidden_size, {self.hidden_size}")
 
     @property
     def head_dim(self) -> int:
@@ -114,7 +164,6 @@ class MLLMInputs(NamedTuple):
 
 # Settings that change the mathematics and of which one value only is implemented: transformers' name -> that value.
 _TEXT_FIXED = {"hidden_act": "silu", "use_sliding_window": False, "attention_dropout": 0.0}
-_VISION_FIXED = {"hidden_act": "quick_gelu", "in_channels": 3, "in_chans": 3}
 _TEXT_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -124,22 +173,59 @@ _TEXT_FIELDS = (
     "num_key_value_heads",
     "rms_norm_eps",
 )
-_VISION_FIELDS = (
-    "depth",
-    "embed_dim",
-    "num_heads",
-    "mlp_ratio",
-    "patch_size",
-    "temporal_patch_size",
-    "spatial_merge_size",
-)
 # transformers keeps these in preprocessor_config.json; where they are not Qwen's own we write them beside the others.
 _PIXEL_FIELDS = ("image_mean", "image_std")
+# Those that have names of their own in config.json; the tower's other fields are called as there.
+_OWN_FIELDS = ("rope_theta", *_PIXEL_FIELDS)
+
+
+class _Layout(NamedTuple):
+    """How a `model_type` stands in `config.json`."""
+
+    architecture: str
+    vision: type[VisionConfig]
+    vision_fixed: Mapping[str, object]
+
+    @property
+    def vision_fields(self) -> tuple[str, ...]:
+        return tuple(field.name for field in dataclasses.fields(self.vision) if field.name not in _OWN_FIELDS)
+
+
+_LAYOUTS = {
+    "qwen2_vl": _Layout(
+        "Qwen2VLForConditionalGeneration",
+        Qwen2VLVisionConfig,
+        {"hidden_act": "quick_gelu", "in_channels": 3, "in_chans": 3},
+    ),
+    "qwen2_5_vl": _Layout(
+        "Qwen2_5_VLForConditionalGeneration",
+        Qwen25VLVisionConfig,
+        {"hidden_act": "silu", "in_channels": 3, "in_chans": 3},
+    ),
+}
 
 
 def _require_fixed(hf: Mapping[str, Any], fixed: Mapping[str, object], where: str) -> None:
     for name, value in fixed.items():
         _check(hf.get(name, value) == value, where + name, hf.get(name), repr(value))
+
+
+def _vision_from_hf(vision: Mapping[str, Any], layout: _Layout, width: int) -> VisionConfig:
+    """Read a `vision_config`; `width` is that of the language model."""
+    _require_fixed(vision, layout.vision_fixed, "vision_config.")
+    if layout.vision is Qwen2VLVisionConfig:  # `hidden_size` is what comes out
+        out = vision.get("hidden_size", width)
+        _check(out == width, "vision_config.hidden_size", out, f"hidden_size, {width}")
+    else:  # ... and here the width of the blocks, whose default in transformers no released model has
+        _check("hidden_size" in vision, "vision_config", "without hidden_size", "one with it")
+    rope = vision.get("rope_parameters") or {}
+    kind = rope.get("rope_type", "axial")
+    _check(kind == "axial", "vision_config rope type", kind, "'axial'")
+    values = {name: vision[name] for name in (*layout.vision_fields, *_PIXEL_FIELDS) if name in vision}
+    return layout.vision(
+        **{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()},
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
+    )
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Qwen2VLConfig:
@@ -148,26 +234,17 @@ def config_from_hf(hf: Mapping[str, Any]) -> Qwen2VLConfig:
     Raises:
         InputError: for a setting that this implementation does not have, by name.
     """
-    _check(hf.get("model_type") == "qwen2_vl", "model_type", hf.get("model_type"), "'qwen2_vl'")
-    text, vision = hf.get("text_config", hf), hf["vision_config"]
+    kind = hf.get("model_type")
+    _check(kind in _LAYOUTS, "model_type", kind, " or ".join(map(repr, _LAYOUTS)))
+    text = hf.get("text_config", hf)
     missing = [name for name in _TEXT_FIELDS if name not in text]
     _check(not missing, "config.json", f"without {missing}", "one with all of them")
     _require_fixed(text, _TEXT_FIXED, "")
-    _require_fixed(vision, _VISION_FIXED, "vision_config.")
-    width = vision.get("hidden_size", text["hidden_size"])
-    _check(width == text["hidden_size"], "vision_config.hidden_size", width, f"hidden_size, {text['hidden_size']}")
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    _check(kind in ("default", "mrope"), "rope type", kind, "'default' or 'mrope'")
-    vision_rope = vision.get("rope_parameters") or {}
-    kind = vision_rope.get("rope_type", "axial")
-    _check(kind == "axial", "vision_config rope type", kind, "'axial'")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    _check(rope_type in ("default", "mrope"), "rope type", rope_type, "'default' or 'mrope'")
     return Qwen2VLConfig(
-        vision=Qwen2VLVisionConfig(
-            **{name: vision[name] for name in _VISION_FIELDS if name in vision},
-            **{name: tuple(vision[name]) for name in _PIXEL_FIELDS if name in vision},
-            rope_theta=float(vision_rope.get("rope_theta", 10000.0)),
-        ),
+        vision=_vision_from_hf(hf["vision_config"], _LAYOUTS[kind], text["hidden_size"]),
         **{name: text[name] for name in _TEXT_FIELDS},
         rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1000000.0))),
         mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
@@ -179,16 +256,21 @@ def config_from_hf(hf: Mapping[str, Any]) -> Qwen2VLConfig:
 
 def config_to_hf(config: Qwen2VLConfig) -> dict[str, Any]:
     """Write a `config.json` in the released flat layout, which transformers 4 and 5 read."""
-    vision = {name: getattr(config.vision, name) for name in _VISION_FIELDS}
-    vision |= {"hidden_size": config.hidden_size, "hidden_act": "quick_gelu", "in_channels": 3, "in_chans": 3}
-    vision |= {"model_type": "qwen2_vl", "spatial_patch_size": config.vision.patch_size}
+    kind, layout = next((kind, x) for kind, x in _LAYOUTS.items() if x.vision is type(config.vision))
+    vision = {name: getattr(config.vision, name) for name in layout.vision_fields}
+    vision = {name: list(x) if isinstance(x, tuple) else x for name, x in vision.items()}
+    vision |= {**layout.vision_fixed, "model_type": kind, "spatial_patch_size": config.vision.patch_size}
+    if layout.vision is Qwen2VLVisionConfig:
+        vision["hidden_size"] = config.hidden_size
+    else:
+        vision["tokens_per_second"] = 2  # of videos, which we do not read; transformers' default is no released one
     pixels = {name: getattr(config.vision, name) for name in _PIXEL_FIELDS}
-    vision |= {name: list(x) for name, x in pixels.items() if x != getattr(Qwen2VLVisionConfig, name)}
+    vision |= {name: list(x) for name, x in pixels.items() if x != getattr(layout.vision, name)}
     if config.vision.rope_theta != 10000.0:  # transformers 4 knows no other
         vision["rope_parameters"] = {"rope_type": "axial", "rope_theta": config.vision.rope_theta}
     return {
-        "architectures": ["Qwen2VLForConditionalGeneration"],
-        "model_type": "qwen2_vl",
+        "architectures": [layout.architecture],
+        "model_type": kind,
         **{name: getattr(config, name) for name in _TEXT_FIELDS},
         **_TEXT_FIXED,
         "rope_theta": config.rope_theta,

@@ -1,4 +1,8 @@
-"""Qwen2-VL: a language model that reads images (arXiv 2409.12191; reference: transformers `modeling_qwen2_vl`)."""
+"""Qwen2-VL and Qwen2.5-VL: a language model that reads images.
+
+arXiv 2409.12191 and 2502.13923; reference: transformers `modeling_qwen2_vl` and `modeling_qwen2_5_vl`. The two differ
+in their vision towers alone: for images, unlike videos, Qwen2.5-VL's M-RoPE positions are Qwen2-VL's.
+"""
 
 from functools import partial
 
@@ -10,9 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from cinema_jax.errors import InputError
 from cinema_jax.models.attention import attention
-from cinema_jax.models.layers import Linear, RMSNorm, rotate_halves, scan_layers, stack_layers
-from cinema_jax.models.qwen_vl.config import MLLMInputs, Qwen2VLConfig
-from cinema_jax.models.qwen_vl.vision import Rotary, build_vision_tower, inverse_frequencies
+from cinema_jax.models.layers import Linear, RMSNorm, SwiGLU, rotate_halves, scan_layers, stack_layers
+from cinema_jax.models.qwen_vl.config import MLLMInputs, Qwen2VLConfig, Qwen2VLVisionConfig, Qwen25VLVisionConfig
+from cinema_jax.models.qwen_vl.vision import Qwen2VLVisionTower, Rotary, inverse_frequencies
+from cinema_jax.models.qwen_vl.vision25 import Qwen25VLVisionTower
 
 
 def mrope(positions: Int[Array, "B 3 L"], config: Qwen2VLConfig) -> Rotary:
@@ -60,19 +65,6 @@ class DecoderAttention(nnx.Module):
         return self.o_proj(out.reshape(x.shape))
 
 
-class DecoderMLP(nnx.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: Qwen2VLConfig, *, rngs: nnx.Rngs):
-        linear = partial(Linear, use_bias=False, rngs=rngs)
-        self.gate_proj = linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = linear(config.intermediate_size, config.hidden_size)
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and feed-forward layer."""
 
@@ -81,15 +73,25 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = norm()
         self.self_attn = DecoderAttention(config, rngs=rngs)
         self.post_attention_layernorm = norm()
-        self.mlp = DecoderMLP(config, rngs=rngs)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], rotary: Rotary, lengths: Int[Array, "B"]) -> Float[Array, "B L D"]:
         x = x + self.self_attn(self.input_layernorm(x), rotary, lengths)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def build_vision_tower(
+    config: Qwen2VLVisionConfig | Qwen25VLVisionConfig, out_features: int, *, rngs: nnx.Rngs
+) -> Qwen2VLVisionTower | Qwen25VLVisionTower:
+    """The tower that belongs to a vision config; its output is `out_features` wide."""
+    tower = Qwen25VLVisionTower if isinstance(config, Qwen25VLVisionConfig) else Qwen2VLVisionTower
+    return tower(config, out_features, rngs=rngs)
+
+
 class Qwen2VL(nnx.Module):
     """The whole model: hidden states for conditioning, logits for training and answering.
+
+    Its vision tower makes it a Qwen2-VL or a Qwen2.5-VL; `config.vision` says which.
 
     Linear layers start as Flax does it: small models learn faster from there than from the reference's normal(0.02).
     """

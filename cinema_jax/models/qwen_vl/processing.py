@@ -1,4 +1,4 @@
-"""From a prompt and reference images to the arrays Qwen2-VL reads.
+"""From a prompt and reference images to the arrays Qwen2-VL and Qwen2.5-VL read.
 
 numpy and Pillow only, no jax: data worker processes import this file.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from cinema_jax.errors import InputError
-from cinema_jax.models.qwen_vl.config import Qwen2VLVisionConfig
+from cinema_jax.models.qwen_vl.config import VisionConfig
 
 SYSTEM = (
     "You prepare the making of a video. Reference images show its subjects, and a prompt tells what happens. "
@@ -100,7 +100,7 @@ def _merge_order(grid: np.ndarray, merge: int) -> np.ndarray:
     return blocks.reshape(rows * columns, *rest)
 
 
-def patchify(image: UInt8[np.ndarray, "h w 3"], config: Qwen2VLVisionConfig) -> Float[np.ndarray, "P patch_dim"]:
+def patchify(image: UInt8[np.ndarray, "h w 3"], config: VisionConfig) -> Float[np.ndarray, "P patch_dim"]:
     """Normalised flat patches (colour, frame, row, column) in merge blocks; the sides are multiples of the unit."""
     mean, std = (np.asarray(x, np.float32) for x in (config.image_mean, config.image_std))
     pixels = (image.astype(np.float32) / np.float32(255) - mean) / std
@@ -152,7 +152,7 @@ class Processor:
     """
 
     tokenizer: Any  # a transformers tokenizer with a padding token and an end-of-sequence token
-    vision: Qwen2VLVisionConfig  # patch sizes and normalisation
+    vision: VisionConfig  # patch sizes and normalisation
     template: Template = Template()  # the text around prompt and images
     max_length: int = 1536  # L: tokens of a sequence, image tokens and answer included
     max_patches: int = 4096  # P: patches of all images of an example together, a multiple of the merge unit

@@ -1,7 +1,6 @@
 """The vision tower of Qwen2-VL: images of any size, as flat patches, become language-model embeddings.
 
-Qwen2.5-VL's tower (RMSNorm, SwiGLU, windowed attention) will be a second class of the same signature with a config of
-its own; `build_vision_tower` chooses by the config's type.
+Qwen2.5-VL's tower, in `vision25.py`, is made of the same attention and merger.
 """
 
 import jax
@@ -11,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cinema_jax.models.attention import attention
-from cinema_jax.models.layers import LayerNorm, Linear, rotate_halves, scan_layers, stack_layers
+from cinema_jax.models.layers import LayerNorm, Linear, RMSNorm, rotate_halves, scan_layers, stack_layers
 from cinema_jax.models.qwen_vl.config import Qwen2VLVisionConfig
 
 
@@ -23,13 +22,20 @@ def inverse_frequencies(theta: float, dim: int) -> Float[np.ndarray, "half"]:
 Rotary = tuple[Float[Array, "B S half"], Float[Array, "B S half"]]  # cosines and sines of each token's angles
 
 
-class VisionAttention(nnx.Module):
-    """Full attention inside each image."""
+def patch_rotary(positions: Int[Array, "B P 2"], theta: float, head_dim: int) -> Rotary:
+    """Each patch's rotation: the first half of a head's pairs turns with the row, the other with the column."""
+    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(theta, head_dim // 2)
+    angles = angles.reshape(*angles.shape[:2], -1)
+    return jnp.cos(angles), jnp.sin(angles)
 
-    def __init__(self, config: Qwen2VLVisionConfig, *, rngs: nnx.Rngs):
-        self.num_heads = config.num_heads
-        self.qkv = Linear(config.embed_dim, 3 * config.embed_dim, rngs=rngs)
-        self.proj = Linear(config.embed_dim, config.embed_dim, rngs=rngs)
+
+class VisionAttention(nnx.Module):
+    """Full attention inside each segment: an image, or a window of one."""
+
+    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.qkv = Linear(width, 3 * width, rngs=rngs)
+        self.proj = Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B P D"], rotary: Rotary, segments: Int[Array, "B P"]) -> Float[Array, "B P D"]:
         q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], 3 * self.num_heads, -1), 3, axis=2)
@@ -56,7 +62,7 @@ class VisionBlock(nnx.Module):
     def __init__(self, config: Qwen2VLVisionConfig, *, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(config.embed_dim, eps=1e-6)
         self.norm2 = LayerNorm(config.embed_dim, eps=1e-6)
-        self.attn = VisionAttention(config, rngs=rngs)
+        self.attn = VisionAttention(config.embed_dim, config.num_heads, rngs=rngs)
         self.mlp = VisionMLP(config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B P D"], rotary: Rotary, segments: Int[Array, "B P"]) -> Float[Array, "B P D"]:
@@ -67,9 +73,10 @@ class VisionBlock(nnx.Module):
 class PatchMerger(nnx.Module):
     """A merge block of neighbouring patches becomes one embedding of the language model."""
 
-    def __init__(self, config: Qwen2VLVisionConfig, out_features: int, *, rngs: nnx.Rngs):
-        self.merged_dim = config.embed_dim * config.merge_unit
-        self.ln_q = LayerNorm(config.embed_dim, eps=1e-6)
+    def __init__(self, norm: LayerNorm | RMSNorm, merged_dim: int, out_features: int, *, rngs: nnx.Rngs):
+        """`norm` is that of the patches; `merged_dim` is the width of all patches of a block together."""
+        self.merged_dim = merged_dim
+        self.ln_q = norm
         self.fc1 = Linear(self.merged_dim, self.merged_dim, rngs=rngs)
         self.fc2 = Linear(self.merged_dim, out_features, rngs=rngs)
 
@@ -86,7 +93,8 @@ class Qwen2VLVisionTower(nnx.Module):
         self.config = config
         self.patch_embed = Linear(config.patch_dim, config.embed_dim, use_bias=False, rngs=rngs)
         self.blocks = stack_layers(lambda rngs: VisionBlock(config, rngs=rngs), config.depth, rngs)
-        self.merger = PatchMerger(config, out_features, rngs=rngs)
+        norm = LayerNorm(config.embed_dim, eps=1e-6)
+        self.merger = PatchMerger(norm, config.embed_dim * config.merge_unit, out_features, rngs=rngs)
 
     def __call__(
         self,
@@ -99,16 +107,8 @@ class Qwen2VLVisionTower(nnx.Module):
         Patches of different `segments` do not see each other, so neither images nor padding mix. What padding
         becomes is undefined but finite.
         """
-        frequencies = inverse_frequencies(self.config.rope_theta, self.config.embed_dim // self.config.num_heads // 2)
-        angles = positions[..., None].astype(jnp.float32) * frequencies
-        angles = angles.reshape(*angles.shape[:2], -1)  # the row's pairs, then the column's
-        rotary = jnp.cos(angles), jnp.sin(angles)
+        rotary = patch_rotary(positions, self.config.rope_theta, self.config.embed_dim // self.config.num_heads)
         # The processor's patches are fp32: enter in the tower's own dtype, or the whole tower would run in fp32.
         x = self.patch_embed(patches.astype(self.patch_embed.kernel[...].dtype))
         x = scan_layers(self.blocks, x, lambda block, x: block(x, rotary, segments))
         return self.merger(x)
-
-
-def build_vision_tower(config: Qwen2VLVisionConfig, out_features: int, *, rngs: nnx.Rngs) -> Qwen2VLVisionTower:
-    """The tower that belongs to a vision config; its output is `out_features` wide."""
-    return Qwen2VLVisionTower(config, out_features, rngs=rngs)

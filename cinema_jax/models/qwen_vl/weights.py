@@ -1,4 +1,4 @@
-"""Names and layouts of Qwen2-VL checkpoints.
+"""Names and layouts of Qwen2-VL and Qwen2.5-VL checkpoints.
 
 We write the released names (`visual.*`, `model.layers.*`), which every version of transformers loads, and also read
 those of transformers 5 (`model.visual.*`, `model.language_model.*`).
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cinema_jax.models.qwen_vl.config import Qwen2VLConfig, Qwen2VLVisionConfig
+from cinema_jax.models.qwen_vl.config import Qwen2VLConfig, Qwen25VLVisionConfig, VisionConfig
 from cinema_jax.tensors import WeightError
 from cinema_jax.weights import Rule, Transform, linear, norm
 
@@ -16,22 +16,24 @@ _HEAD = "lm_head.weight"
 _EMBEDDING = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
 
 
-def _patch_embed(config: Qwen2VLVisionConfig) -> Transform:
+def _patch_embed(config: VisionConfig) -> Transform:
     """A convolution whose stride is its kernel is a linear layer on flat patches."""
     kernel = (3, config.temporal_patch_size, config.patch_size, config.patch_size)
     return Transform(lambda x: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(-1, *kernel))
 
 
-def _vision(config: Qwen2VLVisionConfig) -> tuple[Rule, ...]:
+def _vision(config: VisionConfig) -> tuple[Rule, ...]:
+    newer = isinstance(config, Qwen25VLVisionConfig)  # SwiGLU in place of two layers, RMSNorm of LayerNorm
+    feed_forward = ("gate_proj", "up_proj", "down_proj") if newer else ("fc1", "fc2")
     name = "visual.patch_embed.proj.weight"
     rules = (Rule(name, "visual/patch_embed/kernel", _patch_embed(config), (f"model.{name}",)),)
-    for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+    for part in ("attn.qkv", "attn.proj", *(f"mlp.{name}" for name in feed_forward)):
         name = f"visual.blocks.{{layer}}.{part}"
         rules += linear(name, f"visual/blocks/{part.replace('.', '/')}", f"model.{name}")
     for part in ("norm1", "norm2"):
         name = f"visual.blocks.{{layer}}.{part}"
-        rules += norm(name, f"visual/blocks/{part}", f"model.{name}")
-    rules += norm("visual.merger.ln_q", "visual/merger/ln_q", "model.visual.merger.ln_q")
+        rules += norm(name, f"visual/blocks/{part}", f"model.{name}", bias=not newer)
+    rules += norm("visual.merger.ln_q", "visual/merger/ln_q", "model.visual.merger.ln_q", bias=not newer)
     rules += linear("visual.merger.mlp.0", "visual/merger/fc1", "model.visual.merger.mlp.0")
     return rules + linear("visual.merger.mlp.2", "visual/merger/fc2", "model.visual.merger.mlp.2")
 
