@@ -139,6 +139,8 @@ def read_config(name: str, folder: Path) -> Any:
         raise InputError(f"{folder} holds no config.json, so there is no {name} to read here")
     try:
         values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise TypeError(f"it holds {type(values).__name__}, not an object with fields")
         named = [kind for kind in KINDS[name] if kind.class_name == values.get("_class_name")]
         return (named or KINDS[name])[0].config_from_hf(values)
     except (TypeError, KeyError, ValueError) as error:

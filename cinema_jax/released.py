@@ -71,6 +71,9 @@ def check_schedule(config: Config) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        values = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{file} holds no object with fields")
+    return values

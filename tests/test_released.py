@@ -154,6 +154,7 @@ def test_the_whole_pipeline_equals_diffusers(both, dynamic, monkeypatch):
             lambda f: (f / "model_index.json").write_text('{"_class_name": "WanPipeline"}'),
             "_class_name is 'WanPipeline'",
         ),
+        (lambda f: (f / "model_index.json").write_text("0"), "model_index.json holds no object"),
         (lambda f: (f / "vae").rename(f / "elsewhere"), "has no vae"),
         (
             lambda f: (f / "vae/config.json").write_text('{"_class_name": "AutoencoderKLHunyuanVideo"}'),
@@ -177,7 +178,7 @@ def test_generate_takes_the_folder_as_a_checkpoint(both, tmp_path, monkeypatch):
     _, folder, _ = both
     output = tmp_path / "out.gif"
     arguments = [f"--checkpoint={folder}", f"--prompt={PROMPT}", f"--output={output}", "--steps=1", "--frames=1"]
-    with flagsaver.flagsaver():
+    with flagsaver.flagsaver(reference=[]):
         flags.FLAGS(["generate", *arguments])
         generate.main()
     assert output.stat().st_size > 0
