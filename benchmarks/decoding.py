@@ -7,12 +7,12 @@ Both decode the same frames; ours picks them by time, turns, crops and checks th
 """
 
 import random
-import time
+import statistics
 from collections.abc import Callable
 
 import av
-import numpy as np
 from absl import app, flags
+from timing import seconds
 
 from cinema_jax.data.video import probe, read_frames
 
@@ -43,12 +43,7 @@ def plain(start: float, count: int | None, step: float) -> int:
 
 def median_seconds(function: Callable[[], object]) -> float:
     """Of some runs."""
-    times = []
-    for _ in range(ROUNDS.value):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return statistics.median(seconds(function) for _ in range(ROUNDS.value))
 
 
 def main(_) -> None:

@@ -8,7 +8,6 @@ times are medians. Prints a table in Markdown. `--only=vae` runs the rows of one
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ import transformers
 from absl import app, flags
 from diffusers import AutoencoderKLWan, CogVideoXTransformer3DModel
 from flax import nnx
+from timing import seconds
 
 from cinema_jax import command
 from cinema_jax.models.cogvideox import weights as cogvideox_weights
@@ -41,6 +41,8 @@ from cinema_jax.weights import flatten, import_weights, load_into
 ONLY = flags.DEFINE_enum("only", None, ["dit", "t5", "qwen", "vae"], "One network alone.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Runs of each, after two for warming up.", lower_bound=1)
 THREADS = 2
+# Seconds after which the other library's threads are asleep.
+PAUSE = 0.3
 IMAGE_TOKEN = 7
 
 
@@ -210,21 +212,14 @@ def vae() -> Iterator[Row]:
             yield Row(f"Wan VAE, 9 x 128 x 128, {name}", parameters, "diffusers", theirs, ours)
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """Of one call. The pause lets the other library's threads fall asleep."""
-    time.sleep(0.3)
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
-
-
 def measure(row: Row) -> str:
     """The row's line of the table."""
     expected, found = (np.asarray(function()) for function in (row.theirs, row.ours))
     error = np.abs(found - expected).max() / np.abs(expected).max()
     assert error < 1e-3, f"{row.name}: the networks differ by {error:.1e}"
-    seconds(row.theirs), seconds(row.ours)
-    times = [(seconds(row.theirs), seconds(row.ours)) for _ in range(ROUNDS.value)]
+    pair = lambda: tuple(seconds(function, pause=PAUSE) for function in (row.theirs, row.ours))  # noqa: E731
+    pair()
+    times = [pair() for _ in range(ROUNDS.value)]
     theirs, ours = (statistics.median(column) for column in zip(*times, strict=True))
     ratio = statistics.median(b / a for a, b in times)
     millions = row.parameters / 1e6

@@ -11,7 +11,6 @@ import collections
 import re
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
+from timing import seconds
 
 from cinema_jax import command, sharding
 from cinema_jax.config import parse
@@ -40,13 +40,6 @@ KINDS = {
     "sums and maxima (norms, softmax, losses, gradients of biases)": {"reduce"},
     "copies and transposes": {"copy", "transpose", "concatenate", "dynamic-slice", "dynamic-update-slice", "slice"},
 }
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
 
 
 def large_product() -> Callable[[], jax.Array]:

@@ -49,13 +49,13 @@ def main() -> None:
     from tqdm import tqdm
 
     from cinema_jax.data.example import Reference
-    from cinema_jax.sampling import Request, load_sampler
+    from cinema_jax.sampling import Request, sampler_of
     from cinema_jax.training.run import Run
 
-    reads_text_alone = Run.load(Path(CHECKPOINT.value)).config.condition.conditioner == "t5"
-    if not pictures and not reads_text_alone:
+    run = Run.load(Path(CHECKPOINT.value))
+    if not pictures and run.config.condition.conditioner != "t5":
         raise InputError("no --reference was given; name at least one picture of a subject")
-    run, sampler = load_sampler(Path(CHECKPOINT.value))
+    sampler = sampler_of(run)
     settings = sampler.settings(
         solver=SOLVER.value,
         steps=STEPS.value,

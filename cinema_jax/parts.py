@@ -137,10 +137,8 @@ def read_config(name: str, folder: Path) -> Any:
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"{folder} holds no config.json, so there is no {name} to read here")
+    values = read_json(file)
     try:
-        values = json.loads(file.read_text())
-        if not isinstance(values, dict):
-            raise TypeError(f"it holds {type(values).__name__}, not an object with fields")
         named = [kind for kind in KINDS[name] if kind.class_name == values.get("_class_name")]
         return (named or KINDS[name])[0].config_from_hf(values)
     except (TypeError, KeyError, ValueError) as error:
@@ -185,6 +183,17 @@ def write(name: str, config: Any, params: Mapping[str, np.ndarray], folder: Path
     # Each whole or not at all, and the config last: a folder with a config is complete.
     write_tensors(folder / "model.safetensors", {k: x.astype(dtype) for k, x in tensors.items()})
     write_json(folder / "config.json", kind.config_to_hf(config))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The fields of a JSON file; InputError when it cannot be read or holds no object."""
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{file} holds no object with fields")
+    return values
 
 
 def write_json(file: Path, value: Any) -> None:

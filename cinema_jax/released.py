@@ -1,8 +1,6 @@
 """A folder in the layout of diffusers' CogVideoX pipelines as a checkpoint, read where it lies."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from cinema_jax import parts
 from cinema_jax.config import Config, default, parse
@@ -29,14 +27,14 @@ def pipeline_config(folder: Path) -> Config:
     Raises:
         InputError: it is another pipeline, or lacks a part, or a config file describes what this project has not.
     """
-    name = _read(folder / INDEX).get("_class_name")
+    name = parts.read_json(folder / INDEX).get("_class_name")
     if name not in PIPELINES:
         raise InputError(f"{folder / INDEX}: _class_name is {name!r}; accepted: {', '.join(PIPELINES)}")
     missing = [part for part in (*FOLDERS.values(), "scheduler") if not (folder / part).is_dir()]
     if missing:
         raise InputError(f"{folder} has no {', '.join(missing)}; a CogVideoX pipeline has them")
     dit, vae = parts.read_config("dit", folder / "transformer"), parts.read_config("vae", folder / "vae")
-    scheduler = _read(folder / "scheduler" / "scheduler_config.json")
+    scheduler = parts.read_json(folder / "scheduler" / "scheduler_config.json")
     values = default()
     values.weights.update({part: str(folder / where) for part, where in FOLDERS.items()})
     values.condition.conditioner, values.condition.entities = "t5", False
@@ -64,16 +62,6 @@ def check_schedule(config: Config) -> None:
     if not config.init or not is_pipeline(folder) or config.flow.prediction != "v_prediction":
         return
     file = folder / "scheduler" / "scheduler_config.json"
-    theirs, ours = vars(schedule_from_hf(_read(file))), vars(config.schedule)
+    theirs, ours = vars(schedule_from_hf(parts.read_json(file))), vars(config.schedule)
     if wrong := [f"{name} is {ours[name]}, not {theirs[name]}" for name in ours if ours[name] != theirs[name]]:
         raise InputError(f"config.schedule differs from {file}: {', '.join(wrong)}")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{file} holds no object with fields")
-    return values

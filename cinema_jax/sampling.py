@@ -51,19 +51,23 @@ class Settings:
 
 
 def load_sampler(workdir: Path) -> tuple[Run, "Sampler"]:
-    """The sampler of a training run that has finished."""
+    """The sampler of a training run that has finished, or of a released pipeline."""
     run = Run.load(workdir)
+    return run, sampler_of(run)
+
+
+def sampler_of(run: Run) -> "Sampler":
+    """That of a run which is loaded. Raises InputError where a part is not trained yet."""
     reading = ("mllm", "aligner") if run.config.condition.conditioner == "mllm" else ("t5",)
     needed = ("vae", *reading, "dit")
     missing = [name for name in needed if name in ("aligner", "dit") and run.folder(name) is None]
     if missing:
-        raise InputError(f"{workdir} holds no trained {' and no '.join(missing)} yet: let its training finish first")
+        raise InputError(
+            f"{run.workdir} holds no trained {' and no '.join(missing)} yet: let its training finish first"
+        )
     configs, params, _ = run.load_parts(needed)
-    return run, Sampler(
-        Cinema(run.config, configs),
-        {path: jax.device_put(np.asarray(x)) for path, x in params.items()},
-        run.preprocessor(),
-    )
+    placed = {path: jax.device_put(np.asarray(x)) for path, x in params.items()}
+    return Sampler(Cinema(run.config, configs), placed, run.preprocessor())
 
 
 class Sampler:
@@ -121,14 +125,9 @@ class Sampler:
         noise = flow.sample_noise(keys, shape)
         if settings.solver in DISCRETE_SOLVERS:
             return self._discrete(noise, keys, settings, conditions, progress)
-        step = functools.partial(self._step, self.params, tuple(coefficients))
-        *_, latents = progress(
-            sample_steps(
-                lambda state, row: step(jnp.asarray(list(coefficients.values())), conditions, state, row),
-                noise,
-                self._flow_steps(settings),
-            )
-        )
+        factors = jnp.asarray(list(coefficients.values()))
+        step = functools.partial(self._step, self.params, tuple(coefficients), factors, conditions)
+        *_, latents = progress(sample_steps(step, noise, self._flow_steps(settings)))
         return latents
 
     def _flow_steps(self, settings: Settings) -> Float[np.ndarray, "steps 9"]:
@@ -140,17 +139,16 @@ class Sampler:
 
     def _discrete(self, z, keys, settings: Settings, conditions, progress) -> Float[Array, "B F H W C"]:
         """As the transformer's own pipeline samples it."""
-        solver, dynamic = settings.solver, self.cinema.config.flow.dynamic_guidance
-        rows = discrete_steps(solver, self.cinema.config.schedule, settings.steps)
-        state = discrete_start(z)
+        config, state, noise = self.cinema.config, discrete_start(z), None
+        rows = discrete_steps(settings.solver, config.schedule, settings.steps)
         for i, row in progress(enumerate(rows)):
             scales = settings.guidance_text, settings.guidance_reference
-            if dynamic:
+            if config.flow.dynamic_guidance:
                 scales = [dynamic_guidance(scale, settings.steps, int(row[0])) for scale in scales]
             factors = guidance_coefficients(*scales)
             factors = jnp.asarray([factors.get(branch, 0.0) for branch in conditions])
-            noise = flow.sample_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1), z.shape[1:])
-            noise = noise if solver == "dpm" else None
+            if settings.solver == "dpm":
+                noise = flow.sample_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1), z.shape[1:])
             state = self._discrete_step(self.params, tuple(conditions), factors, conditions, state, row, noise)
         return state.z
 
@@ -166,15 +164,12 @@ class Sampler:
         return self._conditions(self.params, collate(examples))
 
     def _guided_step(self, params, branches, factors, conditions, state, row):
-        def velocity(z, time, conditions):
-            return self.cinema.velocity(params, z, time, conditions)
-
-        coefficients = dict(zip(branches, factors, strict=True))
-        return solver_step(guided(velocity, conditions, coefficients), state, row)
+        return solver_step(_guided(self.cinema.velocity, params, branches, factors, conditions), state, row)
 
     def _guided_discrete_step(self, params, branches, factors, conditions, state, row, noise):
-        def predict(z, timestep, conditions):
-            return self.cinema.predict_v(params, z, timestep, conditions)
+        return discrete_step(_guided(self.cinema.predict_v, params, branches, factors, conditions), state, row, noise)
 
-        coefficients = dict(zip(branches, factors, strict=True))
-        return discrete_step(guided(predict, conditions, coefficients), state, row, noise)
+
+def _guided(network, params, branches, factors, conditions):
+    """A method of `Cinema` as a guided field of z and time."""
+    return guided(functools.partial(network, params), conditions, dict(zip(branches, factors, strict=True)))

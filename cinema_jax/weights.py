@@ -35,6 +35,9 @@ LINEAR = Transform(lambda x: x.T, lambda x: x.T)  # (out, in) <-> (in, out)
 CONV2D = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
 CONV3D = Transform(lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2))  # OIDHW <-> DHWIO
 
+# (out, in, 1, 1, 1) <-> (in, out)
+POINTWISE3D = Transform(lambda x: x[:, :, 0, 0, 0].T, lambda x: x.T[:, :, None, None, None])
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -57,6 +60,11 @@ def linear(name: str, path: str, *aliases: str, bias: bool = True) -> tuple[Rule
     if bias:
         rules += (Rule(f"{name}.bias", f"{path}/bias", COPY, tuple(f"{a}.bias" for a in aliases)),)
     return rules
+
+
+def conv(name: str, path: str, transform: Transform) -> tuple[Rule, ...]:
+    """The rules of a convolution `name` with a bias, whose parameters are `path/kernel` and `path/bias`."""
+    return Rule(f"{name}.weight", f"{path}/kernel", transform), Rule(f"{name}.bias", f"{path}/bias", COPY)
 
 
 def norm(name: str, path: str, *aliases: str, bias: bool = True) -> tuple[Rule, ...]:

@@ -23,8 +23,10 @@ LONGEST = 40
 
 def documents(kind: type) -> dict[str, str]:
     """What a dataclass says of its fields: in their metadata, or in the comments above or beside them."""
+    bases = filter(dataclasses.is_dataclass, kind.__bases__)
+    found = {name: doc for base in bases for name, doc in documents(base).items()}
     lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
-    found = {field.name: field.metadata.get("doc", "") for field in dataclasses.fields(kind)}
+    found |= {field.name: doc for field in dataclasses.fields(kind) if (doc := field.metadata.get("doc"))}
     for node in ast.parse("\n".join(lines)).body[0].body:
         if isinstance(node, ast.AnnAssign) and not found.get(node.target.id, ""):
             beside = [line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno]]

@@ -1,5 +1,8 @@
 """A whole configuration at the smallest sizes that still have every part."""
 
+import os
+import sys
+
 from ml_collections import ConfigDict
 
 from cinema_jax.config import Config, parse
@@ -36,3 +39,8 @@ def tiny_values() -> ConfigDict:
 def tiny_config() -> Config:
     """The same, parsed."""
     return parse(tiny_values())
+
+
+def process_environment() -> dict[str, str]:
+    """For a process of its own that imports what this one can."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, unsupported
 
 # What only other networks' schedulers set otherwise.
 _FIXED = {
@@ -90,15 +90,10 @@ def schedule_from_hf(config: Mapping[str, Any]) -> NoiseSchedule:
     problems = []
     if (name := config.get("_class_name")) not in (None, *SCHEDULERS.values()):
         problems.append(f"_class_name is {name!r}; accepted: {', '.join(SCHEDULERS.values())}")
-    problems += [
-        f"{name} is {value!r}; only {_FIXED[name]!r} is supported"
-        for name, value in {**unsaid, **said}.items()
-        if name in _FIXED and value != _FIXED[name]
-    ]
-    problems += [f"{name} is not known" for name in sorted(set(said) - set(fields) - set(_FIXED))]
+    values = {**unsaid, **said}
+    problems += unsupported(values, _FIXED, fields)
     if problems:
         raise InputError("this noise schedule is not supported: " + ", ".join(problems))
-    values = {**unsaid, **said}
     return NoiseSchedule(**{name: values[name] for name in fields if name in values})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import process_environment
 from worked import Environment, Examples
 
 import cinema_jax.data
@@ -91,7 +92,7 @@ def ended(process):
 
 def test_workers_end_when_their_parent_is_killed():
     command = [sys.executable, "-c", "import time, worked; worked.start(); time.sleep(60)"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = process_environment()
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     process = int(parent.stdout.readline())
     assert not ended(process)
@@ -179,5 +180,5 @@ def test_what_worker_processes_import_does_not_bring_jax():
     # A worker process imports the program's main module too.
     names += ["cinema_jax.train", "cinema_jax.config", "cinema_jax.models.qwen_vl.processing"]
     script = f"import sys, {', '.join(names)}; print([m for m in sys.modules if m.split('.')[0] in ('jax', 'flax')])"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = process_environment()
     assert subprocess.check_output([sys.executable, "-c", script], text=True, env=environment).strip() == "[]"

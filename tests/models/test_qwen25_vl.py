@@ -13,7 +13,19 @@ import torch
 import transformers
 from flax import nnx
 from safetensors.numpy import save_file
-from test_qwen2_vl import IMAGE, abstract, batch, example, relative_error, run
+from test_qwen2_vl import (
+    IMAGE,
+    abstract,
+    assert_same_states,
+    batch,
+    example,
+    imported,
+    randomised,
+    reference_inputs,
+    relative_error,
+    run,
+    tensors_of,
+)
 from tiny import tiny_values
 
 from cinema_jax import parts
@@ -30,7 +42,7 @@ from cinema_jax.models.qwen_vl.config import (
 from cinema_jax.models.qwen_vl.model import Qwen2VL, build_vision_tower
 from cinema_jax.models.qwen_vl.processing import collate, mrope_positions
 from cinema_jax.models.qwen_vl.vision25 import Qwen25VLVisionTower, window_segments
-from cinema_jax.models.qwen_vl.weights import drop_tied_head, table
+from cinema_jax.models.qwen_vl.weights import table
 from cinema_jax.training.run import Run
 from cinema_jax.weights import export_weights, flatten, import_weights, load_into
 
@@ -108,31 +120,12 @@ LENGTH, BLOCKS = 43, 25  # of the batch: tokens, and merge blocks of images
 
 @functools.cache
 def reference(name: str) -> transformers.Qwen2_5_VLForConditionalGeneration:
-    """The transformers model with random weights everywhere, norms and biases included."""
-    torch.manual_seed(0)
-    config = transformers.Qwen2_5_VLConfig.from_dict(config_to_hf(CONFIGS[name]))
-    config._attn_implementation = "eager"
-    model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            is_norm = "norm" in key or "ln_q" in key
-            scale = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
-            parameter.copy_(torch.randn(parameter.shape) * scale + (is_norm and key.endswith("weight")))
-        # Small embeddings would leave the first layers all to the images.
-        model.model.language_model.embed_tokens.weight.copy_(torch.randn(50, 32))
-    return model
-
-
-def reference_tensors(name: str) -> dict[str, np.ndarray]:
-    return {key: value.detach().numpy() for key, value in reference(name).state_dict().items()}
+    return randomised(transformers.Qwen2_5_VLForConditionalGeneration, transformers.Qwen2_5_VLConfig, CONFIGS[name])
 
 
 @functools.cache
 def ours(name: str) -> Qwen2VL:
-    config = CONFIGS[name]
-    model = abstract(config)
-    load_into(model, import_weights(drop_tied_head(reference_tensors(name), config), table(config), flatten(model)))
-    return model
+    return imported(CONFIGS[name], reference(name))
 
 
 @functools.cache
@@ -152,22 +145,10 @@ def together(name: str):
 def test_hidden_states_and_logits_equal_transformers(name, row):
     """Ours in a padded batch of unequal samples, the reference one sample at a time with positions of its own."""
     sample, grids = samples(name)[row], list(PROMPTS.values())[row]
-    merge = CONFIGS[name].vision.spatial_merge_size
-    tokens = torch.from_numpy(sample["tokens"])[None].long()
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if grids:
-        inputs["pixel_values"] = torch.from_numpy(sample["patches"])
-        inputs["image_grid_thw"] = torch.tensor([[1, r * merge, c * merge] for r, c in grids])
-        inputs["mm_token_type_ids"] = (tokens == IMAGE).int()
     with torch.no_grad():
-        out = reference(name)(**inputs, output_hidden_states=True)
+        out = reference(name)(**reference_inputs(CONFIGS[name], sample, grids), output_hidden_states=True)
     states, logits = together(name)
-    length = sample["lengths"]
-    assert len(out.hidden_states) == len(states)
-    for layer, expected in enumerate(out.hidden_states):
-        assert relative_error(states[layer][row, :length], expected[0]) < 1e-4, f"layer {layer}"
-        assert not np.any(states[layer][row, length:])
-    assert relative_error(logits[row, :length], out.logits[0]) < 1e-4
+    assert_same_states(states, logits, row, sample["lengths"], out)
 
 
 @pytest.mark.parametrize("full", [(), (0,), (1,)])
@@ -252,7 +233,7 @@ def test_exported_folder_is_complete_for_transformers(name, tmp_path):
     )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for key, value in loaded.state_dict().items():
-        np.testing.assert_array_equal(value.numpy(), reference_tensors(name)[key], key)
+        np.testing.assert_array_equal(value.numpy(), tensors_of(reference(name))[key], key)
     again = import_weights(tensors, table(config), parameters)  # released names, as written
     assert all(np.array_equal(again[path], value) for path, value in parameters.items())
 

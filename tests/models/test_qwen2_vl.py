@@ -72,25 +72,29 @@ CONFIGS = {
 PROMPTS = {"text only": [], "1 image": [(2, 3)], "2 images": [(1, 1), (3, 2)], "3 images": [(2, 2), (1, 4), (3, 1)]}
 
 
-@functools.cache
-def reference(name: str) -> transformers.Qwen2VLForConditionalGeneration:
-    """The transformers model with random weights everywhere, norms and biases included."""
+def randomised(model_class: type, config_class: type, config: Qwen2VLConfig) -> transformers.PreTrainedModel:
+    """A transformers model with random weights everywhere, norms and biases included."""
     torch.manual_seed(0)
-    config = transformers.Qwen2VLConfig.from_dict(config_to_hf(CONFIGS[name]))
-    config._attn_implementation = "eager"
-    model = transformers.Qwen2VLForConditionalGeneration(config).eval()
+    theirs = config_class.from_dict(config_to_hf(config))
+    theirs._attn_implementation = "eager"
+    model = model_class(theirs).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             is_norm = "norm" in key or "ln_q" in key
             scale = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
             parameter.copy_(torch.randn(parameter.shape) * scale + (is_norm and key.endswith("weight")))
         # Small embeddings would leave the first layers all to the images.
-        model.model.language_model.embed_tokens.weight.copy_(torch.randn(CONFIGS[name].vocab_size, 32))
+        model.model.language_model.embed_tokens.weight.copy_(torch.randn(config.vocab_size, config.hidden_size))
     return model
 
 
-def reference_tensors(name: str) -> dict[str, np.ndarray]:
-    return {key: value.detach().numpy() for key, value in reference(name).state_dict().items()}
+@functools.cache
+def reference(name: str) -> transformers.Qwen2VLForConditionalGeneration:
+    return randomised(transformers.Qwen2VLForConditionalGeneration, transformers.Qwen2VLConfig, CONFIGS[name])
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {key: value.detach().numpy() for key, value in model.state_dict().items()}
 
 
 def abstract(config: Qwen2VLConfig) -> Qwen2VL:
@@ -98,12 +102,16 @@ def abstract(config: Qwen2VLConfig) -> Qwen2VL:
     return nnx.eval_shape(lambda: Qwen2VL(config, rngs=nnx.Rngs(0)))
 
 
+def imported(config: Qwen2VLConfig, theirs: torch.nn.Module) -> Qwen2VL:
+    """Our model with the weights of theirs."""
+    model = abstract(config)
+    load_into(model, import_weights(drop_tied_head(tensors_of(theirs), config), table(config), flatten(model)))
+    return model
+
+
 @functools.cache
 def ours(name: str) -> Qwen2VL:
-    config = CONFIGS[name]
-    model = abstract(config)
-    load_into(model, import_weights(drop_tied_head(reference_tensors(name), config), table(config), flatten(model)))
-    return model
+    return imported(CONFIGS[name], reference(name))
 
 
 def example(config: Qwen2VLConfig, grids, seed: int = 0, text: int = 4) -> dict[str, np.ndarray]:
@@ -171,8 +179,8 @@ def together(name: str):
     return run(ours(name), batch(samples(name), 26, patches))
 
 
-def reference_inputs(name: str, sample, grids) -> dict[str, torch.Tensor]:
-    merge = CONFIGS[name].vision.spatial_merge_size
+def reference_inputs(config: Qwen2VLConfig, sample, grids) -> dict[str, torch.Tensor]:
+    merge = config.vision.spatial_merge_size
     tokens = torch.from_numpy(sample["tokens"])[None].long()
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if grids:
@@ -186,20 +194,24 @@ def relative_error(a, b) -> float:
     return float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / np.max(np.abs(np.asarray(b))))
 
 
+def assert_same_states(states, logits, row, length, out) -> None:
+    """Of one row of our batch and a reference's output, at every layer; padding is zero."""
+    assert len(out.hidden_states) == len(states)
+    for layer, expected in enumerate(out.hidden_states):
+        assert relative_error(states[layer][row, :length], expected[0]) < 1e-4, f"layer {layer}"
+        assert not np.any(states[layer][row, length:])
+    assert relative_error(logits[row, :length], out.logits[0]) < 1e-4
+
+
 @pytest.mark.parametrize("row", range(len(PROMPTS)), ids=PROMPTS.keys())
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hidden_states_and_logits_equal_transformers(name, row):
     """Ours in a padded batch of unequal samples, the reference one sample at a time."""
     sample, grids = samples(name)[row], list(PROMPTS.values())[row]
     with torch.no_grad():
-        out = reference(name)(**reference_inputs(name, sample, grids), output_hidden_states=True)
+        out = reference(name)(**reference_inputs(CONFIGS[name], sample, grids), output_hidden_states=True)
     states, logits = together(name)
-    length = sample["lengths"]
-    assert len(out.hidden_states) == len(states)
-    for layer, expected in enumerate(out.hidden_states):
-        assert relative_error(states[layer][row, :length], expected[0]) < 1e-4, f"layer {layer}"
-        assert not np.any(states[layer][row, length:])
-    assert relative_error(logits[row, :length], out.logits[0]) < 1e-4
+    assert_same_states(states, logits, row, sample["lengths"], out)
 
 
 def test_a_sample_is_the_same_alone_and_in_a_batch():
@@ -262,7 +274,7 @@ def test_exported_folder_is_complete_for_transformers(name, tmp_path):
     )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for key, value in loaded.state_dict().items():
-        np.testing.assert_array_equal(value.numpy(), reference_tensors(name)[key], key)
+        np.testing.assert_array_equal(value.numpy(), tensors_of(reference(name))[key], key)
     again = import_weights(tensors, table(config), parameters)  # released names, as written
     assert all(np.array_equal(again[path], value) for path, value in parameters.items())
 
@@ -333,7 +345,7 @@ def test_greedy_answers_equal_transformers_and_stop():
     inputs = batch(samples(name), 26, 52)
     expected = []
     for sample, grids in zip(samples(name), PROMPTS.values(), strict=True):
-        given = reference_inputs(name, sample, grids)
+        given = reference_inputs(CONFIGS[name], sample, grids)
         out = reference(name).generate(**given, max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
         expected.append(out[0, sample["lengths"] :].numpy())
     expected = np.stack(expected)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny import tiny_config, tiny_values
+from tiny import process_environment, tiny_config, tiny_values
 
 from cinema_jax import sharding
 from cinema_jax.checkpoint import complete_steps, load_params
@@ -143,7 +142,7 @@ def test_generated_latents_depend_on_the_seed_and_on_nothing_else_in_the_batch(w
 
 def test_two_processes_generate_the_same_bytes(workdir):
     script = Path(__file__).with_name("generated.py")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = process_environment()
     command = [sys.executable, str(script), str(workdir)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     digests = [process.communicate()[0].strip() for process in processes]

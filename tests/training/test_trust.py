@@ -16,6 +16,7 @@ import pytest
 from killed import STEPS, config
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
+from tiny import process_environment
 
 from cinema_jax import command
 from cinema_jax.checkpoint import complete_steps, step_path
@@ -56,7 +57,7 @@ def rows(run: Path) -> list[dict]:
 
 
 def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(whole, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), str(HERE)])}
+    environment = process_environment()
     for moment in ("saving", "saved", "written", "never"):
         command = [sys.executable, HERE / "killed.py", tmp_path / "run", moment]
         code = subprocess.run(command, env=environment, check=False, capture_output=True).returncode
@@ -201,7 +202,7 @@ command.run(lambda: loop.train(Run.open(config(), workdir)))
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_a_run_that_cannot_write_ends_with_a_sentence_and_goes_on_when_it_can(whole, tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = process_environment()
     workdir = tmp_path / "run"
     command = [sys.executable, "-c", FULL_DISK, str(workdir)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -12,42 +12,25 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cinema_jax.errors import InputError
-from cinema_jax.models.chunks import in_chunks
+from cinema_jax.models.chunks import in_chunks, latent_shape
 from cinema_jax.models.cogvideox.tiling import Axis, in_tiles, tile_axes
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig, Tiles
-from cinema_jax.models.wan.layers import Conv2d, causal_conv3d, conv2d, upsample_conv2d
+from cinema_jax.models.wan.layers import CausalConv, Conv2d, conv2d, upsample_conv2d
+from cinema_jax.models.wan.layers import Stream as CausalStream
 
 # Frames, and latent frames, of a chunk.
 ENCODED, DECODED = 8, 2
 _EPS = 1e-6
-_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
-class Stream:
-    """The two frames before the current chunk, for every causal layer in the order in which they run."""
+class Stream(CausalStream):
+    """The same, but a clip's first frame stands for those before it."""
 
-    def __init__(self, past: tuple[Array, ...] | None = None):
-        self.first = past is None
-        self.kept: tuple[Array, ...] = ()
-        self._past = iter(past or ())
-
-    def past(self, x: Float[Array, "B F H W C"]) -> Float[Array, "B 2 H W C"]:
-        """The frames before `x`; at a clip's beginning its first one, twice. Keeps the last two for the next chunk."""
-        past = jnp.repeat(x[:, :1], 2, axis=1) if self.first else next(self._past)
-        self.kept += (jnp.concatenate([past, x], axis=1)[:, -2:],)
+    def past(self, x: Float[Array, "B F H W C"], count: int) -> Float[Array, "B count H W C"]:
+        """The `count` frames before `x`. Keeps the last `count` up to the end of `x` for the next chunk."""
+        past = jnp.repeat(x[:, :1], count, axis=1) if self.first else next(self._past)
+        self.kept += (jnp.concatenate([past, x], axis=1)[:, -count:],)
         return past
-
-
-class CausalConv(nnx.Module):
-    """A 3x3x3 convolution, causal in time (reference: `CogVideoXCausalConv3d`)."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_INIT(rngs.params(), (3, 3, 3, in_channels, out_channels)))
-        self.bias = nnx.Param(jnp.zeros(out_channels))
-
-    def __call__(self, x: Float[Array, "B F H W C"], stream: Stream) -> Float[Array, "B F H W C2"]:
-        return causal_conv3d(x, self.kernel[...], stream.past(x)) + self.bias[...]
 
 
 class GroupNorm(nnx.Module):
@@ -147,6 +130,25 @@ class Stage(nnx.Module):
         return x
 
 
+def _stages(sizes: tuple[int, ...], config: CogVideoXVAEConfig, step: str, rngs: nnx.Rngs) -> nnx.List:
+    """Those of the encoder ("down") or of the decoder ("up"); the last one changes no resolution."""
+    levels, last = int(math.log2(config.temporal_compression_ratio)), len(sizes) - 1
+    return nnx.List(
+        [
+            Stage(
+                sizes[max(i - 1, 0)],
+                sizes[i],
+                config,
+                latents=step == "up",
+                step=None if i == last else step,
+                time=i < levels,
+                rngs=rngs,
+            )
+            for i in range(len(sizes))
+        ]
+    )
+
+
 class MidBlock(nnx.Module):
     """Two residual blocks at the lowest resolution."""
 
@@ -163,15 +165,9 @@ class Encoder(nnx.Module):
     """Pixels to the posterior's moments (reference: `CogVideoXEncoder3D`)."""
 
     def __init__(self, config: CogVideoXVAEConfig, *, rngs: nnx.Rngs):
-        sizes, levels = config.block_out_channels, int(math.log2(config.temporal_compression_ratio))
+        sizes = config.block_out_channels
         self.conv_in = CausalConv(3, sizes[0], rngs=rngs)
-        steps = ["down"] * (len(sizes) - 1) + [None]
-        self.down_blocks = nnx.List(
-            [
-                Stage(inputs, outputs, config, latents=False, step=step, time=i < levels, rngs=rngs)
-                for i, (inputs, outputs, step) in enumerate(zip((sizes[0], *sizes), sizes, steps, strict=False))
-            ]
-        )
+        self.down_blocks = _stages(sizes, config, "down", rngs)
         self.mid_block = MidBlock(sizes[-1], config, False, rngs=rngs)
         self.norm_out = GroupNorm(sizes[-1], config.norm_num_groups, _EPS)
         self.conv_out = CausalConv(sizes[-1], 2 * config.latent_channels, rngs=rngs)
@@ -188,16 +184,10 @@ class Decoder(nnx.Module):
     """Latents to pixels (reference: `CogVideoXDecoder3D`)."""
 
     def __init__(self, config: CogVideoXVAEConfig, *, rngs: nnx.Rngs):
-        sizes, levels = config.block_out_channels[::-1], int(math.log2(config.temporal_compression_ratio))
+        sizes = config.block_out_channels[::-1]
         self.conv_in = CausalConv(config.latent_channels, sizes[0], rngs=rngs)
         self.mid_block = MidBlock(sizes[0], config, True, rngs=rngs)
-        steps = ["up"] * (len(sizes) - 1) + [None]
-        self.up_blocks = nnx.List(
-            [
-                Stage(inputs, outputs, config, latents=True, step=step, time=i < levels, rngs=rngs)
-                for i, (inputs, outputs, step) in enumerate(zip((sizes[0], *sizes), sizes, steps, strict=False))
-            ]
-        )
+        self.up_blocks = _stages(sizes, config, "up", rngs)
         self.norm_out = SpatialNorm(sizes[-1], config.latent_channels, config.norm_num_groups, rngs=rngs)
         self.conv_out = CausalConv(sizes[-1], 3, rngs=rngs)
 
@@ -224,19 +214,8 @@ class CogVideoXVAE(nnx.Module):
                 the released VAE). Other numbers of frames become an even number of latents, which decode to more frames
                 than went in.
         """
-        space, time = self.config.spatial_compression, self.config.temporal_compression
-        unit = self.config.frame_unit
-        if frames < 1 or frames % unit != 1:
-            nearest = max(0, round((frames - 1) / unit)) * unit + 1
-            raise InputError(
-                f"frames={frames} must be {unit}k + 1, so that the latent frames are odd: {frames} would not come back "
-                f"as {frames}; the nearest is {nearest}"
-            )
-        for name, size in (("height", height), ("width", width)):
-            if size < 1 or size % space:
-                nearest = max(1, round(size / space)) * space
-                raise InputError(f"{name}={size} must be a multiple of {space}; the nearest is {nearest}")
-        return (frames - 1) // time + 1, height // space, width // space, self.config.latent_channels
+        why = f", so that the latent frames are odd: {frames} would not come back as {frames}"
+        return latent_shape(self.config, frames, height, width, why)
 
     def encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
         """The posterior's mode, scaled. Raises InputError as `latent_shape` does."""
@@ -277,9 +256,7 @@ class CogVideoXVAE(nnx.Module):
         return mean, jnp.clip(log_variance, -30, 20)
 
     def _encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C2"]:
-        frames, coded = video.shape[1], max(1, ENCODED // self.config.temporal_compression)
-        first = frames % ENCODED + (ENCODED if frames >= ENCODED else 0)
-        return in_chunks(self.encoder, video, stream=Stream, first=first, size=ENCODED, coded=coded)
+        return _run(self.encoder, video, ENCODED, max(1, ENCODED // self.config.temporal_compression))
 
     def _tile_axes(self, tiles: Tiles | None) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
         tiles = tiles or Tiles(self.config.sample_height // 2, self.config.sample_width // 2)
@@ -294,6 +271,12 @@ class CogVideoXVAE(nnx.Module):
 
     def decode_raw(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
         """The video of latents that are not scaled, not clipped."""
-        frames, time = latents.shape[1], self.config.temporal_compression
-        first = frames % DECODED + (DECODED if frames >= DECODED else 0)
-        return in_chunks(self.decoder, latents, stream=Stream, first=first, size=DECODED, coded=DECODED * time)
+        return _run(self.decoder, latents, DECODED, DECODED * self.config.temporal_compression)
+
+
+def _run(
+    network: Encoder | Decoder, x: Float[Array, "B F H W C"], size: int, coded: int
+) -> Float[Array, "B F2 H2 W2 C2"]:
+    """Chunks of `size` frames, which become `coded` ones; what is left over goes with the first."""
+    first = x.shape[1] % size + (size if x.shape[1] >= size else 0)
+    return in_chunks(network, x, stream=Stream, first=first, size=size, coded=coded)

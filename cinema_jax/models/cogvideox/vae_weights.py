@@ -4,20 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cinema_jax.errors import unsupported
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
-from cinema_jax.weights import CONV2D, CONV3D, COPY, Rule, Transform, norm
-
-_POINTWISE = Transform(lambda x: x[:, :, 0, 0, 0].T, lambda x: x.T[:, :, None, None, None])
-
-
-def _conv(name: str, path: str, transform: Transform) -> tuple[Rule, ...]:
-    return Rule(f"{name}.weight", f"{path}/kernel", transform), Rule(f"{name}.bias", f"{path}/bias", COPY)
+from cinema_jax.weights import CONV2D, CONV3D, POINTWISE3D, Rule, conv, norm
 
 
 def _norm(name: str, path: str, latents: bool) -> tuple[Rule, ...]:
     if not latents:
         return norm(name, path)
-    pointwise = (r for x in ("conv_y", "conv_b") for r in _conv(f"{name}.{x}.conv", f"{path}/{x}", _POINTWISE))
+    pointwise = (r for x in ("conv_y", "conv_b") for r in conv(f"{name}.{x}.conv", f"{path}/{x}", POINTWISE3D))
     return (*norm(f"{name}.norm_layer", f"{path}/norm_layer"), *pointwise)
 
 
@@ -26,21 +21,21 @@ def _residual(name: str, latents: bool) -> tuple[Rule, ...]:
     return (
         *_norm(f"{name}.norm1", f"{path}/norm1", latents),
         *_norm(f"{name}.norm2", f"{path}/norm2", latents),
-        *_conv(f"{name}.conv1.conv", f"{path}/conv1", CONV3D),
-        *_conv(f"{name}.conv2.conv", f"{path}/conv2", CONV3D),
-        *_conv(f"{name}.conv_shortcut", f"{path}/conv_shortcut", _POINTWISE),
+        *conv(f"{name}.conv1.conv", f"{path}/conv1", CONV3D),
+        *conv(f"{name}.conv2.conv", f"{path}/conv2", CONV3D),
+        *conv(f"{name}.conv_shortcut", f"{path}/conv_shortcut", POINTWISE3D),
     )
 
 
 def _half(part: str, blocks: str, step: str, latents: bool) -> tuple[Rule, ...]:
     """Encoder or decoder."""
     return (
-        *_conv(f"{part}.conv_in.conv", f"{part}/conv_in", CONV3D),
+        *conv(f"{part}.conv_in.conv", f"{part}/conv_in", CONV3D),
         *_residual(f"{part}.mid_block.resnets.{{j}}", latents),
         *_residual(f"{part}.{blocks}.{{i}}.resnets.{{j}}", latents),
-        *_conv(f"{part}.{blocks}.{{i}}.{step}s.0.conv", f"{part}/{blocks}/{{i}}/{step}", CONV2D),
+        *conv(f"{part}.{blocks}.{{i}}.{step}s.0.conv", f"{part}/{blocks}/{{i}}/{step}", CONV2D),
         *_norm(f"{part}.norm_out", f"{part}/norm_out", latents),
-        *_conv(f"{part}.conv_out.conv", f"{part}/conv_out", CONV3D),
+        *conv(f"{part}.conv_out.conv", f"{part}/conv_out", CONV3D),
     )
 
 
@@ -76,15 +71,12 @@ def config_from_hf(config: Mapping[str, Any]) -> CogVideoXVAEConfig:
         raise ValueError(f"_class_name is {config['_class_name']!r}; it must be AutoencoderKLCogVideoX")
     said = {name: value for name, value in config.items() if not name.startswith("_") and name not in _IGNORED}
     fields = tuple(field.name for field in dataclasses.fields(CogVideoXVAEConfig))
-    problems = [
-        f"{name} is {said[name]!r}; only {v!r} is supported" for name, v in _FIXED.items() if said.get(name, v) != v
-    ]
+    problems = unsupported(said, _FIXED, (*fields, *_TYPES))
     problems += [
         f"{name} holds {other!r}; only {v!r} is supported"
         for name, v in _TYPES.items()
         for other in sorted(set(said.get(name, ())) - {v})
     ]
-    problems += [f"{name} is not known" for name in sorted(set(said) - {*fields, *_FIXED, *_TYPES})]
     if problems:
         raise ValueError("this VAE config is not supported: " + ", ".join(problems))
     values = {

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cinema_jax.errors import unsupported
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.weights import CONV2D, Rule, linear, norm
 
@@ -79,12 +80,7 @@ def config_from_hf(config: Mapping[str, Any]) -> CogVideoXConfig:
     if config.get("_class_name", "CogVideoXTransformer3DModel") != "CogVideoXTransformer3DModel":
         raise ValueError(f"_class_name is {config['_class_name']!r}; it must be CogVideoXTransformer3DModel")
     said = {name: value for name, value in config.items() if not name.startswith("_")}
-    problems = [
-        f"{name} is {said[name]!r}; only {value!r} is supported"
-        for name, value in _FIXED.items()
-        if name in said and said[name] != value
-    ]
-    problems += [f"{name} is not known" for name in sorted(set(said) - set(_SHARED) - set(_FIXED))]
+    problems = unsupported(said, _FIXED, _SHARED)
     if problems:
         raise ValueError("this CogVideoX config is not supported: " + ", ".join(problems))
     fields = {name: said[name] for name in _SHARED if name in said}

@@ -12,14 +12,18 @@ def _check(holds: bool, field: str, value: object, accepted: str) -> None:
         raise InputError(f"{field} is {value!r}, accepted is {accepted}")
 
 
+@dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """What the vision towers have in common: how an image becomes patches. The fields are those of each dataclass."""
+    """What the vision towers have in common; the defaults are those of every released Qwen2-VL and Qwen2.5-VL."""
 
-    patch_size: int
-    temporal_patch_size: int
-    spatial_merge_size: int
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    depth: int = 32  # transformer blocks
+    num_heads: int = 16  # attention heads; the width / num_heads must be a multiple of 4 (rows and columns, in pairs)
+    patch_size: int = 14  # pixels along one side of a patch
+    temporal_patch_size: int = 2  # frames in a patch; an image is repeated that often
+    spatial_merge_size: int = 2  # patches along one side of a block that becomes one language token
+    rope_theta: float = 10000.0  # base of the 2D rotary embedding
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # RGB, pixels in [0, 1]
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)  # RGB, pixels in [0, 1]
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -46,16 +50,8 @@ class VisionConfig:
 class Qwen2VLVisionConfig(VisionConfig):
     """The vision tower; the defaults are those of every released Qwen2-VL."""
 
-    depth: int = 32  # transformer blocks
     embed_dim: int = 1280  # width of the blocks
-    num_heads: int = 16  # attention heads; embed_dim / num_heads must be a multiple of 4 (rows and columns, in pairs)
     mlp_ratio: int = 4  # width of the feed-forward layer / embed_dim
-    patch_size: int = 14  # pixels along one side of a patch
-    temporal_patch_size: int = 2  # frames in a patch; an image is repeated that often
-    spatial_merge_size: int = 2  # patches along one side of a block that becomes one language token
-    rope_theta: float = 10000.0  # base of the 2D rotary embedding
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # RGB, pixels in [0, 1]
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)  # RGB, pixels in [0, 1]
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,19 +62,11 @@ class Qwen2VLVisionConfig(VisionConfig):
 class Qwen25VLVisionConfig(VisionConfig):
     """The vision tower of Qwen2.5-VL; the defaults are those of the released 7B."""
 
-    depth: int = 32  # transformer blocks
     hidden_size: int = 1280  # width of the blocks
-    num_heads: int = 16  # attention heads; hidden_size / num_heads must be a multiple of 4 (rows and columns, in pairs)
     intermediate_size: int = 3420  # width of the SwiGLU layers
     out_hidden_size: int = 3584  # width of the language model
     window_size: int = 112  # pixels along one side of an attention window; rounded down to whole merge blocks
     fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)  # blocks that attend to the whole image, counted from 0
-    patch_size: int = 14  # pixels along one side of a patch
-    temporal_patch_size: int = 2  # frames in a patch; an image is repeated that often
-    spatial_merge_size: int = 2  # patches along one side of a block that becomes one language token
-    rope_theta: float = 10000.0  # base of the 2D rotary embedding
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # RGB, pixels in [0, 1]
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)  # RGB, pixels in [0, 1]
 
     def __post_init__(self):
         super().__post_init__()

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cinema_jax.errors import InputError
 from cinema_jax.models.attention import attention
-from cinema_jax.models.chunks import in_chunks
+from cinema_jax.models.chunks import in_chunks, latent_shape
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.layers import CausalConv, ChannelNorm, Downsample, Stream, Upsample
 
@@ -144,15 +143,7 @@ class WanVAE(nnx.Module):
         Raises:
             InputError: unless frames = 4k + 1 and height and width are multiples of 8 (in the released VAE).
         """
-        time, space = self.config.temporal_compression, self.config.spatial_compression
-        if frames < 1 or (frames - 1) % time:
-            nearest = max(0, round((frames - 1) / time)) * time + 1
-            raise InputError(f"frames={frames} must be {time}k + 1; the nearest is {nearest}")
-        for name, size in (("height", height), ("width", width)):
-            if size < 1 or size % space:
-                nearest = max(1, round(size / space)) * space
-                raise InputError(f"{name}={size} must be a multiple of {space}; the nearest is {nearest}")
-        return (frames - 1) // time + 1, height // space, width // space, self.config.z_dim
+        return latent_shape(self.config, frames, height, width)
 
     def encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
         """The posterior's mode, normalised. Raises InputError as `latent_shape` does."""

@@ -3,28 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cinema_jax.errors import unsupported
 from cinema_jax.models.wan.config import WanVAEConfig
-from cinema_jax.weights import CONV2D, CONV3D, COPY, Rule, Transform
+from cinema_jax.weights import CONV2D, CONV3D, POINTWISE3D, Rule, Transform, conv
 
 _POINTWISE2D = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
-_POINTWISE3D = Transform(lambda x: x[:, :, 0, 0, 0].T, lambda x: x.T[:, :, None, None, None])
 _TIME = Transform(lambda x: x[..., 0, 0].transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)[..., None, None])
 _GAMMA2D = Transform(lambda x: x[:, 0, 0], lambda x: x[:, None, None])
 _GAMMA3D = Transform(lambda x: x[:, 0, 0, 0], lambda x: x[:, None, None, None])
-
-
-def _conv(name: str, path: str, transform: Transform) -> tuple[Rule, ...]:
-    return Rule(f"{name}.weight", f"{path}/kernel", transform), Rule(f"{name}.bias", f"{path}/bias", COPY)
 
 
 def _residual(name: str) -> tuple[Rule, ...]:
     path = name.replace(".", "/")
     return (
         Rule(f"{name}.norm1.gamma", f"{path}/norm1/scale", _GAMMA3D),
-        *_conv(f"{name}.conv1", f"{path}/conv1", CONV3D),
+        *conv(f"{name}.conv1", f"{path}/conv1", CONV3D),
         Rule(f"{name}.norm2.gamma", f"{path}/norm2/scale", _GAMMA3D),
-        *_conv(f"{name}.conv2", f"{path}/conv2", CONV3D),
-        *_conv(f"{name}.conv_shortcut", f"{path}/conv_shortcut", _POINTWISE3D),
+        *conv(f"{name}.conv2", f"{path}/conv2", CONV3D),
+        *conv(f"{name}.conv_shortcut", f"{path}/conv_shortcut", POINTWISE3D),
     )
 
 
@@ -32,26 +28,26 @@ def _attention(name: str) -> tuple[Rule, ...]:
     path = name.replace(".", "/")
     return (
         Rule(f"{name}.norm.gamma", f"{path}/norm/scale", _GAMMA2D),
-        *_conv(f"{name}.to_qkv", f"{path}/to_qkv", _POINTWISE2D),
-        *_conv(f"{name}.proj", f"{path}/proj", _POINTWISE2D),
+        *conv(f"{name}.to_qkv", f"{path}/to_qkv", _POINTWISE2D),
+        *conv(f"{name}.proj", f"{path}/proj", _POINTWISE2D),
     )
 
 
 def _resample(name: str, path: str) -> tuple[Rule, ...]:
     return (
-        *_conv(f"{name}.resample.1", f"{path}/resample", CONV2D),
-        *_conv(f"{name}.time_conv", f"{path}/time_conv", _TIME),
+        *conv(f"{name}.resample.1", f"{path}/resample", CONV2D),
+        *conv(f"{name}.time_conv", f"{path}/time_conv", _TIME),
     )
 
 
 def _both(part: str) -> tuple[Rule, ...]:
     """What encoder and decoder have alike."""
     return (
-        *_conv(f"{part}.conv_in", f"{part}/conv_in", CONV3D),
+        *conv(f"{part}.conv_in", f"{part}/conv_in", CONV3D),
         *_residual(f"{part}.mid_block.resnets.{{i}}"),
         *_attention(f"{part}.mid_block.attentions.{{i}}"),
         Rule(f"{part}.norm_out.gamma", f"{part}/norm_out/scale", _GAMMA3D),
-        *_conv(f"{part}.conv_out", f"{part}/conv_out", CONV3D),
+        *conv(f"{part}.conv_out", f"{part}/conv_out", CONV3D),
     )
 
 
@@ -60,8 +56,8 @@ TABLE: tuple[Rule, ...] = (
     *_residual("encoder.down_blocks.{i}"),
     *_attention("encoder.down_blocks.{i}"),
     *_resample("encoder.down_blocks.{i}", "encoder/down_blocks/{i}"),
-    *_conv("quant_conv", "quant_conv", _POINTWISE3D),
-    *_conv("post_quant_conv", "post_quant_conv", _POINTWISE3D),
+    *conv("quant_conv", "quant_conv", POINTWISE3D),
+    *conv("post_quant_conv", "post_quant_conv", POINTWISE3D),
     *_both("decoder"),
     *_residual("decoder.up_blocks.{i}.resnets.{j}"),
     *_resample("decoder.up_blocks.{i}.upsamplers.0", "decoder/up_blocks/{i}/upsampler"),
@@ -86,11 +82,7 @@ def config_from_hf(config: Mapping[str, Any]) -> WanVAEConfig:
     if config.get("_class_name", "AutoencoderKLWan") != "AutoencoderKLWan":
         raise ValueError(f"_class_name is {config['_class_name']!r}; it must be AutoencoderKLWan")
     said = {name: value for name, value in config.items() if not name.startswith("_") and name not in _IGNORED}
-    known = (*_SAME, *_TUPLES, *_FIXED, "temperal_downsample")
-    problems = [
-        f"{name} is {said[name]!r}; only {v!r} is supported" for name, v in _FIXED.items() if said.get(name, v) != v
-    ]
-    problems += [f"{name} is not known" for name in sorted(set(said) - set(known))]
+    problems = unsupported(said, _FIXED, (*_SAME, *_TUPLES, "temperal_downsample"))
     if problems:
         raise ValueError("this VAE config is not supported: " + ", ".join(problems))
     fields = {name: said[name] for name in _SAME if name in said}
