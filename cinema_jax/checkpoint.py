@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from cinema_jax.errors import InputError
 from cinema_jax.sharding import path_name
+from cinema_jax.stored import Stored, open_stored
 from cinema_jax.training.state import TrainState
 
 # Differences named in one error message; a wrong model differs everywhere.
@@ -175,23 +176,14 @@ def step_path(directory: epath.PathLike, step: int | None = None) -> epath.Path:
     return directory / str(steps[-1] if step is None else step)
 
 
-def load_params(directory: epath.PathLike, *, ema: bool = True, step: int | None = None) -> dict[str, np.ndarray]:
-    """The trained parameters of a checkpoint, {path: array}, on the host: their moving average, or the last values.
+def load_params(directory: epath.PathLike, *, ema: bool = True, step: int | None = None) -> dict[str, Stored]:
+    """The trained parameters of a checkpoint, {path: array}, not read yet: their moving average, or the last values.
 
     Args:
         directory: a run's checkpoints, or the folder of one step.
         step: which of them (default: the last).
     """
-    path = step_path(directory, step)
-    part = "ema" if ema else "params"
-    # Host arrays of one element each: they say "numpy, of this shape and type" without taking the memory.
-    wanted = {
-        name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in _saved_tree(path)[part].items()
-    }
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    with context:
-        return ocp.load_checkpointables(path, {"state": {part: wanted}})["state"][part]
+    return open_stored(step_path(directory, step) / "state", ("ema" if ema else "params",))
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:

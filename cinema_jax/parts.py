@@ -37,7 +37,10 @@ from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.wan import vae as wan
 from cinema_jax.models.wan import weights as wan_weights
 from cinema_jax.models.wan.config import WanVAEConfig
-from cinema_jax.tensors import Tensor, open_tensors, write_tensors
+from cinema_jax.shards import write_tensors
+from cinema_jax.stored import Stored, open_stored
+from cinema_jax.tensors import Tensor, WeightError, open_tensors
+from cinema_jax.weights import Array, Published
 
 PACKAGED = Path(__file__).parent / "assets"
 
@@ -56,11 +59,16 @@ class Kind:
     config_from_hf: Callable[[dict], Any]
     config_to_hf: Callable[[Any], dict]
     class_name: str = ""
+    # What its files are called: as diffusers or as transformers call theirs.
+    stem: str = "model"
     # What published files carry twice, taken out after reading and put back before writing.
     after_reading: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
     before_writing: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
 
 
+DIFFUSERS = "diffusion_pytorch_model"
+# The folder inside an imported part's that Orbax wrote.
+STORED = "params"
 # What may stand for each part; the first one where a config does not say.
 KINDS: Mapping[str, tuple[Kind, ...]] = {
     "vae": (
@@ -71,6 +79,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             wan_weights.config_from_hf,
             wan_weights.config_to_hf,
             class_name="AutoencoderKLWan",
+            stem=DIFFUSERS,
         ),
         Kind(
             CogVideoXVAEConfig,
@@ -79,6 +88,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             cogvideox_vae_weights.config_from_hf,
             cogvideox_vae_weights.config_to_hf,
             class_name="AutoencoderKLCogVideoX",
+            stem=DIFFUSERS,
         ),
     ),
     "t5": (
@@ -118,12 +128,15 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             lambda c: cogvideox_weights.TABLE,
             cogvideox_weights.config_from_hf,
             cogvideox_weights.config_to_hf,
+            class_name="CogVideoXTransformer3DModel",
+            stem=DIFFUSERS,
         ),
     ),
 }
 
 
-def _kind(name: str, config: Any) -> Kind:
+def kind_of(name: str, config: Any) -> Kind:
+    """What a part with such a config is."""
     return next(kind for kind in KINDS[name] if isinstance(config, kind.config))
 
 
@@ -147,7 +160,7 @@ def read_config(name: str, folder: Path) -> Any:
 
 def structure(name: str, config: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
     """A part's graph definition and the shapes of its parameters, without allocating any."""
-    module = nnx.eval_shape(lambda: _kind(name, config).build(config, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: kind_of(name, config).build(config, rngs=nnx.Rngs(0)))
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     assert not nnx.to_flat_state(rest), f"{name} holds state that is no parameter: {rest}"
     return graph, {f"{name}/{path}": leaf for path, leaf in weights.flatten(params).items()}
@@ -158,30 +171,50 @@ def initialise(name: str, config: Any, seed: int) -> dict[str, np.ndarray]:
 
     @jax.jit
     def create(key):
-        return nnx.state(_kind(name, config).build(config, rngs=nnx.Rngs(key)), nnx.Param)
+        return nnx.state(kind_of(name, config).build(config, rngs=nnx.Rngs(key)), nnx.Param)
 
     salt = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 1
     state = create(jax.random.fold_in(jax.random.key(seed), salt))
     return {f"{name}/{path}": np.asarray(leaf) for path, leaf in weights.flatten(state).items()}
 
 
-def read(name: str, config: Any, folder: Path) -> dict[str, Tensor]:
-    """A part's parameters from its folder, in fp32; each is read as far and as often as somebody asks for it."""
-    (_, expected), kind = structure(name, config), _kind(name, config)
+def read(name: str, config: Any, folder: Path) -> dict[str, Tensor | Stored]:
+    """A part's parameters from its folder, as they are; each is read as far and as often as somebody asks for it.
+
+    Raises:
+        WeightError: they are not those of a part with this config; names all that is wrong.
+    """
+    (_, expected), kind = structure(name, config), kind_of(name, config)
+    if (folder / STORED).is_dir():
+        arrays = {f"{name}/{path}": array for path, array in open_stored(folder / STORED).items()}
+        wrong = [path for path in expected.keys() | arrays.keys() if _shape(expected, path) != _shape(arrays, path)]
+        if wrong:
+            raise WeightError(f"{folder}: {', '.join(sorted(wrong))} differ from what config.json describes")
+        return arrays
     expected = {path.removeprefix(f"{name}/"): leaf for path, leaf in expected.items()}
     tensors = kind.after_reading(open_tensors(folder), config)
     arrays = weights.import_weights(tensors, kind.table(config), expected)
-    return {f"{name}/{path}": array.astype(np.float32) for path, array in arrays.items()}
+    return {f"{name}/{path}": array for path, array in arrays.items()}
 
 
-def write(name: str, config: Any, params: Mapping[str, np.ndarray], folder: Path, dtype: Any = np.float32) -> None:
-    """Write a part's folder: `config.json` and `model.safetensors` under the published names."""
+def _shape(arrays: Mapping[str, Any], path: str) -> tuple[int, ...] | None:
+    return tuple(arrays[path].shape) if path in arrays else None
+
+
+def published(name: str, config: Any, params: Mapping[str, Array]) -> dict[str, Published]:
+    """A part's tensors under their published names, none of them read yet."""
+    own = {path.removeprefix(f"{name}/"): x for path, x in params.items() if path.startswith(f"{name}/")}
+    kind = kind_of(name, config)
+    return kind.before_writing(weights.publish(own, kind.table(config)), config)
+
+
+def write(name: str, config: Any, params: Mapping[str, Array], folder: Path, dtype: Any = np.float32) -> None:
+    """Write a part's folder: `config.json` and one file of its tensors under the published names."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = {path.removeprefix(f"{name}/"): np.asarray(x) for path, x in params.items() if path.startswith(f"{name}/")}
-    kind = _kind(name, config)
-    tensors = kind.before_writing(weights.export_weights(own, kind.table(config)), config)
+    kind = kind_of(name, config)
+    tensors = {key: tensor.astype(dtype) for key, tensor in published(name, config, params).items()}
     # Each whole or not at all, and the config last: a folder with a config is complete.
-    write_tensors(folder / "model.safetensors", {k: x.astype(dtype) for k, x in tensors.items()})
+    write_tensors(folder / f"{kind.stem}.safetensors", tensors)
     write_json(folder / "config.json", kind.config_to_hf(config))
 
 

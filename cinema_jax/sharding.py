@@ -126,12 +126,23 @@ def abstract(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """`tree` on the mesh, by the table. Arrays of the host must be the same in every process."""
+    """`tree` on the mesh, by the table. Arrays of the host must be the same in every process.
+
+    Of anything but a `jax.Array` each device's slice is read alone, and is on the device before the next one is read.
+    """
 
     def put(leaf, sharding):
         if isinstance(leaf, jax.Array):
             return jax.device_put(leaf, sharding)
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+        slices, blocks = sharding.addressable_devices_indices_map(tuple(leaf.shape)), {}
+        for device, index in slices.items():
+            key = tuple((s.start, s.stop) for s in index)
+            # The same slice on several devices is read once.
+            first = blocks.get(key, [None])[0]
+            blocks.setdefault(key, []).append(jax.device_put(leaf[index] if first is None else first, device))
+            jax.block_until_ready(blocks[key])
+        placed = [block for copies in blocks.values() for block in copies]
+        return jax.make_array_from_single_device_arrays(tuple(leaf.shape), sharding, placed)
 
     return jax.tree.map(put, tree, shardings(tree, mesh))
 

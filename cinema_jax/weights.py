@@ -12,12 +12,18 @@ once; everything that does not fit is reported together.
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cinema_jax.tensors import Tensor, WeightError
+from cinema_jax.stored import Stored
+from cinema_jax.tensors import Tensor, WeightError, contiguous
+
+# What holds a parameter: all of them have a shape, a type, and a part for an index.
+Array = np.ndarray | jax.Array | Tensor | Stored
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -139,22 +145,62 @@ def import_weights(
     return arrays
 
 
-def export_weights(arrays: Mapping[str, np.ndarray | Tensor], table: Sequence[Rule]) -> dict[str, np.ndarray]:
-    """Our parameters under their published names and layouts: the inverse of `import_weights`."""
+class Published:
+    """One published tensor, made of a parameter of ours whenever somebody asks for it."""
+
+    def __init__(self, array: Array, layer: int | None, transform: Transform, dtype: Any = None):
+        self._array, self._layer, self._transform = array, layer, transform
+        self.dtype = np.dtype(dtype or array.dtype)
+        shape = array.shape if layer is None else array.shape[1:]
+        self.shape = transform.save(np.broadcast_to(np.zeros((), np.int8), shape)).shape
+
+    def astype(self, dtype: Any) -> "Published":
+        """The same, converted when it is read."""
+        return Published(self._array, self._layer, self._transform, dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        ours = on_host(self._array, () if self._layer is None else (self._layer,))
+        return contiguous(self._transform.save(ours), np.dtype(dtype or self.dtype))
+
+
+def on_host(array: Array, index: tuple[int, ...] = ()) -> np.ndarray:
+    """A part of an array, with an index for the first of its axes, without moving the rest.
+
+    A `jax.Array` must lie on devices of this process, or a ValueError says so.
+    """
+    if not isinstance(array, jax.Array):
+        return np.asarray(array[index])
+    if not array.is_fully_addressable:
+        raise ValueError("an array that other processes hold cannot be read here: save it, and read the checkpoint")
+    out = np.empty(array.shape[len(index) :], array.dtype)
+    for shard in array.addressable_shards:
+        # The index inside the shard, if it is there.
+        own = tuple(i - (s.start or 0) for i, s in zip(index, shard.index, strict=False))
+        if shard.replica_id == 0 and all(0 <= i < n for i, n in zip(own, shard.data.shape, strict=False)):
+            out[shard.index[len(index) :]] = np.asarray(shard.data)[own]
+    return out
+
+
+def publish(arrays: Mapping[str, Array], table: Sequence[Rule]) -> dict[str, Published]:
+    """Our parameters under their published names and layouts, none of them read yet: inverts `import_weights`."""
     patterns = [(rule, _pattern(rule.path)) for rule in table]
     tensors = {}
     for path, array in arrays.items():
         rule, match = next(((r, m) for r, p in patterns if (m := p.fullmatch(path))), (None, None))
         if rule is None:
             raise WeightError(f"no rule exports the parameter {path} {list(array.shape)}")
-        array = np.asarray(array)
-        for layer, x in enumerate(array) if rule.stacked else [(None, array)]:
+        for layer in range(array.shape[0]) if rule.stacked else (None,):
             fields = match.groupdict() | ({"layer": layer} if rule.stacked else {})
-            tensors[rule.name.format(**fields)] = np.ascontiguousarray(rule.transform.save(x))
+            tensors[rule.name.format(**fields)] = Published(array, layer, rule.transform)
     return tensors
 
 
-def load_into(module: nnx.Module, arrays: Mapping[str, np.ndarray | Tensor]) -> None:
+def export_weights(arrays: Mapping[str, Array], table: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """The same as arrays of the host."""
+    return {name: np.asarray(tensor) for name, tensor in publish(arrays, table).items()}
+
+
+def load_into(module: nnx.Module, arrays: Mapping[str, Array]) -> None:
     """Set a module's parameters from `{path: array}`, keeping the module's dtypes; all paths must be present."""
     state = nnx.state(module, nnx.Param)
     flat = nnx.to_flat_state(state)

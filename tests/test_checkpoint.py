@@ -137,9 +137,8 @@ def test_step_that_is_not_there_is_refused_with_those_that_are(saved):
 
 
 @pytest.mark.parametrize("ema", [True, False])
-def test_load_params_gives_host_arrays(saved, mesh, ema):
-    params = checkpoint.load_params(saved, ema=ema)
-    assert {type(x) for x in params.values()} == {np.ndarray}
+def test_load_params_reads_what_was_saved(saved, mesh, ema):
+    params = {path: np.asarray(x) for path, x in checkpoint.load_params(saved, ema=ema).items()}
     expected = new_state(mesh, 5).ema if ema else new_state(mesh, 5).params
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 

@@ -22,7 +22,8 @@ from cinema_jax.models.qwen_vl.config import (
 from cinema_jax.models.qwen_vl.model import Qwen2VL, generate_greedy
 from cinema_jax.models.qwen_vl.processing import mrope_positions, patch_grid
 from cinema_jax.models.qwen_vl.weights import drop_tied_head, table
-from cinema_jax.tensors import WeightError, write_tensors
+from cinema_jax.shards import write_tensors
+from cinema_jax.tensors import WeightError
 from cinema_jax.weights import export_weights, flatten, import_weights, load_into
 
 IMAGE = 7
@@ -267,7 +268,7 @@ def test_exported_folder_is_complete_for_transformers(name, tmp_path):
     config = CONFIGS[name]
     parameters = {path: np.asarray(value) for path, value in flatten(ours(name)).items()}
     tensors = export_weights(parameters, table(config))
-    write_tensors(tmp_path / "model.safetensors", tensors, {"format": "pt"})
+    write_tensors(tmp_path / "model.safetensors", tensors)
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
     loaded, info = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
         tmp_path, output_loading_info=True, dtype=torch.float32

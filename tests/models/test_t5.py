@@ -17,7 +17,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.t5.model import T5Encoder, relative_position_buckets
 from cinema_jax.models.t5.weights import TABLE, config_from_hf, config_to_hf, tie, untie
-from cinema_jax.tensors import WeightError, write_tensors
+from cinema_jax.shards import write_tensors
+from cinema_jax.tensors import WeightError
 from cinema_jax.weights import export_weights, flatten, import_weights, load_into
 
 TINY = T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4)
@@ -107,7 +108,7 @@ def test_exported_weights_load_into_transformers_strictly(encoder, tmp_path):
     strict = original(TINY)
     strict.load_state_dict({name: torch.tensor(x) for name, x in tie(tensors).items()}, strict=True)
     # In a folder one copy of the embedding is enough.
-    write_tensors(tmp_path / "model.safetensors", tensors, {"format": "pt"})
+    write_tensors(tmp_path / "model.safetensors", tensors)
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(TINY)))
     folder, report = transformers.T5EncoderModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report

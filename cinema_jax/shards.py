@@ -1,0 +1,88 @@
+"""Safetensors files written tensor by tensor, so that never more than one of them is in memory.
+
+The library's own `save_file` wants all tensors of a file at once; what is written here is the same to the byte.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from cinema_jax.errors import InputError
+from cinema_jax.tensors import DTYPES, WeightError, check_finite
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Transformers refuses files that do not say so.
+_METADATA = {"format": "pt"}
+
+
+@runtime_checkable
+class Writable(Protocol):
+    """What has a shape and a type, and becomes a numpy array when somebody asks for its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __array__(self) -> np.ndarray:
+        """All of it."""
+
+
+def plan(stem: str, tensors: Mapping[str, Writable], max_shard_size: int | str) -> dict[str, list[str]]:
+    """Which tensors lie in which file: `<stem>.safetensors`, or `<stem>-00001-of-00002.safetensors` and so on.
+
+    Raises:
+        InputError: `max_shard_size` is neither a number of bytes nor a text such as "5GB".
+    """
+    try:
+        split = split_state_dict_into_shards_factory(
+            dict(tensors),
+            get_storage_size=nbytes,
+            filename_pattern=stem + "{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except (ValueError, IndexError):
+        raise InputError(f"max_shard_size is {max_shard_size!r}; accepted is a size such as 5GB or 500MB") from None
+    return split.filename_to_tensors
+
+
+def index(files: Mapping[str, list[str]], tensors: Mapping[str, Writable]) -> dict[str, Any]:
+    """What the index of sharded files says."""
+    places = {name: file for file, names in files.items() for name in names}
+    return {"metadata": {"total_size": sum(map(nbytes, tensors.values()))}, "weight_map": dict(sorted(places.items()))}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Writable]) -> None:
+    """Write one file, under a temporary name until it is whole.
+
+    Raises:
+        WeightError: a number is not finite.
+    """
+    # As the library orders them: the widest types first, so that each lies aligned.
+    kinds = list(DTYPES.values())
+    names = sorted(tensors, key=lambda name: (kinds.index(np.dtype(tensors[name].dtype)), name))
+    header: dict[str, Any] = {"__metadata__": _METADATA}
+    end = 0
+    for name in names:
+        start, end = end, end + nbytes(tensors[name])
+        kind = _NAMES[np.dtype(tensors[name].dtype)]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            block = np.ascontiguousarray(tensors[name])
+            if block.dtype != tensors[name].dtype or block.size != np.prod(tensors[name].shape, dtype=int):
+                raise WeightError(f"{name} is not what it said it was")
+            check_finite(block, name)
+            file.write(block.reshape(-1).view(np.uint8).data)
+    partial.replace(path)
+
+
+def nbytes(tensor: Writable) -> int:
+    """Bytes of a tensor."""
+    return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
