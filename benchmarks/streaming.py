@@ -2,9 +2,9 @@
 
     python benchmarks/streaming.py --workdir=/tmp/streaming
 
-Makes a checkpoint of random numbers (bf16, two files), then measures each work in processes of its own, in turn with what
-safetensors itself does: time with the files in the page cache, and the peak of anonymous memory (`RssAnon`; mapped files
-are not in it) beside the size of the weights. Orbax's write of the same arrays is reported beside them.
+Makes a checkpoint of random numbers (bf16, two files), then measures each work in processes of its own, in turn with
+what safetensors itself does: time with the files in the page cache, and the peak of anonymous memory (`RssAnon`; mapped
+files are not in it) beside the size of the weights. Orbax's write of the same arrays is reported beside them.
 """
 
 import json

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app
 from absl import logging as absl_logging
@@ -26,18 +27,22 @@ def with_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a command; bad input ends it with one sentence and exit status 2 instead of a stack trace."""
+def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = None) -> None:
+    """Run a command; bad input ends it with one sentence and exit status 2 instead of a stack trace.
 
-    def guarded(arguments: list[str]) -> None:
-        if len(arguments) > 1:
-            raise app.UsageError(f"unexpected argument {arguments[1]!r}; options start with --")
-        main()
+    Args:
+        main: takes nothing, or what `parser` makes of the command line.
+        parser: reads the command line where absl's flags do not: for commands of several words.
+    """
 
-    def entry(arguments: list[str]) -> None:
+    def entry(arguments: Any) -> None:
         _configure_logging()
         try:
-            guarded(arguments)
+            if parser:
+                return main(arguments)
+            if len(arguments) > 1:
+                raise app.UsageError(f"unexpected argument {arguments[1]!r}; options start with --")
+            main()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
@@ -50,6 +55,8 @@ def run(main: Callable[[], None]) -> None:
             print(f"error: {trouble}; what was saved before is intact", file=sys.stderr)
             sys.exit(2)
 
+    if parser:
+        return app.run(entry, flags_parser=parser)
     app.run(entry, argv=[_underscored(argument) for argument in sys.argv])
 
 

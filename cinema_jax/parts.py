@@ -43,7 +43,8 @@ from cinema_jax.tensors import Tensor, WeightError, open_tensors
 from cinema_jax.weights import Array, Published
 
 PACKAGED = Path(__file__).parent / "assets"
-
+# What a checkpoint holds beside the parts: the MLLM's tokenizer and T5's.
+TOKENIZERS = ("tokenizer", "t5_tokenizer")
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -52,13 +53,14 @@ Tensors = Mapping[str, np.ndarray]
 class Kind:
     """How one part is built, read and written."""
 
-    # The class of its config, and of the network in published configs where several may stand in for this part.
+    # The class of its config, and what published configs call the network: `_class_name` of diffusers, `model_type` of
+    # transformers.
     config: type
+    names: tuple[str, ...]
     build: Callable[..., nnx.Module]
     table: Callable[[Any], Sequence[weights.Rule]]
     config_from_hf: Callable[[dict], Any]
     config_to_hf: Callable[[Any], dict]
-    class_name: str = ""
     # What its files are called: as diffusers or as transformers call theirs.
     stem: str = "model"
     # What published files carry twice, taken out after reading and put back before writing.
@@ -68,32 +70,33 @@ class Kind:
 
 DIFFUSERS = "diffusion_pytorch_model"
 # The folder inside an imported part's that Orbax wrote.
-STORED = "params"
+STORED = Path("orbax", "params")
 # What may stand for each part; the first one where a config does not say.
 KINDS: Mapping[str, tuple[Kind, ...]] = {
     "vae": (
         Kind(
             WanVAEConfig,
+            ("AutoencoderKLWan",),
             wan.WanVAE,
             lambda c: wan_weights.TABLE,
             wan_weights.config_from_hf,
             wan_weights.config_to_hf,
-            class_name="AutoencoderKLWan",
             stem=DIFFUSERS,
         ),
         Kind(
             CogVideoXVAEConfig,
+            ("AutoencoderKLCogVideoX",),
             cogvideox_vae.CogVideoXVAE,
             lambda c: cogvideox_vae_weights.TABLE,
             cogvideox_vae_weights.config_from_hf,
             cogvideox_vae_weights.config_to_hf,
-            class_name="AutoencoderKLCogVideoX",
             stem=DIFFUSERS,
         ),
     ),
     "t5": (
         Kind(
             T5Config,
+            ("t5",),
             t5.T5Encoder,
             lambda c: t5_weights.TABLE,
             t5_weights.config_from_hf,
@@ -105,6 +108,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
     "mllm": (
         Kind(
             Qwen2VLConfig,
+            ("qwen2_vl", "qwen2_5_vl"),
             qwen.Qwen2VL,
             qwen_weights.table,
             qwen_config.config_from_hf,
@@ -115,20 +119,21 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
     "aligner": (
         Kind(
             AlignerConfig,
+            ("AlignerNet",),
             aligner.AlignerNet,
             lambda c: aligner_weights.TABLE,
-            lambda values: AlignerConfig(**values),
-            dataclasses.asdict,
+            aligner_weights.config_from_hf,
+            aligner_weights.config_to_hf,
         ),
     ),
     "dit": (
         Kind(
             CogVideoXConfig,
+            ("CogVideoXTransformer3DModel",),
             cogvideox.CogVideoXTransformer,
             lambda c: cogvideox_weights.TABLE,
             cogvideox_weights.config_from_hf,
             cogvideox_weights.config_to_hf,
-            class_name="CogVideoXTransformer3DModel",
             stem=DIFFUSERS,
         ),
     ),
@@ -142,7 +147,9 @@ def kind_of(name: str, config: Any) -> Kind:
 
 def part_folder(name: str, folder: str) -> Path:
     """Where a part lies: a packaged one under its name, the user's own as given."""
-    return PACKAGED / name if folder == "packaged" else Path(folder)
+    if folder == "packaged":
+        return PACKAGED / ("tokenizer" if name in TOKENIZERS else name)
+    return Path(folder)
 
 
 def read_config(name: str, folder: Path) -> Any:
@@ -152,10 +159,28 @@ def read_config(name: str, folder: Path) -> Any:
         raise InputError(f"{folder} holds no config.json, so there is no {name} to read here")
     values = read_json(file)
     try:
-        named = [kind for kind in KINDS[name] if kind.class_name == values.get("_class_name")]
+        named = [kind for kind in KINDS[name] if published_name(values) in kind.names]
         return (named or KINDS[name])[0].config_from_hf(values)
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{file} does not describe a {name} this project knows: {error}") from error
+
+
+def published_name(values: Mapping[str, Any]) -> str | None:
+    """What a published config.json calls its network."""
+    return values.get("_class_name") or values.get("model_type")
+
+
+def identify(folder: Path) -> str:
+    """Which part a folder holds, by its config.json.
+
+    Raises:
+        InputError: none that this project knows.
+    """
+    called = published_name(read_json(folder / "config.json"))
+    known = {published: name for name, kinds in KINDS.items() for kind in kinds for published in kind.names}
+    if called not in known:
+        raise InputError(f"{folder / 'config.json'} describes {called!r}; accepted: {', '.join(known)}")
+    return known[called]
 
 
 def structure(name: str, config: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
@@ -186,7 +211,7 @@ def read(name: str, config: Any, folder: Path) -> dict[str, Tensor | Stored]:
     """
     (_, expected), kind = structure(name, config), kind_of(name, config)
     if (folder / STORED).is_dir():
-        arrays = {f"{name}/{path}": array for path, array in open_stored(folder / STORED).items()}
+        arrays = open_stored(folder / STORED)
         wrong = [path for path in expected.keys() | arrays.keys() if _shape(expected, path) != _shape(arrays, path)]
         if wrong:
             raise WeightError(f"{folder}: {', '.join(sorted(wrong))} differ from what config.json describes")

@@ -86,3 +86,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Writable]) -> None:
 def nbytes(tensor: Writable) -> int:
     """Bytes of a tensor."""
     return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
+
+
+def describe(tensors: Mapping[str, Writable]) -> str:
+    """How many numbers, of which types, how large."""
+    count = sum(int(np.prod(x.shape, dtype=np.int64)) for x in tensors.values())
+    kinds = " and ".join(sorted({str(np.dtype(x.dtype)) for x in tensors.values()}))
+    return f"{count:,} parameters, {kinds}, {sum(map(nbytes, tensors.values())) / 1e9:.2f} GB"

@@ -19,7 +19,7 @@ CACHE_BYTES = 2 << 30
 
 
 class Stored:
-    """One array of a checkpoint. Has what `jax.make_array_from_callback` and numpy need of an array.
+    """One array of a checkpoint. Has what `sharding.place` and numpy need of an array; indices count from the front.
 
     Raises `WeightError` where a number that it read is not finite.
     """

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
-from cinema_jax import parts, released
+from cinema_jax import parts
 from cinema_jax.config import Config, parse, to_dict
 from cinema_jax.data.critters.grammar import vocabulary
 from cinema_jax.data.critters.source import Critters
@@ -30,9 +30,11 @@ from cinema_jax.data.example import Source
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
+from cinema_jax.exchange.fit import fits
+from cinema_jax.exchange.pipelines import FOLDERS, is_pipeline, pipeline_config
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
-from cinema_jax.tensors import Tensor
+from cinema_jax.weights import Array
 
 # Fields of a part that no published config has: they always come from the run's own config.
 OWN_FIELDS = {"dit": ("entity_time", "sequence_multiple", "remat")}
@@ -50,10 +52,10 @@ class Run:
     @classmethod
     def open(cls, config: Config, workdir: Path) -> "Run":
         """Start a run, or go on with the one in `workdir`; InputError names the fields in which that one differs."""
-        released.check_schedule(config)
+        cls(config, workdir)._check_prediction()
         file = workdir / "config.json"
         if file.exists():
-            differences = list(_differences(json.loads(file.read_text()), json.loads(json.dumps(to_dict(config)))))
+            differences = list(_differences(parts.read_json(file), json.loads(json.dumps(to_dict(config)))))
             if differences:
                 raise InputError(
                     f"{workdir} holds a run of another config; these fields differ: {'; '.join(differences)}. "
@@ -66,13 +68,31 @@ class Run:
 
     @classmethod
     def load(cls, workdir: Path) -> "Run":
-        """The run in `workdir`, as it was configured; or a released pipeline of diffusers."""
-        if released.is_pipeline(workdir):
-            return cls(released.pipeline_config(workdir), workdir)
+        """The run in `workdir`, as it was configured; an import; or a folder in the layout of diffusers."""
+        if is_pipeline(workdir):
+            return cls(pipeline_config(workdir), workdir)
         file = workdir / "config.json"
         if not file.is_file():
-            raise InputError(f"{workdir} holds no config.json; a checkpoint is the --workdir of a training run")
-        return cls(parse(json.loads(file.read_text())), workdir)
+            raise InputError(
+                f"{workdir} holds neither config.json nor model_index.json; a checkpoint is the --workdir of a "
+                "training run, an import, or a folder in the layout of diffusers"
+            )
+        return cls(parse(parts.read_json(file)), workdir)
+
+    def _check_prediction(self) -> None:
+        """Refuse a config that would read the network of `config.init` as something else than it was trained as."""
+        if not self.config.init or self.config.weights.dit:
+            return
+        init = self._initial
+        if init.folder("dit") is None:
+            return
+        for name, ours, theirs in (
+            ("flow.prediction", self.config.flow.prediction, init.config.flow.prediction),
+            ("schedule", self.config.schedule, init.config.schedule),
+        ):
+            if ours != theirs and (name != "schedule" or self.config.flow.prediction == "v_prediction"):
+                wrong = list(_differences(to_dict(theirs), to_dict(ours), f"config.{name}"))
+                raise InputError(f"the transformer of config.init was trained otherwise: {'; '.join(wrong)}")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -97,35 +117,23 @@ class Run:
         file.parent.mkdir(exist_ok=True)
         parts.write_json(file, record)
 
-    def folder(self, part: str) -> Path | None:
-        """Where a part's weights lie: the run's own, what `config.weights` or `init` names, else None (random)."""
-        own = self.workdir / "parts" / part
-        if (own / "config.json").exists():
+    def folder(self, name: str) -> Path | None:
+        """Where a part or tokenizer lies: the run's own, what `config.weights` names, what `init` has, else None."""
+        own = self.workdir / (FOLDERS[name] if is_pipeline(self.workdir) else f"parts/{name}")
+        if (own / ("tokenizer_config.json" if name in parts.TOKENIZERS else "config.json")).is_file():
             return own
-        if named := getattr(self.config.weights, part):
-            return parts.part_folder(part, named)
-        return self._initial(part, Path("parts") / part)
+        if named := getattr(self.config.weights, name):
+            return parts.part_folder(name, named)
+        return self._initial.folder(name) if self.config.init else None
 
-    def _initial(self, part: str, inside: Path) -> Path | None:
-        """Where the checkpoint of `config.init` holds a part; `inside` says where a run would."""
-        if not self.config.init:
-            return None
-        checkpoint = Path(self.config.init)
-        if released.is_pipeline(checkpoint):
-            folder = checkpoint / released.FOLDERS[part] if part in released.FOLDERS else None
-        elif (checkpoint / "config.json").is_file():
-            folder = checkpoint / inside
-        else:
-            raise InputError(
-                f"config.init is {self.config.init}; it holds neither model_index.json nor a run's config.json"
-            )
-        return folder if folder and folder.is_dir() else None
+    @property
+    def _initial(self) -> "Run":
+        """The checkpoint that parts without a name in `config.weights` start from."""
+        return Run.load(Path(self.config.init))
 
     def tokenizer(self, name: str = "tokenizer") -> PreTrainedTokenizerBase:
         """The MLLM's tokenizer, or T5's ("t5_tokenizer"); one of the embedded dataset's words if none is named."""
-        if named := getattr(self.config.weights, name):
-            return load_tokenizer(parts.part_folder("tokenizer", named))
-        folder = self._initial(name, Path(name))
+        folder = self.folder(name)
         return load_tokenizer(folder) if folder else build_word_tokenizer(vocabulary())
 
     def part_config(self, part: str) -> Any:
@@ -158,20 +166,22 @@ class Run:
             )
         return size
 
-    def params(self, part: str, stage: str | None = None) -> dict[str, np.ndarray | Tensor]:
-        """A part's weights in fp32, read or drawn."""
+    def params(self, part: str, stage: str | None = None) -> dict[str, Array]:
+        """A part's weights in fp32, drawn now or read when somebody asks for them."""
         folder, config = self.folder(part), self.part_config(part)
         random = part == "aligner" and stage == "finetune" and self.config.condition.aligner_init == "random"
         if folder is None or random:
             return parts.initialise(part, config, self.config.seed)
-        return parts.read(part, config, folder)
+        return {path: x.astype(np.float32) for path, x in parts.read(part, config, folder).items()}
 
     def load_parts(
         self, names: Iterable[str], stage: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray | Tensor], dict[str, str]]:
+    ) -> tuple[dict[str, Any], dict[str, Array], dict[str, str]]:
         """Configs, weights and origins of several parts."""
         names = list(names)
         configs = {name: self.part_config(name) for name in names}
+        if wrong := [sentence for right, sentence in fits(configs) if not right]:
+            raise InputError("; ".join(wrong))
         params = {path: x for name in names for path, x in self.params(name, stage).items()}
         return configs, params, {name: str(self.folder(name) or "random") for name in names}
 

@@ -1,5 +1,10 @@
 """The names under which an AlignerNet is stored."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.weights import Rule, linear, norm
 
 # There is no published module: files hold our own names, in PyTorch's layout like those of all other parts.
@@ -11,3 +16,13 @@ TABLE: tuple[Rule, ...] = (
     *linear("output_projection", "output_projection"),
     *norm("output_norm", "output_norm"),
 )
+
+
+def config_from_hf(values: Mapping[str, Any]) -> AlignerConfig:
+    """The sizes in an aligner's `config.json`."""
+    return AlignerConfig(**{name: value for name, value in values.items() if name != "_class_name"})
+
+
+def config_to_hf(config: AlignerConfig) -> dict[str, Any]:
+    """The `config.json` of an aligner."""
+    return {"_class_name": "AlignerNet", **dataclasses.asdict(config)}

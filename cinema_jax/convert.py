@@ -1,0 +1,89 @@
+"""Weights in and out:
+
+python -m cinema_jax.convert inspect --source CogVideoX-2b
+python -m cinema_jax.convert import  --source CogVideoX-2b --source Qwen2-VL-2B-Instruct --output checkpoint
+python -m cinema_jax.convert export  --checkpoint runs/cinema --output cinema --dtype bfloat16
+"""
+
+import argparse
+from pathlib import Path
+
+from absl.flags import argparse_flags
+
+from cinema_jax import command
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _parser(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse_flags.ArgumentParser(
+        prog="cinema_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, dest="command", metavar="import | export | inspect")
+    folder = (
+        "A pipeline of diffusers, one network as diffusers or transformers save it, a run, or an import. Repeatable."
+    )
+    new = "The new folder."
+
+    sub = commands.add_parser("import", help="published weights as one checkpoint", allow_abbrev=False)
+    sub.add_argument("--source", action="append", required=True, help=folder)
+    sub.add_argument("--output", type=Path, required=True, help=new)
+    sub.set_defaults(function=_import)
+
+    sub = commands.add_parser("export", help="a checkpoint as a folder for diffusers", allow_abbrev=False)
+    sub.add_argument("--checkpoint", required=True, help="A run's --workdir, an import, or a pipeline of diffusers.")
+    sub.add_argument("--output", type=Path, required=True, help=new)
+    sub.add_argument("--max-shard-size", default="5GB", help="Of one file; default: %(default)s.")
+    sub.add_argument(
+        "--weights", choices=("ema", "params"), default="ema", help="Averaged or last weights; default: %(default)s."
+    )
+    sub.add_argument("--dtype", choices=DTYPES, help="Of all tensors; default: as they are in the checkpoint.")
+    sub.add_argument("--part", action="append", help="Export this part only. Repeatable; default: all.")
+    sub.set_defaults(function=_export)
+
+    sub = commands.add_parser("inspect", help="what a folder holds, and what fits what", allow_abbrev=False)
+    sub.add_argument("--source", action="append", required=True, help=folder)
+    sub.set_defaults(function=_inspect)
+    return parser.parse_args(arguments[1:])
+
+
+def _import(options: argparse.Namespace) -> None:
+    from cinema_jax.exchange.imports import import_checkpoint
+
+    import_checkpoint([Path(source) for source in options.source], options.output)
+    print(f"{options.output}: take it as --config.init of a training run or --checkpoint of generate")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ml_dtypes import bfloat16
+    from numpy import dtype
+
+    from cinema_jax.exchange.exports import export_checkpoint
+    from cinema_jax.training.run import Run
+
+    export_checkpoint(
+        Run.load(Path(options.checkpoint)),
+        options.output,
+        weights=options.weights,
+        dtype=dtype(bfloat16 if options.dtype == "bfloat16" else options.dtype) if options.dtype else None,
+        max_shard_size=options.max_shard_size,
+        names=tuple(options.part) if options.part else None,
+    )
+    print(f"{options.output}: README.md in it says how to load it")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from cinema_jax.exchange.inspection import inspect
+
+    for line in inspect([Path(source) for source in options.source]):
+        print(line)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Do one of the three."""
+    options.function(options)
+
+
+if __name__ == "__main__":
+    command.with_huge_pages()
+    command.run(main, _parser)

@@ -1,0 +1,120 @@
+"""The model card of an exported checkpoint: what it is, how it was trained, and how to load it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cinema_jax import parts
+from cinema_jax.exchange.pipelines import FOLDERS, PIPELINE
+from cinema_jax.training.run import Run
+
+_HEAD = """\
+---
+library_name: diffusers
+pipeline_tag: {task}
+tags:
+- cinema_jax
+- subject-to-video
+---
+
+# {title}
+
+Exported by [cinema_jax](https://arxiv.org/abs/2503.10391), an independent implementation of CINEMA: video of several
+subjects, from one picture of each and one sentence.
+
+## Use
+
+```bash
+python -m cinema_jax.generate --checkpoint=DIR{reference} --prompt="..." --output=out.mp4
+```
+
+```python
+{snippet}
+```
+"""
+_PIPELINE = """\
+from diffusers import CogVideoXPipeline
+
+pipeline = CogVideoXPipeline.from_pretrained("DIR")  # text alone: references need cinema_jax"""
+_CLASSES = {"dit": "CogVideoXTransformer3DModel", "t5": "T5EncoderModel"}
+
+
+def model_card(run: Run, names: Iterable[str], pipeline: str, weights: str, step: int | None) -> str:
+    """The card in Markdown.
+
+    Args:
+        run: what was exported.
+        names: the parts that were.
+        pipeline: the class in model_index.json.
+        weights: "ema" or "params".
+        step: of the checkpoint that the weights are from, if they are not those of a finished stage.
+    """
+    names, config = list(names), run.config
+    snippet = _PIPELINE if pipeline == PIPELINE else "\n".join(_loading(run, names))
+    reads = "mllm" in names and config.condition.conditioner == "mllm"
+    task = "image-to-video" if reads else "text-to-video"
+    reference = " --reference=a.png --reference=b.png" if reads else ""
+    text = _HEAD.format(title="A CINEMA checkpoint", task=task, snippet=snippet, reference=reference)
+    data = config.data
+    facts = [
+        ("video", f"{data.frames} frames of {data.width} x {data.height} at {data.fps:g} frames/s"),
+        ("prediction", config.flow.prediction),
+        ("prompt is read by", "the multimodal LLM" if config.condition.conditioner == "mllm" else "T5"),
+        ("references as visual entity tokens", "yes" if config.condition.entities else "no"),
+    ]
+    rows = [f"| {name} | {value} |" for name, value in facts]
+    text += "\n## Facts\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n"
+    text += "\n| part | folder | came from |\n|---|---|---|\n"
+    for name in names:
+        text += f"| {name} | `{FOLDERS[name]}/` | {_origin(run, name)} |\n"
+    return text + _training(run, weights, step)
+
+
+def _loading(run: Run, names: Iterable[str]) -> Iterable[str]:
+    for name in names:
+        if name in ("dit", "vae", "t5"):
+            library = "transformers" if name == "t5" else "diffusers"
+            kind = _CLASSES.get(name) or parts.kind_of(name, run.part_config(name)).names[0]
+            yield f"from {library} import {kind}\n"
+            yield f'{FOLDERS[name]} = {kind}.from_pretrained("DIR", subfolder="{FOLDERS[name]}")\n'
+
+
+def _origin(run: Run, name: str) -> str:
+    folder = run.folder(name)
+    if folder is None or run.workdir in folder.parents:
+        # Where its stage began, if that is on record.
+        origins = [record["parts"].get(name) for stage in run.config.stages if (record := run.finished(stage))]
+        first = next((origin for origin in origins if origin), None)
+        if first is None:
+            return "this checkpoint"
+        return "random numbers, trained here" if first == "random" else f"{_short(Path(first))}, trained here"
+    return _short(folder)
+
+
+def _short(folder: Path) -> str:
+    """The last names of a path: the rest of it is nobody's business."""
+    return "the project's own packaged weights" if parts.PACKAGED in folder.parents else "/".join(folder.parts[-2:])
+
+
+def _training(run: Run, weights: str, step: int | None) -> str:
+    records = {stage: run.finished(stage) for stage in run.config.stages}
+    if not any(records.values()) and step is None:
+        return "\nNothing was trained here: these are the weights that were imported.\n"
+    kind = "moving average of the weights" if weights == "ema" else "last weights"
+    when = "" if step is None else f", at step {step} of a stage that was still being trained"
+    text = f"\n## Training\n\nExported: the {kind}{when}. Data: {_data(run.config.data)}.\n\n"
+    text += "| stage | steps | batch | learning rate | optimizer | measured |\n|---|---|---|---|---|---|\n"
+    for stage, record in records.items():
+        section: Any = getattr(run.config, stage)
+        measured = [f"{k} {v:.4g}" for k, v in (record or {}).items() if isinstance(v, float) and k != "waiting"]
+        optimizer = section.optimizer
+        done = "; ".join(measured) if record else "not finished"
+        text += f"| {stage} | {section.steps} | {section.batch_size} | {optimizer.learning_rate:g} "
+        text += f"| {optimizer.name} | {done} |\n"
+    return text
+
+
+def _data(data: Any) -> str:
+    if data.source == "folder":
+        return f"the videos of `{Path(data.path).name}`"
+    return "drawn critters" + (f" with the subjects of `{Path(data.subjects).name}`" if data.subjects else "")

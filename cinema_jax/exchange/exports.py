@@ -1,0 +1,176 @@
+"""A checkpoint as a folder that diffusers and transformers load: their layout, their names, sharded safetensors."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from cinema_jax import parts, shards
+from cinema_jax.checkpoint import complete_steps, load_params
+from cinema_jax.config import to_dict
+from cinema_jax.diffusion.schedule import SCHEDULERS, schedule_to_hf
+from cinema_jax.errors import InputError
+from cinema_jax.exchange.card import model_card
+from cinema_jax.exchange.folders import new_folder
+from cinema_jax.exchange.pipelines import (
+    CINEMA,
+    FOLDERS,
+    FORMAT,
+    INDEX,
+    NEEDED,
+    OWN_PIPELINE,
+    PIPELINE,
+    is_pipeline,
+    without_sources,
+)
+from cinema_jax.exchange.sources import copy_companions
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.training.run import Run
+from cinema_jax.weights import Array, Published
+
+logger = logging.getLogger(__name__)
+
+Weights = Literal["ema", "params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One part on its way out."""
+
+    folder: Path
+    # Its config.json.
+    values: dict[str, Any]
+    tensors: dict[str, Published]
+    # File names and the tensors in each.
+    files: dict[str, list[str]]
+
+
+def export_checkpoint(
+    run: Run,
+    output: Path,
+    *,
+    weights: Weights = "ema",
+    dtype: Any = None,
+    max_shard_size: int | str = "5GB",
+    names: tuple[str, ...] | None = None,
+) -> None:
+    """Write a run, an import or a pipeline in the layout of diffusers.
+
+    Every process reads what it writes, file by file and tensor by tensor, from where the checkpoint lies, and the
+    folder gets its name when all files are complete.
+
+    Args:
+        run: the checkpoint.
+        output: the new folder.
+        weights: the averaged weights of what was trained, or its last values.
+        dtype: of all tensors; as each is in the checkpoint if None.
+        max_shard_size: of one file, in bytes or as a text such as "5GB".
+        names: which parts; all of the checkpoint if None.
+
+    Raises:
+        InputError: there is nothing to export, `output` is there already, or a value does not fit `dtype`.
+    """
+    step, trained = trained_params(run, weights)
+    begun = {path.split("/")[0] for path in trained}
+    there = [name for name in parts.KINDS if run.folder(name) or name in begun]
+    if unknown := set(names or ()) - set(there):
+        held = ", ".join(there) or "no part"
+        raise InputError(f"{run.workdir} holds no {', '.join(sorted(unknown))}; it holds {held}")
+    there = [name for name in there if names is None or name in names]
+    if not there:
+        raise InputError(f"{run.workdir} holds no trained part yet; let a stage of it reach its first checkpoint")
+    prepared = {name: _prepare(run, name, trained, dtype, max_shard_size) for name in there}
+    with new_folder(output) as partial:
+        for part in prepared.values():
+            (partial / part.folder).mkdir(exist_ok=True)
+        files = [(part, file) for part in prepared.values() for file in part.files]
+        for part, file in files[jax.process_index() :: jax.process_count()]:
+            tensors = {name: part.tensors[name] for name in part.files[file]}
+            shards.write_tensors(partial / part.folder / file, tensors)
+            logger.info("%s", part.folder / file)
+        if jax.process_index() == 0:
+            _write_texts(run, partial, prepared, weights, step)
+
+
+def trained_params(run: Run, weights: Weights) -> tuple[int | None, dict[str, Array]]:
+    """What the run's last stage has trained and its `parts/` do not hold: the step, and the parameters by path."""
+    for stage in reversed(run.config.stages):
+        folder = run.workdir / "checkpoints" / stage
+        if steps := complete_steps(folder):
+            # A finished stage leaves its averaged weights in parts/.
+            finished = weights == "ema" and run.finished(stage)
+            return (None, {}) if finished else (steps[-1], load_params(folder, ema=weights == "ema"))
+    return None, {}
+
+
+def _prepare(run: Run, name: str, trained: Mapping[str, Array], dtype: Any, max_shard_size: int | str) -> _Part:
+    config, folder = run.part_config(name), run.folder(name)
+    kind = parts.kind_of(name, config)
+    arrays = dict(parts.read(name, config, folder)) if folder else {}
+    arrays |= {path: x for path, x in trained.items() if path.startswith(f"{name}/")}
+    if missing := sorted(set(parts.structure(name, config)[1]) - set(arrays)):
+        raise InputError(f"{run.workdir} holds no {missing[0]} and {len(missing) - 1} more of {name} yet")
+    tensors = parts.published(name, config, arrays)
+    if dtype is not None:
+        tensors = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
+    values = parts.read_json(folder / "config.json") if folder else kind.config_to_hf(config)
+    kinds = {str(tensor.dtype) for tensor in tensors.values()}
+    for field in ("dtype", "torch_dtype"):
+        # Transformers loads in the type that is said here.
+        if field in values and len(kinds) == 1:
+            values[field] = next(iter(kinds))
+    logger.info("%s: %s", name, shards.describe(tensors))
+    return _Part(Path(FOLDERS[name]), values, tensors, shards.plan(kind.stem, tensors, max_shard_size))
+
+
+def _write_texts(run: Run, output: Path, prepared: Mapping[str, _Part], weights: Weights, step: int | None) -> None:
+    for name, part in prepared.items():
+        parts.write_json(output / part.folder / "config.json", part.values)
+        if len(part.files) > 1:
+            stem = parts.kind_of(name, run.part_config(name)).stem
+            parts.write_json(
+                output / part.folder / f"{stem}.safetensors.index.json", shards.index(part.files, part.tensors)
+            )
+        if folder := run.folder(name):
+            copy_companions(folder, output / part.folder)
+    # The tokenizer of each part that reads text.
+    for name, reader in (("tokenizer", "mllm"), ("t5_tokenizer", "t5")):
+        if reader in prepared and (folder := run.folder(name)):
+            copy_companions(folder, output / FOLDERS[name])
+        elif reader in prepared:
+            run.tokenizer(name).save_pretrained(output / FOLDERS[name])
+    (output / "scheduler").mkdir()
+    scheduler = _scheduler(run)
+    parts.write_json(output / "scheduler" / "scheduler_config.json", scheduler)
+    index = _model_index(run, prepared, scheduler)
+    parts.write_json(output / CINEMA, {"format": FORMAT, "config": without_sources(to_dict(run.config))})
+    (output / "README.md").write_text(model_card(run, prepared.keys(), index["_class_name"], weights, step))
+    # Last: without it nobody takes the folder for a pipeline.
+    parts.write_json(output / INDEX, index)
+
+
+def _scheduler(run: Run) -> dict[str, Any]:
+    flow = run.config.flow
+    if is_pipeline(run.workdir):
+        return parts.read_json(run.workdir / "scheduler" / "scheduler_config.json")
+    if flow.prediction == "v_prediction":
+        return schedule_to_hf(run.config.schedule, "dpm" if flow.solver == "dpm" else "ddim")
+    return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": flow.shift}
+
+
+def _model_index(run: Run, prepared: Mapping[str, _Part], scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What diffusers reads first. Its pipeline needs CogVideoX' own VAE, T5 and schedule."""
+    theirs = all(name in prepared for name in NEEDED if name in parts.KINDS)
+    theirs = theirs and isinstance(run.part_config("vae"), CogVideoXVAEConfig)
+    theirs = theirs and scheduler["_class_name"] in SCHEDULERS.values()
+    index = {"_class_name": PIPELINE if theirs else OWN_PIPELINE, "_diffusers_version": "0.30.0"}
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    if "t5" in prepared:
+        index |= {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5Tokenizer"]}
+    for name in ("dit", "vae"):
+        if name in prepared:
+            index[FOLDERS[name]] = ["diffusers", prepared[name].values["_class_name"]]
+    return index

@@ -1,0 +1,47 @@
+"""Folders that several processes write together and that have their name only when they are complete."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from cinema_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into, which every process must see; it is renamed to `output` when all have left the block.
+
+    What an earlier, killed one has left under the temporary name is removed, and so is what an error leaves.
+
+    Raises:
+        InputError: `output` is there and not empty.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is there already; name a new folder")
+    partial = output.with_name(output.name + ".partial").absolute()
+    first = jax.process_index() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    together("begin")
+    try:
+        yield partial
+    except BaseException:
+        # Another process may still be writing.
+        if jax.process_count() == 1:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    together("end")
+    if first:
+        partial.replace(output)
+    together("renamed")
+
+
+def together(what: str) -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"cinema_jax.exchange.{what}")

@@ -1,0 +1,56 @@
+"""Published weights as one checkpoint: checked, gathered from several folders, and written by Orbax."""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from cinema_jax import parts, sharding, shards
+from cinema_jax.config import default, to_dict
+from cinema_jax.errors import InputError
+from cinema_jax.exchange.fit import fits
+from cinema_jax.exchange.folders import new_folder, together
+from cinema_jax.exchange.pipelines import without_sources
+from cinema_jax.exchange.sources import copy_companions, find_all
+
+logger = logging.getLogger(__name__)
+
+
+def import_checkpoint(folders: Sequence[Path], output: Path) -> None:
+    """Write the parts in `folders` to a checkpoint that `config.init` and `generate` take.
+
+    It has the layout of a run: `config.json` says how the parts work together (as the first folder that knows does),
+    and `parts/<part>/` holds the published config and the weights in their own precision. Every process reads and
+    writes the slices of its own devices, one part after the other; the folder gets its name when it is complete.
+
+    Raises:
+        InputError: the folders hold a part twice or parts that do not fit, `output` is there already, or a file is
+            damaged.
+    """
+    source = find_all(folders)
+    found = {name: folder for name, folder in source.parts.items() if name in parts.KINDS}
+    configs = {name: parts.read_config(name, folder) for name, folder in found.items()}
+    if wrong := [sentence for right, sentence in fits(configs) if not right]:
+        raise InputError("; ".join(wrong))
+    # Opened before anything is written: what is wrong with any of them is said now.
+    weights = {name: parts.read(name, configs[name], folder) for name, folder in found.items()}
+    mesh = sharding.make_mesh(data=1, fsdp=-1)
+    with new_folder(output) as partial:
+        for name, arrays in weights.items():
+            folder = partial / "parts" / name
+            if jax.process_index() == 0:
+                copy_companions(found[name], folder)
+                shutil.copyfile(found[name] / "config.json", folder / "config.json")
+            together(f"import {name}")
+            placed = sharding.place(arrays, mesh)
+            ocp.save_checkpointables(folder / parts.STORED.parent, {parts.STORED.name: placed})
+            logger.info("%s: %s", name, shards.describe(arrays))
+        if jax.process_index() == 0:
+            for name in parts.TOKENIZERS:
+                if name in source.parts:
+                    copy_companions(source.parts[name], partial / "parts" / name)
+            values = to_dict(source.run.config) if source.run else default().to_dict()
+            parts.write_json(partial / "config.json", without_sources(values))

@@ -1,0 +1,32 @@
+"""What is in a folder of weights: parts, sizes, types, and what fits what."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cinema_jax import parts, shards
+from cinema_jax.errors import InputError
+from cinema_jax.exchange.fit import fits
+from cinema_jax.exchange.sources import find_all
+
+
+def inspect(folders: list[Path]) -> Iterator[str]:
+    """Lines about the parts in `folders`; what is wrong with one part does not hide the others."""
+    source, configs = find_all(folders), {}
+    for name, folder in source.parts.items():
+        if name in parts.TOKENIZERS:
+            yield f"{name}: {folder}"
+            continue
+        try:
+            configs[name] = parts.read_config(name, folder)
+            arrays = parts.read(name, configs[name], folder)
+            called = parts.published_name(parts.read_json(folder / "config.json"))
+            yield f"{name}: {folder}\n  {called}, {shards.describe(arrays)}, every name and shape as its config.json says"
+        except InputError as error:
+            yield f"{name}: {folder}\n  cannot be used: {error}"
+    if source.run:
+        config = source.run.config
+        data = config.data
+        yield f"video: {data.frames} frames of {data.width} x {data.height} at {data.fps:g} frames/s"
+        yield f"prediction: {config.flow.prediction}; the prompt is read by {config.condition.conditioner}"
+    for _, sentence in fits(configs):
+        yield sentence

@@ -1,0 +1,81 @@
+"""What a folder holds: which parts, and whether they fit each other."""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cinema_jax import parts
+from cinema_jax.errors import InputError
+from cinema_jax.exchange.pipelines import is_pipeline
+from cinema_jax.training.run import Run
+
+# Small files beside the weights: tokenizers, and what transformers keeps of templates and preprocessing.
+COMPANIONS = (
+    "*token*.json",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template.*",
+    "*processor*.json",
+    "generation_config.json",
+)
+# The tokenizer that a part's own folder may hold.
+_TOKENIZERS = {"mllm": "tokenizer", "t5": "t5_tokenizer"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A folder and the parts (and tokenizers) in it; `run` is how they work together, where the folder says so."""
+
+    folder: Path
+    parts: Mapping[str, Path]
+    run: Run | None = None
+
+
+def find(folder: Path) -> Source:
+    """What `folder` holds: a pipeline of diffusers, a run, an import, or one part as diffusers or transformers save it.
+
+    Raises:
+        InputError: nothing that this project knows.
+    """
+    own = folder / "config.json"
+    # Only a run's config has stages.
+    if is_pipeline(folder) or (own.is_file() and "stages" in parts.read_json(own)):
+        run = Run.load(folder)
+        found = {name: run.folder(name) for name in (*parts.KINDS, *parts.TOKENIZERS)}
+        return Source(folder, {name: where for name, where in found.items() if where}, run)
+    if not own.is_file():
+        raise InputError(
+            f"{folder} holds neither model_index.json nor config.json; accepted are a pipeline of diffusers, a run, or "
+            "one network as diffusers or transformers save it"
+        )
+    name = parts.identify(folder)
+    found = {name: folder}
+    if name in _TOKENIZERS and (folder / "tokenizer_config.json").is_file():
+        found[_TOKENIZERS[name]] = folder
+    return Source(folder, found)
+
+
+def find_all(folders: Sequence[Path]) -> Source:
+    """Several folders as one; the first that says how its parts work together is the one that counts.
+
+    Raises:
+        InputError: two of them hold the same part.
+    """
+    sources = [find(folder) for folder in folders]
+    found: dict[str, Path] = {}
+    for source in sources:
+        for name, where in source.parts.items():
+            if name in found and found[name] != where:
+                raise InputError(f"there is a {name} both in {found[name]} and in {where}; name one of them")
+            found[name] = where
+    return Source(folders[0], found, next((source.run for source in sources if source.run), None))
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy a part's small files that are neither its config nor its weights."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in {file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()}:
+        shutil.copyfile(file, target / file.name)
