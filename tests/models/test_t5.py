@@ -4,16 +4,23 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 import transformers
 from flax import nnx
+from released_tokenizers import released_tokenizer
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from cinema_jax.config import default, parse
+from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.errors import InputError
+from cinema_jax.models.qwen_vl.tokenizer import load_tokenizer
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.t5.model import T5Encoder, relative_position_buckets
 from cinema_jax.models.t5.weights import TABLE, config_from_hf, config_to_hf, tie, untie
@@ -188,3 +195,69 @@ def test_bfloat16_weights_give_bfloat16_features_near_the_full_ones(encoder):
 def test_bad_bucket_count_is_refused_by_name():
     with pytest.raises(ValueError, match="relative_attention_num_buckets is 6"):
         T5Config(relative_attention_num_buckets=6)
+
+
+PROMPTS = {
+    "empty": "",
+    "spaces": "  ",
+    "short": "A red fox meets a blue dog.",
+    "punctuation": 'Two friends meet, at 5 o\'clock\n\tin the café -- "naïve", they say!  ',
+    "compatibility": "ﬁne ½ Ⅳ Ａ\u200b\u00a0x²",
+    "other scripts": "Привет, мир; 狐と犬 👍🏽",
+    # One word is one token, and the end another.
+    "just fits": "word " * 225,
+}
+
+
+@pytest.fixture(scope="module", params=["as packed", "sentencepiece alone"])
+def t5_folder(request, tmp_path_factory):
+    """The released tokenizer, also as CogVideoX's repositories have it: without tokenizer.json."""
+    folder = released_tokenizer("T5")
+    if request.param == "as packed":
+        return folder
+    return shutil.copytree(folder, tmp_path_factory.mktemp("t5") / "tokenizer", ignore=lambda *_: ["tokenizer.json"])
+
+
+@pytest.fixture(scope="module")
+def preprocessor(t5_folder) -> Preprocessor:
+    values = default()
+    values.condition.text_tokens = 226
+    return Preprocessor(parse(values), None, load_tokenizer(t5_folder))
+
+
+def as_in_diffusers(folder, prompt: str) -> np.ndarray:
+    """The call of `CogVideoXPipeline`, on the class that its model_index.json names."""
+    tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
+    settings = {"padding": "max_length", "max_length": 226, "truncation": True, "add_special_tokens": True}
+    return tokenizer(prompt, **settings, return_tensors="np")["input_ids"][0]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_released_tokenizer_gives_the_pieces_of_sentencepiece(t5_folder, prompt):
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(t5_folder / "spiece.model"))
+    assert load_tokenizer(t5_folder)(prompt)["input_ids"] == [*pieces.encode(prompt), pieces.eos_id()]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_text_blocks_are_those_of_cogvideox(t5_folder, preprocessor, prompt):
+    tokens, length = preprocessor.text(prompt)
+    np.testing.assert_array_equal(tokens, as_in_diffusers(t5_folder, prompt))
+    assert (tokens[length - 1], np.count_nonzero(tokens)) == (1, length)
+
+
+def test_text_that_cogvideox_cuts_off_is_refused(t5_folder, preprocessor):
+    prompt = PROMPTS["just fits"] + "word"
+    fits = as_in_diffusers(t5_folder, PROMPTS["just fits"])
+    np.testing.assert_array_equal(as_in_diffusers(t5_folder, prompt), fits)
+    with pytest.raises(InputError, match="has 227 tokens; at most 226 are accepted"):
+        preprocessor.text(prompt)
+
+
+def test_features_of_released_tokens_match_transformers(t5_folder, preprocessor):
+    config = dataclasses.replace(TINY, vocab_size=32128)
+    model = original(config)
+    prompts = [PROMPTS[name] for name in ("empty", "short", "punctuation", "just fits")]
+    with torch.no_grad():
+        expected = model(torch.tensor(np.stack([as_in_diffusers(t5_folder, p) for p in prompts]))).last_hidden_state
+    tokens = np.stack([preprocessor.text(prompt)[0] for prompt in prompts])
+    assert relative_error(np.asarray(features(ours(config, model), tokens)), expected.numpy()) < 1e-4
