@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
@@ -56,6 +56,7 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
             sys.exit(2)
 
     if parser:
+        flags.FLAGS.mark_as_parsed()
         return app.run(entry, flags_parser=parser)
     app.run(entry, argv=[_underscored(argument) for argument in sys.argv])
 

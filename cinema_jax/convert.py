@@ -8,20 +8,19 @@ python -m cinema_jax.convert export  --checkpoint runs/cinema --output cinema --
 import argparse
 from pathlib import Path
 
-from absl.flags import argparse_flags
-
 from cinema_jax import command
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _parser(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse_flags.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="cinema_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="import | export | inspect")
     folder = (
-        "A pipeline of diffusers, one network as diffusers or transformers save it, a run, or an import. Repeatable."
+        "A folder, or a repository of the Hugging Face hub (owner/name): a pipeline of diffusers, one network as "
+        "diffusers or transformers save it, a run, or an import. Repeatable."
     )
     new = "The new folder."
 
@@ -48,9 +47,10 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
 
 
 def _import(options: argparse.Namespace) -> None:
+    from cinema_jax.exchange import hub
     from cinema_jax.exchange.imports import import_checkpoint
 
-    import_checkpoint([Path(source) for source in options.source], options.output)
+    import_checkpoint([hub.folder(source) for source in options.source], options.output)
     print(f"{options.output}: take it as --config.init of a training run or --checkpoint of generate")
 
 
@@ -58,11 +58,12 @@ def _export(options: argparse.Namespace) -> None:
     from ml_dtypes import bfloat16
     from numpy import dtype
 
+    from cinema_jax.exchange import hub
     from cinema_jax.exchange.exports import export_checkpoint
     from cinema_jax.training.run import Run
 
     export_checkpoint(
-        Run.load(Path(options.checkpoint)),
+        Run.load(hub.folder(options.checkpoint)),
         options.output,
         weights=options.weights,
         dtype=dtype(bfloat16 if options.dtype == "bfloat16" else options.dtype) if options.dtype else None,
@@ -73,9 +74,10 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    from cinema_jax.exchange import hub
     from cinema_jax.exchange.inspection import inspect
 
-    for line in inspect([Path(source) for source in options.source]):
+    for line in inspect([hub.folder(source) for source in options.source]):
         print(line)
 
 

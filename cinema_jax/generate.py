@@ -5,7 +5,6 @@
 """
 
 import math
-from pathlib import Path
 
 from absl import flags
 
@@ -16,7 +15,9 @@ from cinema_jax.diffusion.config import SOLVERS
 from cinema_jax.errors import InputError
 
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "The --workdir of a finished training run, or a CogVideoX folder in the layout of diffusers."
+    "checkpoint",
+    None,
+    "The --workdir of a finished training run, an import, or a folder (or hub repository) in the layout of diffusers.",
 )
 REFERENCE = flags.DEFINE_multi_string(
     "reference",
@@ -49,10 +50,11 @@ def main() -> None:
     from tqdm import tqdm
 
     from cinema_jax.data.example import Reference
+    from cinema_jax.exchange import hub
     from cinema_jax.sampling import Request, sampler_of
     from cinema_jax.training.run import Run
 
-    run = Run.load(Path(CHECKPOINT.value))
+    run = Run.load(hub.folder(CHECKPOINT.value))
     if not pictures and run.config.condition.conditioner != "t5":
         raise InputError("no --reference was given; name at least one picture of a subject")
     sampler = sampler_of(run)

@@ -18,6 +18,7 @@ from flax import nnx
 
 from cinema_jax import weights
 from cinema_jax.errors import InputError
+from cinema_jax.exchange import hub
 from cinema_jax.models.aligner import model as aligner
 from cinema_jax.models.aligner import weights as aligner_weights
 from cinema_jax.models.aligner.config import AlignerConfig
@@ -149,7 +150,7 @@ def part_folder(name: str, folder: str) -> Path:
     """Where a part lies: a packaged one under its name, the user's own as given."""
     if folder == "packaged":
         return PACKAGED / ("tokenizer" if name in TOKENIZERS else name)
-    return Path(folder)
+    return hub.folder(folder)
 
 
 def read_config(name: str, folder: Path) -> Any:

@@ -183,6 +183,12 @@ def _mapped(file: Path) -> dict[str, np.ndarray]:
 
 def contiguous(view: np.ndarray, dtype: Any = None, out: np.ndarray | None = None) -> np.ndarray:
     """A copy in C order, in `out` if given. Transposed matrices go through OpenCV, six times as fast as numpy."""
+    # What overflows becomes infinite, which is not finite and so is not accepted.
+    with np.errstate(over="ignore"):
+        return _contiguous(view, dtype, out)
+
+
+def _contiguous(view: np.ndarray, dtype: Any, out: np.ndarray | None) -> np.ndarray:
     size = view.dtype.itemsize
     if view.ndim != 2 or view.strides[0] != size or view.strides[1] < size or size not in _SAME_SIZE:
         if out is None:
@@ -208,4 +214,4 @@ def check_finite(array: np.ndarray, name: str) -> None:
     # In pieces that stay in the cache.
     for start in range(0, bits.size, 1 << 16):
         if (bits[start : start + (1 << 16)] & unsigned).max() >= exponent:
-            raise WeightError(f"{name} holds numbers that are not finite")
+            raise WeightError(f"{name} holds numbers that are not finite, as {array.dtype}")

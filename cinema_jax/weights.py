@@ -182,10 +182,13 @@ def on_host(array: Array, index: tuple[int, ...] = ()) -> np.ndarray:
 
 
 def publish(arrays: Mapping[str, Array], table: Sequence[Rule]) -> dict[str, Published]:
-    """Our parameters under their published names and layouts, none of them read yet: inverts `import_weights`."""
+    """Our parameters under their published names and layouts, none of them read yet: inverts `import_weights`.
+
+    Their order is that of our paths, wherever they come from.
+    """
     patterns = [(rule, _pattern(rule.path)) for rule in table]
     tensors = {}
-    for path, array in arrays.items():
+    for path, array in sorted(arrays.items()):
         rule, match = next(((r, m) for r, p in patterns if (m := p.fullmatch(path))), (None, None))
         if rule is None:
             raise WeightError(f"no rule exports the parameter {path} {list(array.shape)}")

@@ -20,7 +20,7 @@ def inspect(folders: list[Path]) -> Iterator[str]:
             configs[name] = parts.read_config(name, folder)
             arrays = parts.read(name, configs[name], folder)
             called = parts.published_name(parts.read_json(folder / "config.json"))
-            yield f"{name}: {folder}\n  {called}, {shards.describe(arrays)}, every name and shape as its config.json says"
+            yield f"{name}: {folder}\n  {called}, {shards.describe(arrays)}; all names and shapes as config.json says"
         except InputError as error:
             yield f"{name}: {folder}\n  cannot be used: {error}"
     if source.run:

@@ -48,7 +48,7 @@ def qwen(folder, width=64):
             "hidden_size": width,
             "intermediate_size": 48,
             "num_hidden_layers": 2,
-            "num_attention_heads": 4,
+            "num_attention_heads": width // 16,
             "num_key_value_heads": 2,
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
         },
@@ -61,17 +61,21 @@ def qwen(folder, width=64):
     build_word_tokenizer(["small", "rabbit"]).save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=[("ddim", False), ("dpm", True)], ids=["2b", "5b"])
+KINDS = {"2b": ("ddim", False), "5b": ("dpm", True)}
+one_kind = pytest.mark.parametrize("sources", ["2b"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def sources(request, tmp_path_factory):
     """A pipeline, each part in another precision, and an MLLM, as published."""
     folder = tmp_path_factory.mktemp("sources")
-    scheduler, rotary = request.param
+    scheduler, rotary = KINDS[request.param]
     made = pipeline(folder, rotary, scheduler)
     for name, (_, dtype) in CLASSES.items():
         getattr(made, name).to(dtype)
-    made.save_pretrained(folder / "pipeline", max_shard_size="40KB")
+    made.save_pretrained(folder / "published", max_shard_size="40KB")
     qwen(folder / "qwen")
-    return folder / "pipeline", folder / "qwen"
+    return folder / "published", folder / "qwen"
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +94,9 @@ def exported(imported, tmp_path_factory):
     return output
 
 
-def load(kind, folder):
+def load(kind, folder, dtype="auto"):
     """By the original class, which must find every tensor and no other."""
-    model, info = kind.from_pretrained(folder, output_loading_info=True, torch_dtype="auto")
+    model, info = kind.from_pretrained(folder, output_loading_info=True, torch_dtype=dtype)
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 
@@ -118,9 +122,9 @@ def assert_same_files(one, other):
 @pytest.mark.parametrize("part", CLASSES)
 def test_every_part_comes_back_bit_for_bit(sources, exported, part):
     kind, dtype = CLASSES[part]
-    original, back = load(kind, sources[0] / part), load(kind, exported / part)
-    assert {x.dtype for x in original.parameters()} == {dtype}
-    assert_same_states(original, back)
+    assert_same_states(load(kind, sources[0] / part, dtype), load(kind, exported / part, dtype))
+    kinds = {str(x.dtype) for x in open_tensors(exported / part).values()}
+    assert kinds == {str(dtype).removeprefix("torch.")}
 
 
 def test_the_mllm_comes_back_bit_for_bit(sources, exported):
@@ -151,6 +155,7 @@ def test_an_export_imported_and_exported_again_is_the_same(exported, imported, t
     assert_same_files(imported / "parts" / "t5_tokenizer", tmp_path / "again" / "parts" / "t5_tokenizer")
 
 
+@one_kind
 def test_a_pipeline_is_exported_without_an_import(sources, exported, tmp_path):
     export_checkpoint(Run.load(sources[0]), tmp_path / "direct", max_shard_size="30KB")
     for folder in ("transformer", "vae", "text_encoder"):
@@ -160,7 +165,7 @@ def test_a_pipeline_is_exported_without_an_import(sources, exported, tmp_path):
 def test_files_are_no_larger_than_asked_and_the_index_names_all(exported):
     for folder, stem in (("transformer", parts.DIFFUSERS), ("text_encoder", "model")):
         files = sorted((exported / folder).glob("*.safetensors"))
-        assert len(files) > 2
+        assert len(files) > 1
         index = json.loads((exported / folder / f"{stem}.safetensors.index.json").read_text())
         assert set(index["weight_map"].values()) == {file.name for file in files}
         assert index["metadata"]["total_size"] == sum(x.nbytes for x in open_tensors(exported / folder).values())
@@ -175,18 +180,23 @@ def generated(folder, output):
     return output.read_bytes()
 
 
+@one_kind
 def test_generate_takes_what_was_published_imported_and_exported(sources, imported, exported, tmp_path):
     made = {generated(folder, tmp_path / f"{i}.gif") for i, folder in enumerate((sources[0], imported, exported))}
     assert len(made) == 1
 
 
+@one_kind
 @pytest.mark.parametrize(("name", "torch_dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
 def test_another_precision_rounds_as_torch_does(sources, tmp_path, name, torch_dtype):
     dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
     export_checkpoint(Run.load(sources[0]), tmp_path / "out", dtype=dtype, names=("dit", "t5"))
-    original = load(CLASSES["text_encoder"][0], sources[0] / "text_encoder")
-    back = load(CLASSES["text_encoder"][0], tmp_path / "out" / "text_encoder")
-    assert_same_states(original.to(torch_dtype), back)
+    original = load(CLASSES["text_encoder"][0], sources[0] / "text_encoder").to(torch_dtype).state_dict()
+    back = open_tensors(tmp_path / "out" / "text_encoder")
+    assert original.keys() == back.keys()
+    for key, x in original.items():
+        np.testing.assert_array_equal(back[key].view(np.uint16), x.view(torch.uint16).numpy(), key)
+    assert json.loads((tmp_path / "out" / "text_encoder" / "config.json").read_text())["dtype"] == name
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"] == "CinemaPipeline"
 
 
@@ -198,7 +208,7 @@ def test_a_number_too_large_for_the_precision_is_refused(tmp_path):
     torch.nn.init.constant_(model.shared.weight, 1e5)
     model.save_pretrained(tmp_path / "t5")
     import_checkpoint([tmp_path / "t5"], tmp_path / "checkpoint")
-    with pytest.raises(WeightError, match=r"shared\.weight holds numbers that are not finite"):
+    with pytest.raises(WeightError, match=r"embed_tokens\.weight holds numbers that are not finite, as float16"):
         export_checkpoint(Run.load(tmp_path / "checkpoint"), tmp_path / "out", dtype=np.dtype(np.float16))
     assert not list(tmp_path.glob("out*"))
 
@@ -339,6 +349,7 @@ export_checkpoint(Run.load(Path(sys.argv[1])), Path(sys.argv[2]), max_shard_size
 """
 
 
+@one_kind
 def test_a_killed_export_leaves_nothing_that_looks_whole(sources, exported, tmp_path):
     command = [sys.executable, "-c", _KILLED, sources[0], tmp_path / "out", "transformer_blocks.1"]
     assert subprocess.run(command, env=process_environment(), check=False).returncode == -signal.SIGKILL
@@ -354,6 +365,7 @@ def command_line(*arguments):
     convert.main(convert._parser(["convert", *map(str, arguments)]))
 
 
+@one_kind
 def test_the_three_commands_work_from_the_command_line(sources, tmp_path, capsys):
     command_line("import", "--source", sources[0], "--source", sources[1], "--output", tmp_path / "in")
     command_line("export", "--checkpoint", tmp_path / "in", "--output", tmp_path / "out", "--dtype", "bfloat16")
@@ -366,6 +378,7 @@ def test_the_three_commands_work_from_the_command_line(sources, tmp_path, capsys
     assert "prediction: v_prediction; the prompt is read by t5" in said
 
 
+@one_kind
 def test_inspect_says_what_is_wrong_with_one_part_and_shows_the_others(sources, tmp_path):
     subprocess.run(["cp", "-r", sources[0], tmp_path / "copy"], check=True)
     file = next((tmp_path / "copy" / "vae").glob("*.safetensors"))
@@ -375,6 +388,7 @@ def test_inspect_says_what_is_wrong_with_one_part_and_shows_the_others(sources, 
         assert words in said
 
 
+@one_kind
 def test_parts_that_do_not_fit_are_refused_by_import_and_by_a_run(sources, tmp_path):
     qwen(tmp_path / "wide", width=96)
     import_checkpoint([tmp_path / "wide"], tmp_path / "in")
@@ -417,8 +431,9 @@ def test_sources_that_cannot_be_imported_are_one_sentence(tmp_path, monkeypatch,
     assert not list(tmp_path.glob("out*"))
 
 
+@one_kind
 def test_a_part_in_two_sources_and_an_output_that_is_there_are_refused(sources, tmp_path):
-    with pytest.raises(InputError, match=r"there is a vae both in .*pipeline/vae and in .*cinema_jax/assets/vae"):
+    with pytest.raises(InputError, match=r"there is a vae both in .*published/vae and in .*cinema_jax/assets/vae"):
         import_checkpoint([sources[0], parts.PACKAGED / "vae"], tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -35,7 +35,7 @@ def untie(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x for name, x in tensors.items() if name != _TIED or _SHARED not in tensors}
 
 
-def tie(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def tie(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Exported tensors with the second copy of the token embedding, as the released files have it."""
     return {**tensors, _TIED: tensors[_SHARED]}
 
