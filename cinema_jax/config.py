@@ -62,7 +62,8 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
     """Where a part's initial weights come from: "packaged" (the small ones that ship with the project), a folder in the
-    Hugging Face layout (config.json + *.safetensors), or "" to start from random numbers at the size of its section."""
+    Hugging Face layout (config.json + *.safetensors) or a repository of the hub, or "" for what `init` holds, or else
+    random numbers at the size of its section. A tokenizer that is not named is looked for beside its part."""
 
     vae: str = option("packaged", "The video VAE.")
     t5: str = option("packaged", "The T5 encoder.")
@@ -169,7 +170,8 @@ class Config:
     seed: int = option(0, "Decides initial weights, data order, noise and augmentation.")
     stages: tuple[str, ...] = option(("pretrain", "align", "finetune"), f"Stages to run, in order, of {STAGES}.")
     init: str = option(
-        "", "A CogVideoX folder in the layout of diffusers, or a finished run: what parts without `weights` start from."
+        "",
+        "What parts without `weights` start from: a folder in the layout of diffusers, an import, or a finished run.",
     )
     data: DataConfig = section(DataConfig, "What is trained on.")
     weights: WeightsConfig = section(WeightsConfig, "Where initial weights come from.")

@@ -1,12 +1,12 @@
 """CINEMA on CogVideoX-2b: the AlignerNet first, then AlignerNet and transformer together, on your own videos.
 
     python -m cinema_jax.train --config=configs/cogvideox_2b.py --workdir=runs/cinema_2b \\
-        --config.init=CogVideoX-2b \\
-        --config.weights.mllm=Qwen2-VL-2B-Instruct --config.weights.tokenizer=Qwen2-VL-2B-Instruct \\
-        --config.data.path=videos
+        --config.init=CogVideoX-2b --config.weights.mllm=Qwen2-VL-2B-Instruct --config.data.path=videos
 
-`CogVideoX-2b` and `Qwen2-VL-2B-Instruct` are folders as published (safetensors), `videos` holds manifest.jsonl. Nothing
-is downloaded.
+`CogVideoX-2b` and `Qwen2-VL-2B-Instruct` are folders as published (safetensors), or repositories of the Hugging Face
+hub with their owners (`zai-org/CogVideoX-2b`); `videos` holds manifest.jsonl. Both as one checkpoint, in Orbax' layout:
+`python -m cinema_jax.convert import --source CogVideoX-2b --source Qwen2-VL-2B-Instruct --output checkpoint`, then
+`--config.init=checkpoint` alone.
 
 `align` teaches the AlignerNet to put what Qwen2-VL says of prompt and references into T5's feature space: go on to
 `finetune` when `eval_cosine_real` is above 0.8 and `eval_flow_ratio` below 1.1, as in the demo. `finetune` learns
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     """CogVideoX-2b with Qwen2-VL-2B."""
     config = default()
     config.stages = ("align", "finetune")
-    config.weights.update({part: "" for part in ("vae", "t5", "t5_tokenizer")})
+    config.weights.update(dict.fromkeys(config.weights, ""))
     _data(config)
     _flow(config)
     _stages(config)

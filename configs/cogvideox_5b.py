@@ -1,8 +1,7 @@
 """CINEMA on CogVideoX-5b, with Qwen2-VL-7B; stages, data and expectations as in configs/cogvideox_2b.py.
 
     python -m cinema_jax.train --config=configs/cogvideox_5b.py --workdir=runs/cinema_5b \\
-        --config.init=CogVideoX-5b \\
-        --config.weights.mllm=Qwen2-VL-7B-Instruct --config.weights.tokenizer=Qwen2-VL-7B-Instruct \\
+        --config.init=CogVideoX-5b --config.weights.mllm=Qwen2-VL-7B-Instruct \\
         --config.data.path=videos --config.mesh.fsdp=-1 --config.mesh.data=1
 
 Parameters, their average and both moments of AdamW are 16 bytes for each of 5.6 billion parameters: shard them

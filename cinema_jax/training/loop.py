@@ -55,6 +55,12 @@ class Trainer:
         configs, params, self.origins = run.load_parts(stage.parts, stage.name)
         self.cinema = Cinema(run.config, configs)
         trained, _ = state.trainable(params, self.config.trainable)
+        for name, origin in self.origins.items():
+            if origin == "random" and not _of_part(trained, name):
+                raise InputError(
+                    f"{stage.name}: the {name} has no weights and is not trained here: name them as "
+                    f"config.weights.{name}, or a checkpoint that has them as config.init"
+                )
         self.digests = {name: digest(_of_part(params, name)) for name in stage.parts}
         self.frozen = sharding.place({path: x for path, x in params.items() if path not in trained}, mesh)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)

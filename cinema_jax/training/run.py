@@ -39,6 +39,8 @@ from cinema_jax.weights import Array
 
 # Fields of a part that no published config has: they always come from the run's own config.
 OWN_FIELDS = {"dit": ("entity_time", "sequence_multiple", "remat")}
+# Who reads the tokens of each tokenizer.
+READERS = {"tokenizer": "mllm", "t5_tokenizer": "t5"}
 # Fields that say how a run is carried out, not what comes out: a run may be continued with other values.
 FREE_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep", "threads", "workers")
 
@@ -125,6 +127,8 @@ class Run:
             return own
         if named := getattr(self.config.weights, name):
             return parts.part_folder(name, named)
+        if name in READERS and (part := self.folder(READERS[name])) and (part / "tokenizer_config.json").is_file():
+            return part
         return self._initial.folder(name) if self.config.init else None
 
     @property
@@ -133,9 +137,17 @@ class Run:
         return Run.load(hub.folder(self.config.init))
 
     def tokenizer(self, name: str = "tokenizer") -> PreTrainedTokenizerBase:
-        """The MLLM's tokenizer, or T5's ("t5_tokenizer"); one of the embedded dataset's words if none is named."""
-        folder = self.folder(name)
-        return load_tokenizer(folder) if folder else build_word_tokenizer(vocabulary())
+        """The MLLM's tokenizer, or T5's ("t5_tokenizer"); one of the embedded dataset's words if there is none.
+
+        Raises:
+            InputError: the part that reads its tokens was trained with another one, which is not named.
+        """
+        if folder := self.folder(name):
+            return load_tokenizer(folder)
+        words, reader = build_word_tokenizer(vocabulary()), READERS[name]
+        if (where := self.folder(reader)) and self.part_config(reader).vocab_size != len(words):
+            raise InputError(f"the {reader} of {where} has no tokenizer beside it: name one as config.weights.{name}")
+        return words
 
     def part_config(self, part: str) -> Any:
         """The sizes of a part, from its folder or, for one that starts from random numbers, from the config."""
