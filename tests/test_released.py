@@ -1,95 +1,27 @@
 """A whole CogVideoX pipeline, made by diffusers with tiny random weights, read where it lies and sampled alike."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from absl import flags
 from absl.testing import flagsaver
-from diffusers import (
-    AutoencoderKLCogVideoX,
-    CogVideoXDDIMScheduler,
-    CogVideoXDPMScheduler,
-    CogVideoXPipeline,
-    CogVideoXTransformer3DModel,
-)
+from diffusers import CogVideoXDPMScheduler
 from diffusers.schedulers import scheduling_dpm_cogvideox
-from transformers import AutoTokenizer, T5Config, T5EncoderModel
+from released import PROMPT, pipeline
 
 from cinema_jax import generate
 from cinema_jax.config import default, parse
 from cinema_jax.diffusion import flow
-from cinema_jax.diffusion.schedule import NoiseSchedule, schedule_to_hf
 from cinema_jax.errors import InputError
 from cinema_jax.released import pipeline_config
 from cinema_jax.sampling import Request, load_sampler
 from cinema_jax.training.run import Run
 
-SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
-PROMPT = "a small rabbit runs over the meadow"
 SEED, STEPS = 3, 10
-
-
-def tokenizer(folder):
-    """A SentencePiece model in the layout of the released one."""
-    folder.mkdir()
-    with (folder / "spiece.model").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter([PROMPT, "the quick brown fox jumps over the lazy dog"] * 20),
-            model_writer=file,
-            vocab_size=33,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            minloglevel=2,
-        )
-    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 226}
-    config |= {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def pipeline(folder, rotary, scheduler):
-    torch.manual_seed(0)
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=12,
-        text_embed_dim=24,
-        num_layers=2,
-        sample_width=6,
-        sample_height=4,
-        sample_frames=9,
-        max_text_seq_length=40,
-        use_rotary_positional_embeddings=rotary,
-    )
-    vae = AutoencoderKLCogVideoX(
-        block_out_channels=(4, 4, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2, scaling_factor=0.7
-    )
-    t5 = T5EncoderModel(
-        T5Config(vocab_size=50, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu")
-    )
-    with torch.no_grad():
-        for parameter in (*transformer.parameters(), *vae.parameters()):
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.7 * parameter[0].numel() ** -0.5)
-    for network in (transformer, vae, t5):
-        network.eval()
-    schedule = NoiseSchedule(snr_shift_scale=1.0 if rotary else 3.0)
-    parts = {"transformer": transformer, "vae": vae, "text_encoder": t5, "tokenizer": tokenizer(folder / "own")}
-    parts["scheduler"] = SCHEDULERS[scheduler].from_config(schedule_to_hf(schedule, scheduler))
-    made = CogVideoXPipeline(**parts)
-    made.save_pretrained(folder / "pipeline")
-    made.set_progress_bar_config(disable=True)
-    return made
 
 
 @pytest.fixture(scope="module", params=[("ddim", False), ("dpm", True)], ids=["2b, ddim", "5b, dpm"])
