@@ -40,7 +40,7 @@ from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.tensors import Tensor, open_tensors, write_tensors
 
 PACKAGED = Path(__file__).parent / "assets"
-
+TRANSFORMERS_FILE, DIFFUSERS_FILE = "model.safetensors", "diffusion_pytorch_model.safetensors"
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -56,6 +56,8 @@ class Kind:
     config_from_hf: Callable[[dict], Any]
     config_to_hf: Callable[[Any], dict]
     class_name: str = ""
+    # The weights' file: diffusers opens no other. When reading, any name will do.
+    file: str = TRANSFORMERS_FILE
     # What published files carry twice, taken out after reading and put back before writing.
     after_reading: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
     before_writing: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
@@ -71,6 +73,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             wan_weights.config_from_hf,
             wan_weights.config_to_hf,
             class_name="AutoencoderKLWan",
+            file=DIFFUSERS_FILE,
         ),
         Kind(
             CogVideoXVAEConfig,
@@ -79,6 +82,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             cogvideox_vae_weights.config_from_hf,
             cogvideox_vae_weights.config_to_hf,
             class_name="AutoencoderKLCogVideoX",
+            file=DIFFUSERS_FILE,
         ),
     ),
     "t5": (
@@ -118,6 +122,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             lambda c: cogvideox_weights.TABLE,
             cogvideox_weights.config_from_hf,
             cogvideox_weights.config_to_hf,
+            file=DIFFUSERS_FILE,
         ),
     ),
 }
@@ -175,13 +180,14 @@ def read(name: str, config: Any, folder: Path) -> dict[str, Tensor]:
 
 
 def write(name: str, config: Any, params: Mapping[str, np.ndarray], folder: Path, dtype: Any = np.float32) -> None:
-    """Write a part's folder: `config.json` and `model.safetensors` under the published names."""
+    """Write a part's folder, tensors under their published names: diffusers or transformers read it as it lies."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {path.removeprefix(f"{name}/"): np.asarray(x) for path, x in params.items() if path.startswith(f"{name}/")}
     kind = _kind(name, config)
     tensors = kind.before_writing(weights.export_weights(own, kind.table(config)), config)
     # Each whole or not at all, and the config last: a folder with a config is complete.
-    write_tensors(folder / "model.safetensors", {k: x.astype(dtype) for k, x in tensors.items()})
+    # Older versions of transformers refuse files that do not say whose layout this is.
+    write_tensors(folder / kind.file, {k: x.astype(dtype) for k, x in tensors.items()}, {"format": "pt"})
     write_json(folder / "config.json", kind.config_to_hf(config))
 
 
