@@ -83,7 +83,7 @@ def same(first: Path, second: Path) -> None:
         states = [jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(path)["state"]) for path in paths]
         for (path, a), (_, b) in zip(*states, strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=f"{stage} {path}")
-    for file in sorted((second / "parts").glob("*/model.safetensors")):
+    for file in sorted((second / "parts").glob("*/*.safetensors")):
         a, b = load_file(first / file.relative_to(second)), load_file(file)
         for name in b:
             np.testing.assert_array_equal(a[name], b[name], err_msg=f"{file} {name}")

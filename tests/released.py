@@ -1,6 +1,7 @@
-"""A whole CogVideoX pipeline with tiny random weights, made by diffusers."""
+"""A whole CogVideoX pipeline as diffusers publishes it, with tiny random weights."""
 
 import json
+from pathlib import Path
 
 import sentencepiece
 import torch
@@ -11,7 +12,7 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
-from transformers import AutoTokenizer, T5Config, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from cinema_jax.diffusion.schedule import NoiseSchedule, schedule_to_hf
 
@@ -19,7 +20,7 @@ SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
 PROMPT = "a small rabbit runs over the meadow"
 
 
-def tokenizer(folder):
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A SentencePiece model in the layout of the released one."""
     folder.mkdir()
     with (folder / "spiece.model").open("wb") as file:
@@ -39,8 +40,8 @@ def tokenizer(folder):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def pipeline(folder, rotary, scheduler):
-    """The pipeline; it saves itself in `folder / "pipeline"`."""
+def pipeline(folder: Path, rotary: bool, scheduler: str) -> CogVideoXPipeline:
+    """Diffusers' pipeline (5b's kind with `rotary`, else 2b's), which saves itself in `folder / "pipeline"`."""
     torch.manual_seed(0)
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2,

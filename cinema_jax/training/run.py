@@ -230,6 +230,7 @@ class Run:
         data = self.config.data
         size = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
         if data.source == "folder":
+            size["max_references"] = data.max_references
             return Folder(data.path, split=split, validation_fraction=data.validation_fraction, **size)
         return Critters(
             split, seed=self.config.seed, max_subjects=data.max_references, subjects_dir=data.subjects or None, **size

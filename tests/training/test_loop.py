@@ -68,7 +68,7 @@ def test_all_stages_finish_with_metrics_weights_and_samples(workdir):
         assert steps == list(range(1, record["steps"] + 1))
         assert list((workdir / "tensorboard" / stage).iterdir())
     for part in ("vae", "t5", "mllm", "aligner", "dit"):
-        assert (workdir / "parts" / part / "model.safetensors").exists()
+        assert len(list((workdir / "parts" / part).glob("*.safetensors"))) == 1
     assert (workdir / "samples" / "contact_sheet.png").exists()
     assert len(list((workdir / "samples").glob("*.mp4"))) == reports.SHOWN
     finetune = json.loads((workdir / "stages" / "finetune.json").read_text())
@@ -85,12 +85,12 @@ def test_frozen_parts_pass_through_a_stage_unchanged(workdir):
 
 def test_a_stage_may_train_a_piece_of_a_part(workdir, tmp_path):
     """The VAE's decoder alone, from a trained VAE: the whole part is written, its encoder as it was."""
-    before = load_file(workdir / "parts/vae/model.safetensors")
+    before = load_file(workdir / "parts/vae/diffusion_pytorch_model.safetensors")
     values = tiny_values()
     values.stages, values.weights.vae = ("vae",), str(workdir / "parts/vae")
     values.vae.trainable = ("vae/decoder/.*",)
     loop.train(Run.open(parse(values), tmp_path / "decoder"))
-    after = load_file(tmp_path / "decoder/parts/vae/model.safetensors")
+    after = load_file(tmp_path / "decoder/parts/vae/diffusion_pytorch_model.safetensors")
     assert after.keys() == before.keys()
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed

@@ -1,0 +1,194 @@
+"""CINEMA's training from released checkpoints, whole: tiny ones in the published layouts, by the shipped configs."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from clips import write_clip
+from diffusers import CogVideoXTransformer3DModel
+from PIL import Image
+from released import PROMPT, pipeline
+from transformers import Qwen2VLConfig as TheirQwen2VLConfig
+from transformers import Qwen2VLForConditionalGeneration
+
+from cinema_jax import sharding
+from cinema_jax.config import parse
+from cinema_jax.data.example import Reference
+from cinema_jax.errors import InputError
+from cinema_jax.models.qwen_vl.config import Qwen2VLConfig, Qwen2VLVisionConfig, config_to_hf
+from cinema_jax.models.qwen_vl.processing import Template, collate
+from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
+from cinema_jax.sampling import Request, load_sampler
+from cinema_jax.training.loop import Trainer, train
+from cinema_jax.training.run import Run
+from cinema_jax.training.stages import STAGES
+from configs import cogvideox_2b, cogvideox_5b
+
+FRAMES, HEIGHT, WIDTH, TEXT_TOKENS = 9, 32, 48, 40
+
+
+def qwen(folder):
+    """A random Qwen2-VL as transformers saves it, with a tokenizer that has the released one's image token."""
+    tokenizer = build_word_tokenizer(PROMPT.split(), Template())
+    config = Qwen2VLConfig(
+        vision=Qwen2VLVisionConfig(depth=1, embed_dim=16, num_heads=2),
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mrope_section=(1, 1, 2),
+        image_token_id=tokenizer.convert_tokens_to_ids(Template().image_token),
+    )
+    torch.manual_seed(0)
+    Qwen2VLForConditionalGeneration(TheirQwen2VLConfig.from_dict(config_to_hf(config))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def videos(folder):
+    """Two clips to train on and two held out, each with two subjects."""
+    folder.mkdir()
+    references = []
+    for name, colour in (("rabbit", (250, 240, 230)), ("meadow", (20, 200, 40))):
+        Image.new("RGB", (24, 20), colour).save(folder / f"{name}.png")
+        references.append({"image": f"{name}.png", "subject": name, "noun": name})
+    lines = []
+    for name in "abcd":
+        write_clip(folder / f"{name}.mp4", frames=20, fps=10, size=(HEIGHT, WIDTH))
+        record = {"video": f"{name}.mp4", "caption": PROMPT, "prompt": "a rabbit runs", "references": references}
+        lines.append(json.dumps(record))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def shrunk(values, folder):
+    """A shipped config at the tiny checkpoints' sizes; what it computes is untouched."""
+    values.init = str(folder / "pipeline")
+    values.weights.mllm = values.weights.tokenizer = str(folder / "qwen")
+    data, condition = values.data, values.condition
+    data.path, data.frames, data.height, data.width = str(folder / "videos"), FRAMES, HEIGHT, WIDTH
+    data.reference_height, data.reference_width, data.augment.max_side = HEIGHT, WIDTH, 48
+    data.max_references, data.validation_videos, data.validation_fraction, data.workers = 2, 2, 0.4, 0
+    condition.text_tokens, condition.mllm_tokens = TEXT_TOKENS, 320
+    condition.mllm_max_pixels = condition.mllm_min_pixels = 28 * 28
+    condition.mllm_patches = 2 * 4
+    values.aligner_model.num_layers, values.aligner_model.width, values.aligner_model.num_heads = 1, 32, 2
+    values.flow.sample_steps = 2
+    for stage in values.stages:
+        section = getattr(values, stage)
+        section.steps = section.batch_size = 2
+        section.log_every = section.checkpoint_every = 1
+        # Two steps should be seen in the averaged weights.
+        section.optimizer.warmup_steps, section.optimizer.learning_rate, section.ema_decay = 0, 1e-3, 0.5
+    return values
+
+
+def made(folder, config, *, rotary, scheduler):
+    """A released pipeline, and the config that starts from its folder, where MLLM and videos lie as well."""
+    theirs = pipeline(folder, rotary, scheduler)
+    qwen(folder / "qwen")
+    videos(folder / "videos")
+    return theirs, shrunk(config.get_config(), folder)
+
+
+@pytest.fixture(scope="module")
+def released_2b(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("2b"), cogvideox_2b, rotary=False, scheduler="ddim")
+
+
+@pytest.fixture(scope="module")
+def released_5b(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("5b"), cogvideox_5b, rotary=True, scheduler="dpm")
+
+
+@pytest.fixture(scope="module")
+def workdir(released_2b, tmp_path_factory):
+    """The finished run of CogVideoX-2b's config; the demo's trains a transformer of 5b's kind."""
+    workdir = tmp_path_factory.mktemp("runs") / "cinema"
+    train(Run.open(parse(released_2b[1]), workdir))
+    return workdir
+
+
+def record(workdir, stage):
+    return json.loads((workdir / "stages" / f"{stage}.json").read_text())
+
+
+def test_both_stages_finish_with_finite_losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for stage in ("align", "finetune"):
+        losses = [line["loss"] for line in lines if line["stage"] == stage and "loss" in line]
+        assert len(losses) == 2
+        assert np.isfinite([*losses, record(workdir, stage)["eval_loss"]]).all()
+        assert all(line["replaced"] == 0 for line in lines if line["stage"] == stage and "replaced" in line)
+    assert record(workdir, "align")["eval_flow_ratio"] > 0
+
+
+def test_aligner_and_transformer_alone_are_trained(released_2b, workdir):
+    folder = str(Path(released_2b[1].init).parent)
+    align, finetune = record(workdir, "align"), record(workdir, "finetune")
+    assert sorted(path.name for path in (workdir / "parts").iterdir()) == ["aligner", "dit"]
+    for part in ("vae", "t5", "mllm", "dit"):
+        assert finetune["digests"][part] == align["digests"][part]
+        assert finetune["parts"][part].startswith(folder)
+    assert align["parts"]["aligner"] == "random"
+    assert finetune["digests"]["aligner"] != align["digests"]["aligner"]
+
+
+def test_the_trained_transformer_goes_back_to_diffusers(released_2b, workdir):
+    before = released_2b[0].transformer
+    after, report = CogVideoXTransformer3DModel.from_pretrained(workdir / "parts" / "dit", output_loading_info=True)
+    assert not any(report.values())
+    own = {name for name in before.config if not name.startswith("_")}
+    assert {name: after.config[name] for name in own} == {name: before.config[name] for name in own}
+    changed = [not torch.equal(x, after.state_dict()[name]) for name, x in before.state_dict().items()]
+    # Those that no loss reaches, as the last layer's text, do not move.
+    assert np.mean(changed) > 0.9
+
+
+@pytest.mark.parametrize("released", ["released_2b", "released_5b"])
+def test_finetune_starts_from_what_the_released_transformer_knows(released, tmp_path, request):
+    """Its velocity at a state of the flow is diffusers' noise less its data, there where a timestep is as noisy."""
+    theirs, values = request.getfixturevalue(released)
+    run, mesh = Run.open(parse(values), tmp_path), sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        trainer = Trainer(run, STAGES["finetune"], mesh)
+        cinema, params = trainer.cinema, {**trainer.frozen, **sharding.place(trainer.initial, mesh)}
+        prompts = collate([run.preprocessor().conditions(prompt, ()) for prompt in ("a rabbit runs", PROMPT)])
+        conditions = jax.jit(cinema.conditions)(params, prompts)
+        timesteps = np.array([999, 420])
+        alphas = theirs.scheduler.alphas_cumprod.numpy().astype(np.float64)[timesteps]
+        signal, noise = (np.sqrt(x).reshape(2, 1, 1, 1, 1).astype(np.float32) for x in (alphas, 1 - alphas))
+        z = np.random.default_rng(0).normal(size=(2, 3, 4, 6, 4)).astype(np.float32)
+        time = (noise / (signal + noise)).reshape(2)
+        found = jax.jit(cinema.velocity)(params, z / (signal + noise), time, conditions)
+    with torch.no_grad():
+        states, text = torch.tensor(z).permute(0, 1, 4, 2, 3), torch.tensor(np.asarray(conditions.text))
+        rotary = None
+        if theirs.transformer.config.use_rotary_positional_embeddings:
+            rotary = theirs._prepare_rotary_positional_embeddings(HEIGHT, WIDTH, z.shape[1], "cpu")
+        v = theirs.transformer(states, text, torch.tensor(timesteps), image_rotary_emb=rotary).sample
+    v = v.permute(0, 1, 3, 4, 2).numpy()
+    expected = (noise * z + signal * v) - (signal * z - noise * v)
+    assert conditions.entities.shape[1] == 2
+    assert np.abs(v).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_two_references_become_a_video(workdir):
+    _, sampler = load_sampler(workdir)
+    rng = np.random.default_rng(0)
+    sizes = {"rabbit": (40, 30, 3), "meadow": (20, 50, 3)}
+    pictures = [Reference(rng.integers(0, 255, size, dtype=np.uint8), None, name) for name, size in sizes.items()]
+    video = sampler([Request("a rabbit runs", tuple(pictures))], sampler.settings())
+    assert video.shape == (1, FRAMES, HEIGHT, WIDTH, 3)
+    assert video.std() > 0
+
+
+def test_a_manifest_with_more_references_than_configured_is_refused(released_2b, tmp_path):
+    values = released_2b[1].copy_and_resolve_references()
+    values.data.max_references = 1
+    with pytest.raises(InputError, match='"references" names 2 subjects; at most 1 are configured'):
+        Run.open(parse(values), tmp_path).source("train")
