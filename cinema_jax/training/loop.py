@@ -56,7 +56,7 @@ class Trainer:
         self.cinema = Cinema(run.config, configs)
         trained, _ = state.trainable(params, self.config.trainable)
         for name, origin in self.origins.items():
-            if origin == "random" and not _of_part(trained, name):
+            if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
                 raise InputError(
                     f"{stage.name}: the {name} has no weights and is not trained here: name them as "
                     f"config.weights.{name}, or a checkpoint that has them as config.init"

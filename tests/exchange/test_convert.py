@@ -445,3 +445,28 @@ def test_a_part_in_two_sources_and_an_output_that_is_there_are_refused(sources, 
         export_checkpoint(Run.load(sources[0]), tmp_path / "out", names=("aligner",))
     with pytest.raises(InputError, match=r"max_shard_size is '5 apples'"):
         export_checkpoint(Run.load(sources[0]), tmp_path / "out", max_shard_size="5 apples")
+
+
+@one_kind
+def test_a_run_starts_from_an_import_alone(imported, sources, tmp_path):
+    """The released config with nothing named but the import: every part and tokenizer is the import's."""
+    values = cogvideox_2b.get_config()
+    values.init, values.data.path, values.condition.text_tokens = str(imported), str(tmp_path), 40
+    run = Run.open(parse(values), tmp_path / "run")
+    names = ("vae", "t5", "mllm", "dit", "tokenizer", "t5_tokenizer")
+    assert {run.folder(name) for name in names} == {imported / "parts" / name for name in names}
+    assert run.folder("aligner") is None
+    direct = Run.load(sources[0]).params("dit")
+    for path, x in run.params("dit").items():
+        np.testing.assert_array_equal(x, direct[path])
+    values.weights.mllm, values.init = str(sources[1]), ""
+    assert Run(parse(values), tmp_path).folder("tokenizer") == sources[1], "the one beside the MLLM"
+
+
+@one_kind
+def test_a_part_without_its_tokenizer_is_refused(sources, tmp_path):
+    values = cogvideox_2b.get_config()
+    values.data.path = str(tmp_path)
+    values.weights.t5 = str(sources[0] / "text_encoder")
+    with pytest.raises(InputError, match=r"the t5 of .*text_encoder has no tokenizer beside it: name one as config\."):
+        Run(parse(values), tmp_path).tokenizer("t5_tokenizer")
