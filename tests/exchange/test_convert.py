@@ -22,6 +22,7 @@ from released import PROMPT, pipeline
 from tiny import process_environment, tiny_config
 
 from cinema_jax import checkpoint, convert, generate, parts, sharding
+from cinema_jax.config import parse
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.exports import export_checkpoint
 from cinema_jax.exchange.imports import import_checkpoint
@@ -31,6 +32,7 @@ from cinema_jax.tensors import WeightError, open_tensors
 from cinema_jax.training import state
 from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.run import Run
+from configs import cogvideox_2b
 
 # Folder of a part, the class that loads it, and the precision it is published in.
 CLASSES = {
