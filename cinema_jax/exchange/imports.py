@@ -50,7 +50,8 @@ def import_checkpoint(folders: Sequence[Path], output: Path) -> None:
             logger.info("%s: %s", name, shards.describe(arrays))
         if jax.process_index() == 0:
             for name in parts.TOKENIZERS:
-                if name in source.parts:
+                # One beside its part has been copied with it.
+                if name in source.parts and source.parts[name] not in found.values():
                     copy_companions(source.parts[name], partial / "parts" / name)
             values = to_dict(source.run.config) if source.run else default().to_dict()
             parts.write_json(partial / "config.json", without_sources(values))
