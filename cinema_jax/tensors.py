@@ -25,6 +25,8 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
 }
+# Bytes of which XLA wants the addresses of arrays to be multiples.
+_ALIGNED = 64
 # Integers of the same size, which OpenCV can move.
 _SAME_SIZE = {1: np.uint8, 2: np.uint16, 4: np.int32, 8: np.float64}
 # Each type's bits as integers, and those of its exponent.
@@ -75,7 +77,7 @@ class Tensor:
         if isinstance(names, str):
             return self._read(names, self._views[names], index[1:])
         shape = self._views[names[0]][index[1:]].shape if names else self.shape[1:]
-        out = np.empty((len(names), *shape), self.dtype)
+        out = _empty((len(names), *shape), self.dtype)
         for i, name in enumerate(names):
             self._read(name, self._views[name], index[1:], out[i])
         return out
@@ -196,12 +198,20 @@ def _contiguous(view: np.ndarray, dtype: Any, out: np.ndarray | None) -> np.ndar
         out[...] = view
         return out
     if out is None:
-        out = np.empty(view.shape, dtype or view.dtype)
+        out = _empty(view.shape, dtype or view.dtype)
     same = out if out.dtype == view.dtype and out.flags.c_contiguous else np.empty(view.shape, view.dtype)
     cv2.transpose(view.T.view(_SAME_SIZE[size]), dst=same.view(_SAME_SIZE[size]))
     if same is not out:
         out[...] = same
     return out
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Memory that begins where jax wants it, so that a device of the host takes it as it is instead of a copy."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def check_finite(array: np.ndarray, name: str) -> None:
