@@ -12,7 +12,7 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from cinema_jax.errors import InputError
-from cinema_jax.tensors import DTYPES, WeightError, check_finite
+from cinema_jax.tensors import DTYPES, Scratch, WeightError, check_finite
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Transformers refuses files that do not say so.
@@ -28,6 +28,14 @@ class Writable(Protocol):
 
     def __array__(self) -> np.ndarray:
         """All of it."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What can be read into memory that is used again."""
+
+    def read(self, scratch: Scratch) -> np.ndarray:
+        """All of it; valid until the next one is read."""
 
 
 def plan(stem: str, tensors: Mapping[str, Writable], max_shard_size: int | str) -> dict[str, list[str]]:
@@ -71,11 +79,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Writable]) -> None:
         header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(path.name + ".partial")
+    partial, scratch = path.with_name(path.name + ".partial"), Scratch()
     with partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            block = np.ascontiguousarray(tensors[name])
+            tensor = tensors[name]
+            block = np.ascontiguousarray(tensor.read(scratch) if isinstance(tensor, Readable) else tensor)
             if block.dtype != tensors[name].dtype or block.size != np.prod(tensors[name].shape, dtype=int):
                 raise WeightError(f"{name} is not what it said it was")
             check_finite(block, name)

@@ -214,6 +214,20 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+class Scratch:
+    """Memory that is used again and again: fresh pages cost more than what is copied into them."""
+
+    def __init__(self):
+        self._memory: dict[str, np.ndarray] = {}
+
+    def take(self, use: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array with anything in it, that is valid until the same `use` is taken again."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        if use not in self._memory or self._memory[use].size < size:
+            self._memory[use] = _empty((size,), np.uint8)
+        return self._memory[use][:size].view(dtype).reshape(shape)
+
+
 def check_finite(array: np.ndarray, name: str) -> None:
     """Raise `WeightError` where a number is infinite or none: all bits of its exponent are set."""
     if array.dtype not in _EXPONENTS:

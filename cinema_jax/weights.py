@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from cinema_jax.stored import Stored
-from cinema_jax.tensors import Tensor, WeightError, contiguous
+from cinema_jax.tensors import Scratch, Tensor, WeightError, contiguous
 
 # What holds a parameter: all of them have a shape, a type, and a part for an index.
 Array = np.ndarray | jax.Array | Tensor | Stored
@@ -159,11 +159,15 @@ class Published:
         return Published(self._array, self._layer, self._transform, dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        ours = on_host(self._array, () if self._layer is None else (self._layer,))
-        return contiguous(self._transform.save(ours), np.dtype(dtype or self.dtype))
+        return np.asarray(self.read(Scratch()), dtype)
+
+    def read(self, scratch: Scratch) -> np.ndarray:
+        """The tensor, in memory of `scratch`."""
+        ours = on_host(self._array, () if self._layer is None else (self._layer,), scratch)
+        return contiguous(self._transform.save(ours), out=scratch.take("published", self.shape, self.dtype))
 
 
-def on_host(array: Array, index: tuple[int, ...] = ()) -> np.ndarray:
+def on_host(array: Array, index: tuple[int, ...], scratch: Scratch) -> np.ndarray:
     """A part of an array, with an index for the first of its axes, without moving the rest.
 
     A `jax.Array` must lie on devices of this process, or a ValueError says so.
@@ -172,7 +176,7 @@ def on_host(array: Array, index: tuple[int, ...] = ()) -> np.ndarray:
         return np.asarray(array[index])
     if not array.is_fully_addressable:
         raise ValueError("an array that other processes hold cannot be read here: save it, and read the checkpoint")
-    out = np.empty(array.shape[len(index) :], array.dtype)
+    out = scratch.take("ours", array.shape[len(index) :], array.dtype)
     for shard in array.addressable_shards:
         # The index inside the shard, if it is there.
         own = tuple(i - (s.start or 0) for i, s in zip(index, shard.index, strict=False))
