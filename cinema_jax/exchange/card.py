@@ -71,12 +71,13 @@ def model_card(run: Run, names: Iterable[str], pipeline: str, weights: str, step
 
 
 def _loading(run: Run, names: Iterable[str]) -> Iterable[str]:
-    for name in names:
-        if name in ("dit", "vae", "t5"):
-            library = "transformers" if name == "t5" else "diffusers"
-            kind = _CLASSES.get(name) or parts.kind_of(name, run.part_config(name)).names[0]
-            yield f"from {library} import {kind}\n"
-            yield f'{FOLDERS[name]} = {kind}.from_pretrained("DIR", subfolder="{FOLDERS[name]}")\n'
+    known = [name for name in ("dit", "vae", "t5") if name in names]
+    kinds = {name: _CLASSES.get(name) or parts.kind_of(name, run.part_config(name)).names[0] for name in known}
+    for name, kind in kinds.items():
+        yield f"from {'transformers' if name == 't5' else 'diffusers'} import {kind}"
+    yield ""
+    for name, kind in kinds.items():
+        yield f'{FOLDERS[name]} = {kind}.from_pretrained("DIR", subfolder="{FOLDERS[name]}")'
 
 
 def _origin(run: Run, name: str) -> str:
