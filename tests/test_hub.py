@@ -290,7 +290,7 @@ def test_every_failure_is_one_sentence_that_says_what_to_do(server, monkeypatch,
         "runs/dmeo", "runs/dmeo@v1", "./acme/fox", "/acme/fox", "~/fox", "acme", "a/b/c", "acme/fox/", "acme//fox", "",
         "acme/fo x", "acme/fox@", "@v1", "acme/-fox", "acme/fox.", "ac--me/fox", "acme/f..ox", "acme/fox.git",
         "füchse/fox", "hf://", "hf://acme", "hf:///acme/fox", "hf://acme/fox/vae", "http://acme/fox", "x" * 5000,
-        "a\0b/c",
+        "a\0b/c", "a" * 95 + "/b", "acme/fox@v1/../v1", "hf://acme/fox@v1..v2",
     ],
 )  # fmt: skip
 def test_what_is_neither_path_nor_hub_id_leads_to_no_request(server, where):

@@ -13,9 +13,10 @@ logger = logging.getLogger(__name__)
 # All that this project reads; no pickle, which can run any code.
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 SCHEME = "hf://"
-# The hub's rules of names: words with "." and "-" inside, neither doubled.
+# The hub's rules of names: at most 96 characters, words with "." and "-" inside, neither doubled; git's of revisions.
 _ID = re.compile(
-    r"(?![^@]*(--|\.\.))(?P<repository>\b(?P<owner>[\w.-]+)\b/\b[\w.-]+\b(?<!\.git))(@(?P<revision>\w[\w./-]*))?",
+    r"(?![^@]*--)(?!.*\.\.)(?![^@]{97})"
+    r"(?P<repository>\b(?P<owner>[\w.-]+)\b/\b[\w.-]+\b(?<!\.git))(@(?P<revision>\w[\w./-]*))?",
     re.ASCII,
 )
 # Seconds after which the hub counts as out of reach.
