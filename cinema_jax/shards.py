@@ -4,7 +4,9 @@ The library's own `save_file` wants all tensors of a file at once; what is writt
 """
 
 import json
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +17,8 @@ from cinema_jax.errors import InputError
 from cinema_jax.tensors import DTYPES, Scratch, WeightError, check_finite
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# So many tensors wait to be written at most: a large one is followed by several small ones.
+_AHEAD = 6
 # Transformers refuses files that do not say so.
 _METADATA = {"format": "pt"}
 
@@ -79,17 +83,26 @@ def write_tensors(path: Path, tensors: Mapping[str, Writable]) -> None:
         header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    partial, scratch = path.with_name(path.name + ".partial"), Scratch()
-    with partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            tensor = tensors[name]
-            block = np.ascontiguousarray(tensor.read(scratch) if isinstance(tensor, Readable) else tensor)
-            if block.dtype != tensors[name].dtype or block.size != np.prod(tensors[name].shape, dtype=int):
-                raise WeightError(f"{name} is not what it said it was")
-            check_finite(block, name)
-            file.write(block.reshape(-1).view(np.uint8).data)
+    partial, scratches = path.with_name(path.name + ".partial"), [Scratch() for _ in range(_AHEAD + 1)]
+    # Tensors are written while the next ones are prepared, each in memory of its own.
+    with partial.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        written = deque([writer.submit(file.write, len(text).to_bytes(8, "little") + text)])
+        for i, name in enumerate(names):
+            if len(written) > _AHEAD:
+                written.popleft().result()
+            block = _read(tensors[name], name, scratches[i % len(scratches)])
+            written.append(writer.submit(file.write, block.reshape(-1).view(np.uint8).data))
+        for future in written:
+            future.result()
     partial.replace(path)
+
+
+def _read(tensor: Writable, name: str, scratch: Scratch) -> np.ndarray:
+    block = np.ascontiguousarray(tensor.read(scratch) if isinstance(tensor, Readable) else tensor)
+    if block.dtype != tensor.dtype or block.size != np.prod(tensor.shape, dtype=int):
+        raise WeightError(f"{name} is not what it said it was")
+    check_finite(block, name)
+    return block
 
 
 def nbytes(tensor: Writable) -> int:
