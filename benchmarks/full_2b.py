@@ -74,7 +74,7 @@ def theirs(folder: Path) -> CogVideoXTransformer3DModel:
 
 def ours(folder: Path) -> tuple[int, Callable[..., jax.Array]]:
     """The number of parameters of our network, and its forward pass with the folder's weights."""
-    config = dataclasses.replace(parts.read_config("dit", folder), remat=False)
+    config = dataclasses.replace(parts.read_config("dit", folder), remat="none")
     graph, _ = parts.structure("dit", config)
     arrays = {path: jnp.asarray(x) for path, x in parts.read("dit", config, folder).items()}
     leaves = [(tuple(path.split("/")[1:]), nnx.Param(x)) for path, x in arrays.items()]

@@ -87,7 +87,7 @@ def lively(original: torch.nn.Module) -> torch.nn.Module:
 def dit() -> Iterator[Row]:
     """A small CogVideoX: 226 text tokens and 5 x 16 x 16 patches."""
     config = CogVideoXConfig(num_layers=6, num_attention_heads=12, sample_height=32, sample_width=32, sample_frames=17)
-    config = dataclasses.replace(config, remat=False)
+    config = dataclasses.replace(config, remat="none")
     original = lively(CogVideoXTransformer3DModel.from_config(cogvideox_weights.config_to_hf(config)))
     model = nnx.eval_shape(lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0)))
     graph, state = with_weights_of(original, model, cogvideox_weights.TABLE)

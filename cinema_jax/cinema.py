@@ -1,5 +1,6 @@
 """The whole model: conditions in, velocity out. The only place that knows all the parts."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from cinema_jax import parts
+from cinema_jax import parts, sharding
 from cinema_jax.config import Config
 from cinema_jax.diffusion.discrete import as_velocity
 from cinema_jax.models.cogvideox.transformer import TIMESTEPS
@@ -36,6 +37,7 @@ class Cinema:
 
     def __init__(self, config: Config, part_configs: Mapping[str, Any]):
         self.config = config
+        self.dtype = jnp.dtype(config.precision)
         self.part_configs = dict(part_configs)
         self.graphs, self.shapes = {}, {}
         for name, part_config in self.part_configs.items():
@@ -43,13 +45,18 @@ class Cinema:
             self.shapes |= shapes
 
     def part(self, params: Params, name: str) -> Any:
-        """The module of a part, holding its share of `params`."""
-        own = {tuple(_keys(path)): x for path, x in params.items() if path.startswith(f"{name}/")}
+        """The module of a part, holding its share of `params`, in the type that the config computes in."""
+        own = {}
+        for path, x in params.items():
+            if path.startswith(f"{name}/"):
+                x = x.astype(self.dtype)
+                # Stacked layers are gathered one by one, where they are used.
+                own[tuple(_keys(path))] = x if re.search(sharding.STACKED, path) else sharding.gathered(path, x)
         return nnx.merge(self.graphs[name], nnx.from_flat_state([(path, nnx.Param(x)) for path, x in own.items()]))
 
     def encode_video(self, params: Params, video: UInt8[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
         """Normalised latents (posterior mode) of clips."""
-        return self.part(params, "vae").encode(to_float(video))
+        return self.part(params, "vae").encode(to_float(video).astype(self.dtype))
 
     def decode_video(
         self, params: Params, latents: Float[Array, "B F H W C"]
@@ -61,10 +68,13 @@ class Cinema:
         self, params: Params, references: UInt8[Array, "B K height width 3"]
     ) -> Float[Array, "B K H W C"]:
         """Latents of the references, each a clip of one frame."""
-        batch, count = references.shape[:2]
-        clips = references.reshape(batch * count, 1, *references.shape[2:])
-        latents = self.encode_video(params, clips)
-        return latents.reshape(batch, count, *latents.shape[2:])
+        vae = self.part(params, "vae")
+
+        # One after the other: pictures are large, and a batch of them is work enough.
+        def encode(pictures: UInt8[Array, "B height width 3"]) -> Float[Array, "B H W C"]:
+            return vae.encode(to_float(pictures[:, None]).astype(self.dtype))[:, 0]
+
+        return jax.lax.map(encode, references.swapaxes(0, 1)).swapaxes(0, 1)
 
     def encode_caption(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """T5 features of all positions, padding included and unmasked, as CogVideoX was trained."""
@@ -73,6 +83,7 @@ class Cinema:
     def read_prompt(self, params: Params, batch: Batch) -> Float[Array, "B T D"]:
         """The aligner's tokens for prompts and references as the MLLM reads them."""
         inputs = MLLMInputs.from_batch(batch)
+        inputs = inputs._replace(patches=inputs.patches.astype(self.dtype))
         states = self.part(params, "mllm").hidden_states(inputs, self.config.condition.mllm_layer)
         return self.part(params, "aligner")(jax.lax.stop_gradient(states), inputs.lengths)
 
@@ -111,8 +122,10 @@ class Cinema:
         return self._transform(params, video, timestep / TIMESTEPS, conditions)
 
     def _transform(self, params: Params, video: Array, time: Array, conditions: Conditions) -> Array:
-        dit = self.part(params, "dit")
-        return dit(video, conditions.text, conditions.entities, conditions.entity_lengths, time)
+        dit, (text, entities, lengths) = self.part(params, "dit"), conditions
+        narrow = (x.astype(self.dtype) for x in (video, text, entities))
+        # Between the steps of a sampler, and in the loss, velocities are as wide as the video.
+        return dit(*narrow, lengths, time).astype(video.dtype)
 
 
 def to_float(video: UInt8[Array, "..."]) -> Float[Array, "..."]:

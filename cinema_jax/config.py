@@ -18,6 +18,7 @@ from cinema_jax.diffusion.schedule import NoiseSchedule
 from cinema_jax.errors import InputError
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.models.qwen_vl.config import Qwen2VLConfig
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.wan.config import WanVAEConfig
@@ -122,6 +123,7 @@ class StageConfig:
     )
     steps: int = option(1000, "Optimizer steps.")
     batch_size: int = option(32, "Examples a step, over all devices.")
+    microbatches: int = option(1, "Parts of a batch that are run one after the other, to save memory.")
     optimizer: OptimizerConfig = section(OptimizerConfig, "AdamW and its schedule.")
     ema_decay: float = option(0.999, "Decay of the averaged weights, which evaluation, later stages and sampling use.")
     log_every: int = option(10, "Steps between metric records.")
@@ -157,16 +159,21 @@ class AlignStageConfig(StageConfig):
 class MeshConfig:
     """The device mesh; -1 fills one axis with the devices left over."""
 
-    data: int = option(-1, "Data parallelism: parameters replicated.")
-    fsdp: int = option(1, "Data parallelism with sharded parameters.")
-    context: int = option(1, "Sequence parallelism.")
-    tensor: int = option(1, "Tensor parallelism.")
+    data: int = option(-1, "Copies of the state, each for its share of the batch.")
+    fsdp: int = option(1, "Devices that share batch and state; 0: as many of 16 as divide what the others leave.")
+    context: int = option(1, "Devices that share each sequence, and the state.")
+    tensor: int = option(1, "Devices that share heads and features.")
+    slice: int = option(1, "Groups of devices that a slower network joins.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything a run depends on."""
 
+    precision: Literal["float32", "bfloat16", "float64"] = option(
+        "float32",
+        "What networks compute in, and frozen parts are held in. What is trained, its average and moments are float32.",
+    )
     seed: int = option(0, "Decides initial weights, data order, noise and augmentation.")
     stages: tuple[str, ...] = option(("pretrain", "align", "finetune"), f"Stages to run, in order, of {STAGES}.")
     init: str = option(
@@ -178,7 +185,7 @@ class Config:
     condition: ConditionConfig = section(ConditionConfig, "How prompt and references reach the transformer.")
     flow: FlowConfig = section(FlowConfig, "Flow matching and sampling.")
     schedule: NoiseSchedule = section(NoiseSchedule, "The noise schedule of a transformer that predicts v.")
-    vae_model: WanVAEConfig = section(WanVAEConfig, "Size of a VAE trained from scratch.")
+    vae_model: WanVAEConfig | CogVideoXVAEConfig = section(WanVAEConfig, "Size of a VAE trained from scratch.")
     t5_model: T5Config = section(T5Config, "Size of a T5 encoder trained from scratch.")
     mllm_model: Qwen2VLConfig = section(Qwen2VLConfig, "Size of an MLLM trained from scratch.")
     aligner_model: AlignerConfig = section(
@@ -242,7 +249,11 @@ def _parse(value: Any, kind: Any, name: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _parse(value, next(a for a in arguments if a is not type(None)), name)
+        kinds = [a for a in arguments if a is not type(None)]
+        if isinstance(value, dict):
+            # The section that has such fields; else the first one says what is wrong.
+            kinds.sort(key=lambda kind: not set(value) <= {field.name for field in dataclasses.fields(kind)})
+        return _parse(value, kinds[0], name)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             raise InputError(f"{name} is {value!r}; it must be a tuple")
@@ -284,7 +295,7 @@ def _validate(config: Config) -> None:
         if not 0 <= getattr(config.condition, name) < 1:
             raise InputError(f"config.condition.{name} is {getattr(config.condition, name)}; it must lie in [0, 1)")
     for stage in config.stages:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+        for name in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep"):
             if getattr(getattr(config, stage), name) < 1:
                 raise InputError(
                     f"config.{stage}.{name} is {getattr(getattr(config, stage), name)}; it must be at least 1"

@@ -5,6 +5,7 @@ pattern at the end of the path, so that a parameter, its average and its optimiz
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,28 +13,39 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
+from cinema_jax.axes import AXES, BATCH, FSDP, STATE, TENSOR
 from cinema_jax.errors import InputError
 
-AXES = ("data", "fsdp", "context", "tensor")
+VOCABULARY = r"embedding|token_embedding"
+# What `models.layers.stack_layers` makes: its arrays have a leading `layer` axis.
+STACKED = r"(^|/)(blocks|layers)/(?!\d)"
 
 # (pattern at the end of a path, mesh axes of the *last* array axes). The first match wins. Leading array axes that a
 # rule does not speak of (the `layer` axis of stacked layers, the window of a convolution) are not split.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    # One value per channel, or per head and bucket: small, and every device needs all of it.
-    (r"\w*bias|scale", ()),
+Axes = tuple[str, ...]
+RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
+    # One value per channel, or per head and bucket: every device needs all of it, and few are large.
+    (r"\w*bias|scale", (STATE,)),
     # Vocabularies: (words, width).
-    (r"embedding|token_embedding", ("tensor", "fsdp")),
+    (VOCABULARY, ((TENSOR,), STATE)),
     # Convolutions of the VAEs, (..., in, out): gathered before use; splitting `in` would sum activations instead.
-    (r"(\w*conv\w*|resample)/kernel", (None, "fsdp")),
+    (r"(\w*conv\w*|resample)/kernel", ((), STATE)),
     # Projections back to the residual stream, (in, out): split by rows, so that one all-reduce follows.
-    (r"(to_out|o|o_proj|proj|proj_out|output_projection|down|down_proj|wo|fc2)/kernel", ("tensor", "fsdp")),
+    (r"(to_out|o|o_proj|proj|proj_out|output_projection|down|down_proj|wo|fc2)/kernel", ((TENSOR,), STATE)),
     # Every other projection, (in, out): split by columns.
-    (r"kernel", ("fsdp", "tensor")),
+    (r"kernel", (STATE, (TENSOR,))),
     # What is left (learned latents, counters, random keys) is small.
     (r".*", ()),
 )
+# Vectors, and stacks of them, below this size lie whole on every device: gathering them would cost more than it saves.
+SMALL_BYTES = 1 << 20
+# State is split over so many devices where a config leaves it open. More would save little memory, and on some
+# topologies XLA gathers weights over 64 chips by all-reduce, which doubles the bytes (v5p:4x4x4).
+AUTOMATIC_FSDP = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,27 +67,61 @@ class Placement:
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, context: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
+    data: int = -1,
+    fsdp: int = 1,
+    context: int = 1,
+    tensor: int = 1,
+    slice: int = 1,
+    *,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """A mesh with the axes `data, fsdp, context, tensor` over `devices` (default: all).
+    """A mesh with the axes `slice, data, fsdp, context, tensor` over `devices` (default: all).
 
-    One size may be -1: it takes the devices that the others leave.
+    One size may be -1: it takes the devices that the others leave. `fsdp` may be 0: the largest power of two, up to 16,
+    that divides what the others leave.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices.
     """
-    sizes = dict(zip(AXES, (data, fsdp, context, tensor), strict=True))
-    count = len(jax.devices() if devices is None else devices)
+    devices = jax.devices() if devices is None else list(devices)
+    shape = tuple(mesh_shape(len(devices), data, fsdp, context, tensor, slice).values())
+    if slice == 1:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    found = sorted({getattr(device, "slice_index", 0) for device in devices})
+    if len(found) not in (1, slice):
+        raise InputError(f"mesh slice {slice} does not fit devices of {len(found)} slices: it must be {len(found)}")
+    # Devices without slices of their own (those of a host) are cut into equal groups.
+    size = len(devices) // slice
+    groups = (
+        [[device for device in devices if device.slice_index == index] for index in found]
+        if len(found) == slice
+        else [devices[i * size : (i + 1) * size] for i in range(slice)]
+    )
+    arranged = [mesh_utils.create_device_mesh(shape[1:], group, allow_split_physical_axes=True) for group in groups]
+    return Mesh(np.stack(arranged), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(
+    count: int, data: int = -1, fsdp: int = 1, context: int = 1, tensor: int = 1, slice: int = 1
+) -> dict[str, int]:
+    """The sizes of the axes of `make_mesh` for `count` devices; raises like it."""
+    sizes = dict(zip(AXES, (slice, data, fsdp, context, tensor), strict=True))
     asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-    if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
-        raise InputError(f"mesh {asked}: every axis must be at least 1, and at most one may be -1 (fill)")
+    if any(size < 1 and (axis, size) != (FSDP, 0) and size != -1 for axis, size in sizes.items()):
+        raise InputError(f"mesh {asked}: every axis must be at least 1, or -1 (fill); fsdp also 0 (automatic)")
+    if list(sizes.values()).count(-1) > 1:
+        raise InputError(f"mesh {asked}: at most one axis may be -1 (fill)")
+    if fsdp == 0:
+        others = math.prod(size for axis, size in sizes.items() if size > 0)
+        sizes[FSDP] = math.gcd(AUTOMATIC_FSDP, count // others) if count % others == 0 else 1
     known = math.prod(size for size in sizes.values() if size != -1)
-    shape = tuple(count // known if size == -1 else size for size in sizes.values())
-    if math.prod(shape) != count:
+    sizes = {axis: count // known if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(sizes.values()) != count:
         raise InputError(
             f"mesh {asked} does not fit {count} devices: the product must be {count}, or one axis -1 (fill)"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return sizes
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -83,7 +129,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def rule(path: str) -> tuple[str | None, ...]:
+def rule(path: str) -> tuple[Axes, ...]:
     """The mesh axes that the table gives to the last axes of the array at `path`."""
     return next(axes for pattern, axes in RULES if re.search(rf"(^|/)({pattern})$", path))
 
@@ -97,17 +143,66 @@ def placements(tree: Any, mesh: Mesh | AbstractMesh) -> Iterator[Placement]:
         path, shape, dtype = path_name(keys), tuple(leaf.shape), np.dtype(leaf.dtype)
         # A rule longer than the shape belongs to another array: factored moments share the path of their parameter.
         axes = rule(path)
-        axes = (None,) * (len(shape) - len(axes)) + axes if len(axes) <= len(shape) else (None,) * len(shape)
+        small = len(axes) == 1 and math.prod(shape) * dtype.itemsize < SMALL_BYTES
+        axes = ((),) * (len(shape) - len(axes)) + axes if len(axes) <= len(shape) and not small else ((),) * len(shape)
         kept, notes = [], []
-        for size, axis in zip(shape, axes, strict=True):
-            fits = axis is None or size % mesh.shape[axis] == 0
-            kept.append(axis if fits else None)
-            if not fits:
-                notes.append(f"{axis} {mesh.shape[axis]} does not divide {size}: kept whole")
-        split = math.prod(mesh.shape[axis] for axis in kept if axis)
-        spec = PartitionSpec(*kept) if any(kept) else PartitionSpec()
+        for size, wanted in zip(shape, axes, strict=True):
+            wanted = tuple(axis for axis in wanted if mesh.shape[axis] > 1)
+            # As many of the axes as divide.
+            fitting = next(
+                wanted[:n]
+                for n in range(len(wanted), -1, -1)
+                if size % math.prod(mesh.shape[axis] for axis in wanted[:n]) == 0
+            )
+            kept.append(fitting)
+            if fitting != wanted:
+                asked = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in wanted)
+                notes.append(f"{asked} does not divide {size}: kept {'whole' if not fitting else 'in fewer parts'}")
+        split = math.prod(mesh.shape[axis] for axes in kept for axis in axes)
+        entries = [axes[0] if len(axes) == 1 else axes or None for axes in kept]
+        spec = PartitionSpec(*entries) if any(entries) else PartitionSpec()
         size = math.prod(shape) * dtype.itemsize // split
         yield Placement(path, shape, str(dtype), spec, size, "; ".join(notes))
+
+
+def gathered(path: str, x: ArrayLike, layers: int | None = None) -> ArrayLike:
+    """A parameter as a computation wants it: whole but for the `tensor` axis; its gradient comes back split.
+
+    Written out, because XLA may otherwise move activations instead. Vocabularies stay split: their rows are looked up.
+    Without a mesh in use, `x` as it is.
+
+    Args:
+        layers: `x` is one row of an array that stacks so many.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(AXES) <= set(mesh.axis_names) or re.search(rf"(^|/)({VOCABULARY})$", path):
+        return x
+    shape = x.shape if layers is None else (layers, *x.shape)
+    (placement,) = placements({path: jax.ShapeDtypeStruct(shape, x.dtype)}, mesh)
+    split = PartitionSpec(*(placement.spec if layers is None else placement.spec[1:]))
+    whole = PartitionSpec(*(TENSOR if entry == TENSOR else None for entry in split))
+    return x if whole == split else _gathered(x, whole, split)
+
+
+def gathered_layer(layer: Any, layers: int) -> Any:
+    """The same for every parameter of one of `layers` stacked layers, by its path in it."""
+
+    def gather(keys, leaf):
+        # Flax's variables have a key of their own.
+        return gathered(path_name(keys).removesuffix("/value"), leaf, layers)
+
+    return jax.tree_util.tree_map_with_path(gather, layer)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x, whole, split):
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+_gathered.defvjp(
+    lambda x, whole, split: (_gathered(x, whole, split), None),
+    lambda whole, split, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
+)
 
 
 def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -148,8 +243,13 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `data` and `fsdp`; devices that differ in `context` or `tensor` hold the same rows."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Rows of a batch over `slice`, `data` and `fsdp`; devices that differ in the other axes hold the same rows."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def local_rows(mesh: Mesh, size: int) -> slice:
@@ -158,9 +258,9 @@ def local_rows(mesh: Mesh, size: int) -> slice:
     Raises:
         InputError: the batch does not split over the mesh.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if size % parts:
-        raise InputError(f"a batch of {size} does not split over data x fsdp = {parts} devices: take a multiple of it")
+        raise InputError(f"a batch of {size} does not split into slice x data x fsdp = {parts}: take a multiple of it")
     slices = [
         index[0].indices(size) for index in batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
     ]
@@ -175,7 +275,7 @@ def global_batch(rows: Mapping[str, np.ndarray], mesh: Mesh, size: int) -> dict[
 
 def whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, size: int) -> dict[str, jax.Array]:
     """A batch that every process holds in full, split over the mesh where its size allows."""
-    place = batch_sharding(mesh) if size % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else replicated(mesh)
+    place = batch_sharding(mesh) if size % batch_parts(mesh) == 0 else replicated(mesh)
     return {name: jax.make_array_from_callback(x.shape, place, x.__getitem__) for name, x in batch.items()}
 
 
@@ -189,7 +289,8 @@ def describe(tree: Any, mesh: Mesh | AbstractMesh) -> str:
     rows = list(placements(tree, mesh))
     table = [("path", "array", "partition", "bytes/device", "")]
     for row in rows:
-        partition = "(" + ", ".join(axis or "-" for axis in row.spec) + ")" if row.spec else "replicated"
+        entries = ["*".join(axes) if isinstance(axes, tuple) else axes or "-" for axes in row.spec]
+        partition = f"({', '.join(entries)})" if entries else "replicated"
         array = f"{row.dtype}[{','.join(map(str, row.shape))}]"
         table.append((row.path, array, partition, f"{row.bytes_per_device:,}", row.note))
     a, b, c, d = (max(len(line[i]) for line in table) for i in range(4))

@@ -19,7 +19,8 @@ latent frames, which CogVideoX' VAE decodes to 48: that is refused.
 
 from ml_collections import ConfigDict
 
-from cinema_jax.config import default
+from cinema_jax.config import default, to_dict
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 
 
 def get_config() -> ConfigDict:
@@ -27,10 +28,22 @@ def get_config() -> ConfigDict:
     config = default()
     config.stages = ("align", "finetune")
     config.weights.update(dict.fromkeys(config.weights, ""))
+    config.precision, config.mesh.fsdp = "bfloat16", 0
+    _sizes(config)
     _data(config)
     _flow(config)
     _stages(config)
     return config
+
+
+def _sizes(config: ConfigDict) -> None:
+    """Of the released networks, for `plan`; a run takes them from the weights themselves."""
+    config.vae_model = ConfigDict(to_dict(CogVideoXVAEConfig()))
+    mllm = config.mllm_model
+    mllm.vocab_size, mllm.hidden_size, mllm.intermediate_size = 152064, 3584, 18944
+    mllm.num_attention_heads, mllm.num_key_value_heads, mllm.tie_word_embeddings = 28, 4, False
+    # Queries and keys come in blocks of this many tokens on a TPU.
+    config.dit_model.sequence_multiple = 512
 
 
 def _data(config: ConfigDict) -> None:
@@ -38,9 +51,10 @@ def _data(config: ConfigDict) -> None:
     data.source, data.frames, data.height, data.width, data.fps = "folder", 49, 480, 720, 8.0
     data.reference_height, data.reference_width, data.augment.max_side = 480, 720, 720
     data.threads, data.workers = 8, 4
-    condition.template, condition.text_tokens, condition.mllm_tokens = "qwen", 226, 1024
+    condition.template, condition.text_tokens = "qwen", 226
     # 256 language tokens for each reference, of 2 x 2 patches of 14 pixels.
-    condition.mllm_max_pixels, condition.mllm_min_pixels, condition.mllm_patches = 448 * 448, 56 * 56, 3 * 1024
+    condition.mllm_max_pixels, condition.mllm_min_pixels = 448 * 448, 56 * 56
+    data.max_references, condition.mllm_patches, condition.mllm_tokens = 4, 4 * 1024, 1280
 
 
 def _flow(config: ConfigDict) -> None:

@@ -2,10 +2,10 @@
 
     python -m cinema_jax.train --config=configs/cogvideox_5b.py --workdir=runs/cinema_5b \\
         --config.init=CogVideoX-5b --config.weights.mllm=Qwen2-VL-7B-Instruct \\
-        --config.data.path=videos --config.mesh.fsdp=-1 --config.mesh.data=1
+        --config.data.path=videos
 
-Parameters, their average and both moments of AdamW are 16 bytes for each of 5.6 billion parameters: shard them
-(`mesh.fsdp`). CogVideoX-5b has its own licence. Like 2b's, this config has not been run at full size.
+Parameters, their average and both moments of AdamW are 16 bytes for each of 5.6 billion parameters, which up to 16
+devices share (`mesh.fsdp`). CogVideoX-5b has its own licence. Like 2b's, this config has not been run at full size.
 """
 
 from ml_collections import ConfigDict
@@ -17,4 +17,6 @@ def get_config() -> ConfigDict:
     """CogVideoX-5b with Qwen2-VL-7B."""
     config = cogvideox_2b.get_config()
     config.schedule.snr_shift_scale = 1.0
+    dit = config.dit_model
+    dit.num_layers, dit.num_attention_heads, dit.use_rotary_positional_embeddings = 42, 48, True
     return config

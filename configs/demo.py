@@ -58,7 +58,7 @@ def _sizes(config: ConfigDict) -> None:
     aligner.num_layers, aligner.width, aligner.num_heads = 3, 192, 6
     dit = config.dit_model
     dit.num_layers, dit.num_attention_heads, dit.attention_head_dim, dit.time_embed_dim = 6, 3, 64, 128
-    dit.use_rotary_positional_embeddings, dit.entity_time, dit.remat = True, "zero", False
+    dit.use_rotary_positional_embeddings, dit.entity_time, dit.remat = True, "zero", "none"
     dit.sample_height, dit.sample_width, dit.sample_frames = 8, 8, 9
 
 

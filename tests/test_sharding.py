@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from cinema_jax import sharding
+from cinema_jax.axes import AXES
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.aligner.model import AlignerNet
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
@@ -26,8 +27,8 @@ from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.weights import flatten
 
 
-def abstract_mesh(data=1, fsdp=1, context=1, tensor=1):
-    return AbstractMesh((data, fsdp, context, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
+def abstract_mesh(data=1, fsdp=1, context=1, tensor=1, slice=1):
+    return AbstractMesh((slice, data, fsdp, context, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def leaf(*shape):
@@ -60,6 +61,7 @@ def on_eight_devices(code):
         ("t5/relative_attention_bias", (32, 64), ()),
         ("mllm/layers/self_attn/q_proj/bias", (2, 64), ()),
         ("dit/blocks/to_q/bias", (30, 64), ()),
+        ("dit/blocks/up/bias", (42, 12288), (None, "fsdp")),
         ("aligner/latents", (226, 768), ()),
         ("step", (), ()),
     ],
@@ -73,6 +75,27 @@ def test_axis_that_does_not_divide_stays_whole_and_the_table_says_so():
     placement = next(sharding.placements(tree, abstract_mesh(fsdp=4, tensor=2)))
     assert placement.spec == PartitionSpec(None, "tensor")
     assert "fsdp 4 does not divide 6: kept whole" in sharding.describe(tree, abstract_mesh(fsdp=4, tensor=2))
+
+
+def test_state_is_split_over_context_too_as_far_as_it_divides():
+    mesh = abstract_mesh(fsdp=4, context=2)
+    assert spec_of("dit/to_q/kernel", (16, 8), mesh) == PartitionSpec(("fsdp", "context"), None)
+    assert spec_of("dit/to_q/kernel", (12, 8), mesh) == PartitionSpec("fsdp", None)
+    assert "kept in fewer parts" in sharding.describe({"dit/to_q/kernel": leaf(12, 8)}, mesh)
+
+
+@pytest.mark.parametrize(
+    ("count", "asked", "expected"),
+    [
+        (64, {}, (1, 4, 16, 1, 1)),
+        (512, {}, (1, 32, 16, 1, 1)),
+        (4, {}, (1, 1, 4, 1, 1)),
+        (12, {}, (1, 3, 4, 1, 1)),
+        (128, {"slice": 2, "context": 4}, (2, 1, 16, 4, 1)),
+    ],
+)
+def test_fsdp_is_chosen_from_the_number_of_devices(count, asked, expected):
+    assert tuple(sharding.mesh_shape(count, fsdp=0, **asked).values()) == expected
 
 
 def test_parameters_average_and_moments_lie_alike():
@@ -112,7 +135,7 @@ def test_every_large_parameter_is_split(model, config):
 def test_description_is_the_golden_table():
     tree = {"step": jax.ShapeDtypeStruct((), jnp.int32), "to_out/kernel": leaf(2, 8, 16), "to_q/kernel": leaf(2, 6, 8)}
     expected = """\
-mesh data 1 x fsdp 4 x context 1 x tensor 2
+mesh slice 1 x data 1 x fsdp 4 x context 1 x tensor 2
 path           array            partition          bytes/device
 step           int32[]          replicated                    4
 to_out/kernel  float32[2,8,16]  (-, tensor, fsdp)           128
@@ -123,7 +146,7 @@ total 324 bytes a device"""
 
 @pytest.mark.parametrize("sizes", [{"data": 3}, {"data": -1, "fsdp": -1}, {"data": 1, "tensor": 0}, {"fsdp": 5}])
 def test_mesh_that_does_not_fit_is_refused(sizes):
-    with pytest.raises(ValueError, match="mesh data"):
+    with pytest.raises(ValueError, match="mesh slice 1 x data"):
         sharding.make_mesh(**sizes)
 
 
@@ -132,14 +155,14 @@ def test_mesh_fills_and_batches_split_over_data_and_fsdp():
 import jax, numpy as np
 from cinema_jax import sharding
 mesh = sharding.make_mesh(fsdp=2, context=2)
-print(dict(mesh.shape), [t.name for t in mesh.axis_types])
+print(dict(mesh.shape), {t.name for t in mesh.axis_types})
 x = jax.device_put(np.zeros((8, 3)), sharding.batch_sharding(mesh))
 print(x.addressable_shards[0].data.shape)
 placed = sharding.place({"to_q/kernel": np.arange(32.0).reshape(4, 8)}, mesh)["to_q/kernel"]
 print(placed.addressable_shards[0].data.shape, bool((np.asarray(placed) == np.arange(32.0).reshape(4, 8)).all()))
 """)
     assert out.splitlines() == [
-        "{'data': 2, 'fsdp': 2, 'context': 2, 'tensor': 1} ['Auto', 'Auto', 'Auto', 'Auto']",
+        "{'slice': 1, 'data': 2, 'fsdp': 2, 'context': 2, 'tensor': 1} {'Auto'}",
         "(2, 3)",
-        "(2, 8) True",
+        "(1, 8) True",
     ]

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from cinema_jax.numerics import at_least_fp32
+
 # Constants that part the uses of one sample's key: the same keys may go into every function here.
 _TIME, _NOISE, _EVALUATION = (zlib.crc32(b"flow." + use) for use in (b"time", b"noise", b"evaluation"))
 
@@ -72,7 +74,7 @@ def flow_loss(
 
     Samples are weighted alike at all times: what arXiv 2403.03206 found best is to weight by how often a time is drawn.
     """
-    error = predicted.astype(jnp.float32) - velocity_target(x, noise).astype(jnp.float32)
+    error = at_least_fp32(predicted) - at_least_fp32(velocity_target(x, noise))
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
 

@@ -10,6 +10,10 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from cinema_jax.models.activations import REMAT
+from cinema_jax.numerics import at_least_fp32
+from cinema_jax.sharding import gathered_layer
+
 # What a CPU gets written out: at most so many layers, as compilation takes longer with each, ...
 _WRITTEN_OUT = 8
 # ... of at most so many parameters for each number that passes through.
@@ -33,12 +37,13 @@ def scan_layers(
     apply: Callable[[nnx.Module, Any], Any],
     *,
     count: int | None = None,
-    remat: bool = False,
+    remat: str = "none",
 ) -> Any:
     """Run stacked layers one after the other: `x = apply(layer, x)`, for the first `count` layers (default all).
 
     One layer is traced and compiled, whatever their number. The stacked parameters go in as scan inputs: as closure
-    constants they would be gathered whole. With `remat` the backward pass recomputes each layer from its input.
+    constants they would be gathered whole. `remat` says what the backward pass finds: "none" (of recomputation; all is
+    kept), or a name of `activations.REMAT`.
 
     A CPU gets a few small layers written out instead: what the backward pass needs then stays where it is, while a scan
     copies it into and out of one array for all layers. That is a fifth of a training step (6 layers of width 256, batch
@@ -48,12 +53,17 @@ def scan_layers(
     graph, state = nnx.split(layers)
     if count is not None:
         state = jax.tree.map(lambda leaf: leaf[:count], state)
+    size = len(jax.tree.leaves(state)[0])
 
     def step(x, state):
-        return apply(nnx.merge(graph, state), x), None
+        # In here, so that no more than one layer is whole at a time, forth and back.
+        return apply(nnx.merge(graph, gathered_layer(state, size)), x), None
 
-    step = jax.checkpoint(step) if remat else step
-    if platform() != "cpu" or not _to_write_out(state, x):
+    written_out = platform() == "cpu" and _to_write_out(state, x)
+    if remat != "none":
+        # A scan keeps the two computations of a layer apart by itself.
+        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=written_out)
+    if not written_out:
         return jax.lax.scan(step, x, state)[0]
     # Unstacked at once, because the gradient of that is one concatenation; of leaf[i] it is a sum of whole arrays.
     leaves, structure = jax.tree.flatten(state)
@@ -96,7 +106,7 @@ def layer_norm(
     x: Float[Array, "... D"], scale: Float[ArrayLike, "D"], bias: Float[ArrayLike, "D"] | None, eps: float
 ) -> Float[Array, "... D"]:
     """Normalise the last axis to mean 0 and variance 1, in fp32; the result has the dtype of `x`."""
-    y = x.astype(jnp.float32)
+    y = at_least_fp32(x)
     # Two passes: E[x^2] - E[x]^2 cancels where the mean is large.
     y = y - y.mean(-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale
@@ -105,7 +115,7 @@ def layer_norm(
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[ArrayLike, "D"], eps: float) -> Float[Array, "... D"]:
     """Divide by the root mean square of the last axis, in fp32; the result has the dtype of `x`."""
-    y = x.astype(jnp.float32)
+    y = at_least_fp32(x)
     return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale).astype(x.dtype)
 
 
@@ -151,8 +161,9 @@ def sinusoidal_embedding(
     timestep: Float[Array, "B"], size: int, *, max_period: float = 10000.0
 ) -> Float[Array, "B {size}"]:
     """Cosines, then sines, of a diffusion timestep (unit: steps of 1000) at `size / 2` frequencies, in fp32."""
-    frequencies = jnp.exp(-math.log(max_period) / (size // 2) * jnp.arange(size // 2, dtype=jnp.float32))
-    angles = timestep.astype(jnp.float32)[:, None] * frequencies
+    timestep = at_least_fp32(timestep)
+    frequencies = jnp.exp(-math.log(max_period) / (size // 2) * jnp.arange(size // 2, dtype=timestep.dtype))
+    angles = timestep[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -178,7 +189,7 @@ def rotate_pairs(
     `cos` and `sin` of each token's angles are `S R`, or `B S R` where samples differ. Computed in fp32.
     """
     cos, sin = cos[..., None, :], sin[..., None, :]
-    y = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    y = at_least_fp32(x).reshape(*x.shape[:-1], -1, 2)
     a, b = y[..., 0], y[..., 1]
     return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
 
@@ -188,5 +199,5 @@ def rotate_halves(
 ) -> Float[Array, "B S N D"]:
     """Rotary embedding where channels i and i + D/2 of every head are one plane (Qwen, Llama); else `rotate_pairs`."""
     cos, sin = cos[..., None, :], sin[..., None, :]
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    a, b = jnp.split(at_least_fp32(x), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

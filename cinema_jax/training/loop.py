@@ -24,9 +24,8 @@ from cinema_jax.training.latents import encode_all
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.run import Run
-from cinema_jax.training.stages import STAGES, Stage
+from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
-from cinema_jax.training.step import TrainStep, make_train_step
 from cinema_jax.training.watch import DroppedUpdates, Supply, check_unreadable
 
 logger = logging.getLogger(__name__)
@@ -36,6 +35,8 @@ Batch = Mapping[str, Any]
 
 def train(run: Run) -> None:
     """Run all stages that are not finished yet."""
+    if run.config.precision == "float64":
+        jax.config.update("jax_enable_x64", True)
     mesh = sharding.make_mesh(**vars(run.config.mesh))
     with run.lock(), Interruption() as interruption, jax.set_mesh(mesh):
         for name in run.config.stages:
@@ -52,7 +53,8 @@ class Trainer:
         self.run, self.stage, self.mesh = run, stage, mesh
         self.interruption = interruption or Interruption()
         self.config: StageConfig = getattr(run.config, stage.name)
-        configs, params, self.origins = run.load_parts(stage.parts, stage.name)
+        needed = stage.needed(run.config)
+        configs, params, self.origins = run.load_parts(needed, stage.name)
         self.cinema = Cinema(run.config, configs)
         trained, _ = state.trainable(params, self.config.trainable)
         for name, origin in self.origins.items():
@@ -61,10 +63,12 @@ class Trainer:
                     f"{stage.name}: the {name} has no weights and is not trained here: name them as "
                     f"config.weights.{name}, or a checkpoint that has them as config.init"
                 )
-        self.digests = {name: digest(_of_part(params, name)) for name in stage.parts}
-        self.frozen = sharding.place({path: x for path, x in params.items() if path not in trained}, mesh)
+        self.digests = {name: digest(_of_part(params, name)) for name in needed}
+        frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}
+        self.frozen = sharding.place(frozen, mesh)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
-        self.initial = {path: params[path] for path in trained}
+        wide = np.promote_types(np.float32, self.cinema.dtype)
+        self.initial = {path: params[path].astype(wide) for path in trained}
         # Records that were replaced: their ids, and what is wrong with them.
         self.unreadable: dict[str, str] = {}
         evaluate = stage.evaluate(self.cinema)
@@ -91,7 +95,7 @@ class Trainer:
             )
 
     def _loop(self, current, examples, held_out, checkpoints, metrics) -> tuple[TrainState, dict[str, float]]:
-        config, step_fn = self.config, self.train_step(current)
+        config, step_fn = self.config, make_step(self.stage, self.cinema, self.optimizer, current)
         closing: dict[str, float] = {}
         batches = Supply(self.batches(examples, int(current.step)))
         watch = DroppedUpdates(int(current.skipped))
@@ -116,16 +120,6 @@ class Trainer:
                 raise Interrupted(self.interruption.requested, f"after step {done} of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
-
-    def train_step(self, current: TrainState) -> TrainStep:
-        """The compiled step, for states like `current`."""
-        loss = self.stage.loss(self.cinema)
-        return make_train_step(
-            lambda params, frozen, batch, keys: loss({**frozen, **params}, batch, keys),
-            self.optimizer,
-            current,
-            ema_decay=self.config.ema_decay,
-        )
 
     def evaluate(self, current: TrainState, held_out: list[Batch]) -> dict[str, float]:
         """Mean metrics of the averaged weights over the held-out batches."""

@@ -42,7 +42,10 @@ OWN_FIELDS = {"dit": ("entity_time", "sequence_multiple", "remat")}
 # Who reads the tokens of each tokenizer.
 READERS = {"tokenizer": "mllm", "t5_tokenizer": "t5"}
 # Fields that say how a run is carried out, not what comes out: a run may be continued with other values.
-FREE_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep", "threads", "workers")
+FREE_FIELDS = (
+    *("log_every", "eval_every", "checkpoint_every", "keep", "threads", "workers"),
+    *("mesh", "remat", "microbatches"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from cinema_jax.cinema import Batch, Cinema, Conditions, Params, to_float
+from cinema_jax.config import Config
 from cinema_jax.diffusion import flow
 from cinema_jax.models.aligner.model import alignment_loss
 from cinema_jax.models.qwen_vl.model import MLLMInputs
+from cinema_jax.training.optimizer import Optimizer
+from cinema_jax.training.state import TrainState
+from cinema_jax.training.step import TrainStep, make_train_step
 
 Metrics = dict[str, Float[Array, ""]]
 Loss = Callable[[Params, Batch, Key[Array, "B"]], tuple[Float[Array, ""], Metrics]]
@@ -25,13 +29,30 @@ class Stage:
     """One stage of training."""
 
     name: str
-    # The parts its step uses.
+    # The parts its step and its report use, T5 aside where the prompt's reader decides about it.
     parts: tuple[str, ...]
     # Builds the training loss, and the held-out one.
     loss: Callable[[Cinema], Loss]
     evaluate: Callable[[Cinema], Loss]
     # Whether it trains on cached latents of the videos.
     latents: bool = False
+
+    def needed(self, config: Config) -> tuple[str, ...]:
+        """The parts that a run of this config needs: without an MLLM that reads prompts, finetune needs T5."""
+        reads_t5 = self.name == "finetune" and config.condition.conditioner == "t5"
+        return (*self.parts, "t5") if reads_t5 else self.parts
+
+
+def make_step(stage: Stage, cinema: Cinema, optimizer: Optimizer, state: TrainState) -> TrainStep:
+    """The compiled step of a stage, for states like `state`, which may be abstract."""
+    loss, config = stage.loss(cinema), getattr(cinema.config, stage.name)
+    return make_train_step(
+        lambda params, frozen, batch, keys: loss({**frozen, **params}, batch, keys),
+        optimizer,
+        state,
+        ema_decay=config.ema_decay,
+        microbatches=config.microbatches,
+    )
 
 
 def vae_loss(cinema: Cinema) -> Loss:
@@ -182,7 +203,7 @@ STAGES: dict[str, Stage] = {
         Stage("align", ("vae", "t5", "mllm", "aligner", "dit"), align_loss, align_evaluation),
         Stage(
             "finetune",
-            ("vae", "t5", "mllm", "aligner", "dit"),
+            ("vae", "mllm", "aligner", "dit"),
             lambda cinema: flow_loss(cinema, cinema.conditions),
             lambda cinema: flow_evaluation(cinema, cinema.conditions),
             latents=True,

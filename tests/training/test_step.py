@@ -186,7 +186,7 @@ def run(mesh, **options):
 one, _ = run(sharding.make_mesh(data=1, devices=jax.devices()[:1]))
 for options in ({}, {"microbatches": 2}):
     many, train = run(sharding.make_mesh(data=2, fsdp=2, tensor=1, context=2), **options)
-    assert train.opt_state[1].mu["net/kernel"].sharding.spec[0] == "fsdp"
+    assert train.opt_state[1].mu["net/kernel"].sharding.spec[0] == ("fsdp", "context")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
 """
 

@@ -21,7 +21,7 @@ from tiny import process_environment
 from cinema_jax import command
 from cinema_jax.checkpoint import complete_steps, step_path
 from cinema_jax.errors import InputError
-from cinema_jax.training import loop
+from cinema_jax.training import loop, stages
 from cinema_jax.training.interruption import Interrupted
 from cinema_jax.training.run import Run
 from cinema_jax.training.watch import DroppedUpdates, Supply, check_unreadable
@@ -70,7 +70,7 @@ def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(whole, tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_the_run_which_then_goes_on_to_the_same(whole, tmp_path, monkeypatch, number):
-    build = loop.make_train_step
+    build = loop.make_step
 
     def signalled(*arguments, **options):
         step = build(*arguments, **options)
@@ -82,7 +82,7 @@ def test_a_signal_saves_and_ends_the_run_which_then_goes_on_to_the_same(whole, t
 
         return wrapped
 
-    monkeypatch.setattr(loop, "make_train_step", signalled)
+    monkeypatch.setattr(loop, "make_step", signalled)
     with pytest.raises(Interrupted, match=r"stopped by SIG(INT|TERM) after step 3 of mllm; the same command goes on"):
         loop.train(Run.open(config(), tmp_path / "run"))
     assert complete_steps(tmp_path / "run/checkpoints/mllm")[-1] == 3
@@ -101,7 +101,7 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
 
 
 def test_three_updates_dropped_in_a_row_stop_the_run_and_name_the_examples(tmp_path, monkeypatch):
-    build = loop.make_train_step
+    build = stages.make_train_step
 
     def spoiled(loss, *arguments, **options):
         def wrong(params, frozen, batch, keys):
@@ -111,7 +111,7 @@ def test_three_updates_dropped_in_a_row_stop_the_run_and_name_the_examples(tmp_p
 
         return build(wrong, *arguments, **options)
 
-    monkeypatch.setattr(loop, "make_train_step", spoiled)
+    monkeypatch.setattr(stages, "make_train_step", spoiled)
     values = dataclasses.replace(config(), mllm=dataclasses.replace(config().mllm, steps=8))
     with pytest.raises(InputError, match=r"mllm: loss or gradient was not finite in steps 3, 4, 5, whose updates"):
         loop.train(Run.open(values, tmp_path / "run"))

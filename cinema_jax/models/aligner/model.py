@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.attention import attention
 from cinema_jax.models.layers import LayerNorm, Linear, scan_layers, stack_layers
+from cinema_jax.numerics import at_least_fp32
 
 _EPS = 1e-5
 
@@ -65,14 +66,14 @@ class AlignerNet(nnx.Module):
         self.output_norm = LayerNorm(c.output_dim, eps=_EPS)
 
     def __call__(
-        self, states: Float[Array, "B L D"], lengths: Int[Array, "B"] | None = None, *, remat: bool = False
+        self, states: Float[Array, "B L D"], lengths: Int[Array, "B"] | None = None, *, remat: str = "none"
     ) -> Float[Array, "B T D2"]:
         """Aligned features, always `num_latents` of them.
 
         Args:
             states: the MLLM's hidden states, padded at the end; what the padding holds has no influence.
             lengths: number of real states per sample; None means all of them.
-            remat: recompute the layers in the backward pass instead of keeping their activations.
+            remat: what the backward pass finds of each layer; see `scan_layers`.
         """
         x = self.input_projection(states)
         z = jnp.broadcast_to(self.latents[...].astype(x.dtype), (x.shape[0], *self.latents.shape))
@@ -103,7 +104,7 @@ def alignment_loss(
         The loss and `mse`, `cosine`, `cosine_real`, `cosine_padding`, all fp32. The last two are means over the real
         and the padding positions of all captions together, NaN where there is none of that kind.
     """
-    predicted, target = predicted.astype(jnp.float32), target.astype(jnp.float32)
+    predicted, target = at_least_fp32(predicted), at_least_fp32(target)
     mse = jnp.mean(jnp.square(predicted - target))
     # The floor keeps a zero vector's gradient finite.
     squares = jnp.sum(jnp.square(predicted), -1) * jnp.sum(jnp.square(target), -1)

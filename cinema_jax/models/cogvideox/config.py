@@ -40,8 +40,10 @@ class CogVideoXConfig:
     entity_time: Literal["video", "zero"] = "video"
     # The sequence is padded to a multiple of this many tokens (attention block x context-parallel devices).
     sequence_multiple: int = 1
-    # Recompute every block in the backward pass instead of keeping its activations.
-    remat: bool = True
+    # What the backward pass finds of each block instead of computing it again, from most to least memory: all of it
+    # ("none" is recomputed), products with parameters ("dots"), what attention reads and writes ("attention"), the
+    # block's input ("full"), or that in the host's memory ("offload").
+    remat: Literal["none", "dots", "attention", "full", "offload"] = "full"
 
     @property
     def width(self) -> int:

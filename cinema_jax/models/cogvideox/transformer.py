@@ -7,12 +7,14 @@ last, with the padding, so that one length per sample masks both.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from cinema_jax.models.activations import context_devices, named
 from cinema_jax.models.attention import attention
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.embeddings import TokenLayout, rotary_positions, sincos_positions
@@ -105,14 +107,17 @@ class Block(nnx.Module):
         q, k = self.norm_q(q), self.norm_k(k)
         if context.rotary is not None:
             q, k = rotate_pairs(q, *context.rotary), rotate_pairs(k, *context.rotary)
-        return self.to_out(attention(q, k, v, kv_lengths=context.lengths).reshape(x.shape))
+        q, k, v = named(q, "q"), named(k, "k"), named(v, "v")
+        out = named(attention(q, k, v, kv_lengths=context.lengths), "attention_output")
+        return self.to_out(out.reshape(x.shape))
 
     def __call__(self, x: Float[Array, "B S D"], context: _Context) -> Float[Array, "B S D"]:
         """All tokens after this block."""
+        x = named(x, "carry")
         y, gate = self.norm1(x, context)
         x = x + gate * self._attend(y, context)
         y, gate = self.norm2(x, context)
-        return x + gate * self.down(jax.nn.gelu(self.up(y), approximate=True))
+        return x + gate * self.down(jax.nn.gelu(named(self.up(y), "hidden"), approximate=True))
 
 
 class FinalNorm(nnx.Module):
@@ -271,4 +276,5 @@ def token_layout(
         entity_grid=(count, entity_height // p, entity_width // p),
         padding=0,
     )
-    return dataclasses.replace(layout, padding=-layout.total % config.sequence_multiple)
+    multiple = math.lcm(config.sequence_multiple, context_devices())
+    return dataclasses.replace(layout, padding=-layout.total % multiple)

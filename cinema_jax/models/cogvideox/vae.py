@@ -17,6 +17,7 @@ from cinema_jax.models.cogvideox.tiling import Axis, in_tiles, tile_axes
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig, Tiles
 from cinema_jax.models.wan.layers import CausalConv, Conv2d, conv2d, upsample_conv2d
 from cinema_jax.models.wan.layers import Stream as CausalStream
+from cinema_jax.numerics import at_least_fp32
 
 # Frames, and latent frames, of a chunk.
 ENCODED, DECODED = 8, 2
@@ -41,7 +42,7 @@ class GroupNorm(nnx.Module):
         self.groups, self.eps = groups, eps
 
     def __call__(self, x: Float[Array, "B F H W C"]) -> Float[Array, "B F H W C"]:
-        y = x.astype(jnp.float32).reshape(*x.shape[:4], self.groups, -1)
+        y = at_least_fp32(x).reshape(*x.shape[:4], self.groups, -1)
         axes = (1, 2, 3, 5)
         y = y - y.mean(axes, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + self.eps)

@@ -86,7 +86,7 @@ class T5Encoder(nnx.Module):
         return jnp.take(self.relative_attention_bias[...], buckets, axis=0).transpose(2, 0, 1)[None]
 
     def __call__(
-        self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"] | None = None, *, remat: bool = False
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"] | None = None, *, remat: str = "none"
     ) -> Float[Array, "B T D"]:
         """Features of all positions.
 
@@ -94,7 +94,7 @@ class T5Encoder(nnx.Module):
             tokens: ids in [0, vocab_size), padded at the end (T5 pads with 0).
             lengths: number of real tokens, to hide the padding from attention. None lets padding take part as ordinary
                 tokens: that is how CogVideoX computes its 226 text features, and what its transformer expects.
-            remat: recompute the layers in the backward pass instead of keeping their activations.
+            remat: what the backward pass finds of each layer; see `scan_layers`.
         """
         bias = self.position_bias(tokens.shape[1])
         x = jnp.take(self.token_embedding[...], tokens, axis=0)

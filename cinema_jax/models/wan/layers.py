@@ -14,6 +14,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from cinema_jax.numerics import at_least_fp32
+
 _KERNEL_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _IMAGE = ("NHWC", "HWIO", "NHWC")
 _VIDEO = ("NDHWC", "DHWIO", "NDHWC")
@@ -233,7 +235,7 @@ class ChannelNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(channels))
 
     def __call__(self, x: Float[Array, "*S C"]) -> Float[Array, "*S C"]:
-        y = x.astype(jnp.float32)
+        y = at_least_fp32(x)
         square = jnp.sum(y * y, axis=-1, keepdims=True)
         # An all-zero position stays zero and passes no gradient: 1 / norm would make it infinite.
         nonzero = square > 1e-24

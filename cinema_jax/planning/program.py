@@ -1,0 +1,114 @@
+"""The real train step and sampler of a config, as programs over abstract arrays: nothing is allocated or read."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cinema_jax import sharding
+from cinema_jax.cinema import Cinema
+from cinema_jax.training import state
+from cinema_jax.training.optimizer import make_optimizer
+from cinema_jax.training.run import Run
+from cinema_jax.training.stages import STAGES, make_step
+from cinema_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function and the abstract arguments that it is lowered for."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    state: TrainState | None
+    frozen: Mapping[str, jax.ShapeDtypeStruct]
+
+
+def part_configs(run: Run, names: tuple[str, ...]) -> dict[str, Any]:
+    """The sizes of parts: of their weights where they are named, else of the config's own sections."""
+    known = {name: run.part_config(name) for name in names if run.folder(name) is not None}
+
+    def size(name: str) -> Any:
+        return known.get(name, getattr(run.config, f"{name}_model"))
+
+    outer = {
+        "aligner": {
+            "input_dim": size("mllm").hidden_size,
+            "output_dim": size("t5").d_model,
+            "num_latents": run.config.condition.text_tokens,
+        },
+        "dit": {
+            "in_channels": size("vae").z_dim,
+            "out_channels": size("vae").z_dim,
+            "text_embed_dim": size("t5").d_model,
+            "max_text_seq_length": run.config.condition.text_tokens,
+        },
+    }
+    return {
+        name: size(name) if name in known else dataclasses.replace(size(name), **outer.get(name, {})) for name in names
+    }
+
+
+def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
+    """The train step of a stage on `mesh`, which may be of devices that are not at hand."""
+    stage, config = STAGES[stage_name], getattr(run.config, stage_name)
+    cinema = Cinema(run.config, part_configs(run, stage.needed(run.config)))
+    trained, frozen = state.trainable(cinema.shapes, config.trainable)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    wide = np.promote_types(np.float32, cinema.dtype)
+    params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, wide) for path in trained}
+    held = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.dtype) for path in frozen}
+    abstract_state, held = state.abstract(params, optimizer, mesh), sharding.abstract(held, mesh)
+    step = make_step(stage, cinema, optimizer, abstract_state)
+    batch = abstract_batch(cinema, stage_name, config.batch_size, mesh)
+    return Program(step, (abstract_state, held, batch), abstract_state, held)
+
+
+def abstract_batch(cinema: Cinema, stage: str, size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of `size` as `data/pipeline.py` makes it for a stage.
+
+    Raises:
+        InputError: the batch does not split over the mesh.
+    """
+    sharding.local_rows(mesh, size)
+    place = sharding.batch_sharding(mesh)
+    shapes = example_shapes(cinema, stage)
+    return {
+        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=place) for name, (shape, dtype) in shapes.items()
+    }
+
+
+def example_shapes(cinema: Cinema, stage: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and type of what an example of the stages `pretrain`, `align` and `finetune` holds."""
+    data, condition = cinema.config.data, cinema.config.condition
+    tokens = ((condition.text_tokens,), jnp.int32)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"index": ((), jnp.int32)}
+    if stage != "align":
+        clip = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), jnp.uint8)
+        latents = jax.eval_shape(cinema.encode_video, cinema.shapes, clip)
+        shapes["latents"] = (latents.shape[1:], jnp.float32)
+    if stage in ("pretrain", "align"):
+        shapes["caption_tokens"] = tokens
+    if stage == "align":
+        shapes["caption_lengths"] = ((), jnp.int32)
+    if stage == "pretrain":
+        return shapes
+    boxes = (data.max_references, data.reference_height, data.reference_width, 3)
+    shapes |= {"references": (boxes, jnp.uint8), "entity_lengths": ((), jnp.int32)}
+    if condition.conditioner == "t5":
+        shapes["prompt_tokens"] = tokens
+    if "mllm" in cinema.part_configs:
+        length, patches = condition.mllm_tokens, condition.mllm_patches
+        shapes |= {
+            "tokens": ((length,), jnp.int32),
+            "lengths": ((), jnp.int32),
+            "positions": ((3, length), jnp.int32),
+            "patches": ((patches, cinema.part_configs["mllm"].vision.patch_dim), jnp.float32),
+            "patch_segments": ((patches,), jnp.int32),
+            "patch_positions": ((patches, 2), jnp.int32),
+        }
+    return shapes
