@@ -28,6 +28,7 @@ options, each with the environment variable that stands for it
   --spot=yes               CINEMA_SPOT          yes: cheaper, can be preempted; no: on demand
   --runtime-version=...    CINEMA_RUNTIME_VERSION  default: the one of the generation
   --gcloud="..."           CINEMA_GCLOUD        more flags for create, for example --reserved or --internal-ips
+  --ssh="..."              CINEMA_SSH           more flags for ssh and scp, for example --tunnel-through-iap
   --git=URL[@REVISION]     CINEMA_GIT           default: the files of this checkout
   --config=configs/X.py    CINEMA_CONFIG        required
   --workdir=gs://...       CINEMA_WORKDIR       required
@@ -35,7 +36,7 @@ options, each with the environment variable that stands for it
   --poll=60                CINEMA_POLL          seconds between two looks of watch
   --dry-run                                     print the commands, run nothing; needs no gcloud'
 
-OPTIONS="name zone project topology node-count spot runtime-version gcloud git config workdir max-restarts poll"
+OPTIONS="name zone project topology node-count spot runtime-version gcloud ssh git config workdir max-restarts poll"
 
 # Runs a command, or prints it as one could type it.
 step() {
@@ -54,8 +55,7 @@ create() {
     nodes=("--node-count=$CINEMA_NODE_COUNT" "--node-prefix=$CINEMA_NAME")
   fi
   if [[ $CINEMA_SPOT == yes ]]; then flags+=(--spot); fi
-  # Several flags in one variable.
-  # shellcheck disable=SC2206
+  # shellcheck disable=SC2206  # several flags in one variable
   flags+=($CINEMA_GCLOUD)
   queued create "$CINEMA_NAME" "${nodes[@]}" "${ACCELERATOR_FLAGS[@]}" "--runtime-version=$CINEMA_RUNTIME_VERSION" \
     ${flags[@]+"${flags[@]}"}
@@ -67,7 +67,7 @@ delete() { queued delete "$CINEMA_NAME" --force --quiet; }
 state() { queued list "--filter=name~(^|/)$CINEMA_NAME\$" "--format=value(state.state)"; }
 
 # A command on all hosts of all slices.
-on_hosts() { queued ssh "$CINEMA_NAME" --node=all --worker=all --quiet "--command=$1"; }
+on_hosts() { queued ssh "$CINEMA_NAME" "${ALL_HOSTS[@]}" "--command=$1"; }
 
 # One line a host, also before anything is installed there.
 host_states() { on_hosts "if [ -f worker.sh ]; then bash worker.sh status; else echo CINEMA \$(hostname) idle; fi"; }
@@ -82,7 +82,7 @@ install() {
   else
     pack && files+=("$PACKED") || return 1
   fi
-  queued scp "${files[@]}" "$CINEMA_NAME:" --node=all --worker=all --quiet &&
+  queued scp "${files[@]}" "$CINEMA_NAME:" "${ALL_HOSTS[@]}" &&
     on_hosts "$(quoted bash worker.sh install ${source[@]+"${source[@]}"})"
 }
 
@@ -214,6 +214,8 @@ check() {
   CINEMA_RUNTIME_VERSION=${CINEMA_RUNTIME_VERSION:-$RUNTIME_VERSION}
   PLACE=("--zone=$CINEMA_ZONE")
   if [[ -n $CINEMA_PROJECT ]]; then PLACE+=("--project=$CINEMA_PROJECT"); fi
+  # shellcheck disable=SC2206
+  ALL_HOSTS=(--node=all --worker=all --quiet $CINEMA_SSH)
   case $COMMAND in
     create | run | resume | watch) check_training $((HOSTS * CINEMA_NODE_COUNT)) "${CINEMA_SPOT/no/}" ;;
   esac
@@ -242,7 +244,7 @@ case $COMMAND in
   *) refuse "unknown command $COMMAND; there are create, install, run, status, logs, stop, resume, watch and delete" ;;
 esac
 : "${CINEMA_NAME:=cinema}" "${CINEMA_ZONE:=}" "${CINEMA_PROJECT:=}" "${CINEMA_TOPOLOGY:=}" "${CINEMA_NODE_COUNT:=1}"
-: "${CINEMA_SPOT:=yes}" "${CINEMA_RUNTIME_VERSION:=}" "${CINEMA_GCLOUD:=}" "${CINEMA_GIT:=}" "${CINEMA_CONFIG:=}"
+: "${CINEMA_SPOT:=yes}" "${CINEMA_RUNTIME_VERSION:=}" "${CINEMA_GCLOUD:=}" "${CINEMA_SSH:=}" "${CINEMA_GIT:=}" "${CINEMA_CONFIG:=}"
 : "${CINEMA_WORKDIR:=}" "${CINEMA_MAX_RESTARTS:=20}" "${CINEMA_POLL:=60}"
 DRY_RUN=
 MORE=()

@@ -122,10 +122,11 @@ def test_resume_deletes_creates_installs_and_runs():
     ]
 
 
-def test_install_copies_the_checkout(tmp_path):
-    pack, copy_files, _ = tpu_vm("install", "v6e:4x4")
+def test_install_copies_the_checkout():
+    pack, *rest = tpu_vm("install", "v6e:4x4", ssh="--internal-ip")
     assert pack.startswith("tar -czf ")
-    assert f"{LAUNCH}/worker.sh {pack.split()[2]} cinema:" in copy_files
+    assert f"{LAUNCH}/worker.sh {pack.split()[2]} cinema:" in rest[0]
+    assert all("--worker=all --quiet --internal-ip" in line for line in rest)
 
 
 REFUSED = {
@@ -252,7 +253,8 @@ def test_nothing_is_created_without_a_login(tmp_path):
 
 
 def worker(home: Path, *arguments: str) -> str:
-    result = shell(str(LAUNCH / "worker.sh"), *arguments, HOME=str(home))
+    path = f"{home}:{os.environ['PATH']}"
+    result = shell(str(LAUNCH / "worker.sh"), *arguments, HOME=str(home), PATH=path)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -281,6 +283,17 @@ def test_worker_keeps_exit_code_and_log(home):
     assert "trains -m cinema_jax.train --exit=143 --config=a b --workdir=runs/x" in worker(home, "logs")
     worker(home, "start", "runs/x", "--exit=0")
     assert wait_until_ended(home) == "exit 0"
+
+
+def test_worker_copies_its_log_to_the_bucket(home):
+    (home / "gcloud").write_text(f'#!/bin/bash\necho "$*" > {home}/copied\n')
+    (home / "gcloud").chmod(0o755)
+    worker(home, "start", "gs://bucket/run", "--exit=0")
+    assert wait_until_ended(home) == "exit 0"
+    copied = (home / "copied").read_text().split()
+    assert copied[:3] == ["storage", "cp", "--quiet"]
+    assert "exit code 0" in Path(copied[3]).read_text()
+    assert copied[4].startswith("gs://bucket/run/logs/")
 
 
 def test_worker_stops_training_with_sigterm(home):
