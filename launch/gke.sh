@@ -15,7 +15,7 @@ options, each with the environment variable that stands for it
   --namespace=default      CINEMA_NAMESPACE
   --topology=v5p:4x4x4     CINEMA_TOPOLOGY         required
   --node-count=1           CINEMA_NODE_COUNT       slices
-  --chips-per-host=4       CINEMA_CHIPS_PER_HOST   for v5e:2x4 and v6e:2x4 on two nodes of four chips; default: one of eight
+  --chips-per-host=4       CINEMA_CHIPS_PER_HOST   v5e:2x4 and v6e:2x4 on two nodes; default: on one of eight chips
   --spot=no                CINEMA_SPOT             yes: only on Spot nodes
   --image=...              CINEMA_IMAGE            required: made with launch/Dockerfile
   --service-account=default  CINEMA_SERVICE_ACCOUNT  of Kubernetes, with access to the bucket
@@ -30,18 +30,19 @@ grace-seconds"
 
 check() {
   local label='[a-z0-9]([-a-z0-9]*[a-z0-9])?'
-  need name "$CINEMA_NAME" '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' "lower-case letters, digits and -, at most 40, a letter first"
+  need_name
   need namespace "$CINEMA_NAMESPACE" "$label" "the name of a namespace"
   need service-account "$CINEMA_SERVICE_ACCOUNT" "$label" "the name of a service account of Kubernetes"
   need node-count "$CINEMA_NODE_COUNT" '[1-9][0-9]{0,2}' "a number of slices from 1 to 999"
   need spot "$CINEMA_SPOT" 'yes|no' "yes or no"
   need max-restarts "$CINEMA_MAX_RESTARTS" '[0-9]+' "a whole number"
   need grace-seconds "$CINEMA_GRACE_SECONDS" '[1-9][0-9]*' "a whole number of seconds from 1"
-  need image "$CINEMA_IMAGE" '[^[:space:]]+' "a container image, for example us-docker.pkg.dev/project/folder/cinema_jax"
+  need image "$CINEMA_IMAGE" '[^[:space:]]+' "an image, for example us-docker.pkg.dev/project/folder/cinema_jax"
   read_topology "$CINEMA_TOPOLOGY"
   if [[ -n $CINEMA_CHIPS_PER_HOST ]]; then
     [[ $SHAPE == 2x4 && $CINEMA_CHIPS_PER_HOST == [48] ]] || [[ $CINEMA_CHIPS_PER_HOST == "$CHIPS_PER_HOST" ]] ||
-      refuse "--chips-per-host=$CINEMA_CHIPS_PER_HOST: hosts of $CINEMA_TOPOLOGY have $CHIPS_PER_HOST; only 2x4 has a choice"
+      refuse "--chips-per-host=$CINEMA_CHIPS_PER_HOST: hosts of $CINEMA_TOPOLOGY have $CHIPS_PER_HOST, and only 2x4 \
+has a choice"
     CHIPS_PER_HOST=$CINEMA_CHIPS_PER_HOST
     HOSTS=$((CHIPS / CHIPS_PER_HOST))
   fi
@@ -61,7 +62,9 @@ import json, os, string, sys
 label = "cloud.google.com/gke-"
 nodes = {label + "tpu-accelerator": os.environ["ACCELERATOR"], label + "tpu-topology": os.environ["SHAPE"]}
 nodes |= {label + "spot": "true"} if os.environ["SPOT"] == "yes" else {}
-values = {**os.environ, "NODE_SELECTOR": json.dumps(nodes), "COMMAND": json.dumps([word.replace("$", "$$") for word in sys.argv[2:]])}
+# Kubernetes takes $$ for a dollar.
+command = [word.replace("$", "$$") for word in sys.argv[2:]]
+values = {**os.environ, "NODE_SELECTOR": json.dumps(nodes), "COMMAND": json.dumps(command)}
 values |= {name: json.dumps(os.environ[name]) for name in ("NAME", "NAMESPACE", "IMAGE", "SERVICE_ACCOUNT")}
 lines = [line for line in open(sys.argv[1]) if not line.lstrip().startswith("#")]
 print(string.Template("".join(lines)).substitute(values), end="")

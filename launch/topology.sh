@@ -34,6 +34,11 @@ need() {
   [[ $2 =~ ^($3)$ ]] || refuse "--$1=$2 is not $4"
 }
 
+need_name() {
+  need name "$CINEMA_NAME" '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' \
+    "a letter, then lower-case letters, digits and -, 40 at most"
+}
+
 # Reads a topology ($1) and sets what Google's tools call it:
 #   GENERATION SHAPE CHIPS         v5p 4x4x4 64
 #   CHIPS_PER_HOST HOSTS           4 16, of one slice
@@ -50,9 +55,11 @@ read_topology() {
   case $GENERATION in
     v4 | v5p)
       _need_solid "$1"
-      # Several shapes have the same number of chips.
       ACCELERATOR_TYPE=$GENERATION-$((2 * CHIPS))
-      ACCELERATOR_FLAGS=("--type=$GENERATION" "--topology=$SHAPE")
+      ACCELERATOR_FLAGS=("--accelerator-type=$ACCELERATOR_TYPE")
+      # It means the most compact shape. Others are named, where gcloud is new enough: of 2025 it has --type=v4 alone.
+      [[ " 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16 16x16x24 " == *" $SHAPE "* ]] ||
+        ACCELERATOR_FLAGS=("--type=$GENERATION" "--topology=$SHAPE")
       ;;
     v5e | v6e)
       [[ " 1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16 " == *" $SHAPE "* ]] ||
@@ -90,6 +97,6 @@ check_training() {
   [[ -f $ROOT/${CINEMA_CONFIG%%:*} ]] || refuse "--config=$CINEMA_CONFIG: there is no such file in $ROOT"
   [[ -n ${CINEMA_WORKDIR:-} ]] || refuse "--workdir is missing; it is where checkpoints go, for example gs://bucket/run"
   if [[ $CINEMA_WORKDIR != gs://?*/?* ]] && { (($1 > 1)) || [[ -n $2 ]]; }; then
-    refuse "--workdir=$CINEMA_WORKDIR: hosts that come and go ($1 here) need a gs://bucket/folder that all of them reach"
+    refuse "--workdir=$CINEMA_WORKDIR: hosts that come and go ($1 here) need a gs://bucket/folder that all reach"
   fi
 }

@@ -204,7 +204,7 @@ spend() {
 
 # All that can be wrong, before anything costs money.
 check() {
-  need name "$CINEMA_NAME" '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' "lower-case letters, digits and -, at most 40, a letter first"
+  need_name
   need zone "$CINEMA_ZONE" '[a-z]+-[a-z]+[0-9]+-[a-z]' "a zone, for example us-east5-a"
   need node-count "$CINEMA_NODE_COUNT" '[1-9][0-9]{0,2}' "a number of slices from 1 to 999"
   need spot "$CINEMA_SPOT" 'yes|no' "yes or no"
@@ -221,7 +221,7 @@ check() {
   esac
   if [[ -n $DRY_RUN ]]; then return; fi
   command -v gcloud >/dev/null || refuse "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
-  [[ -n $(gcloud auth list --filter=status:ACTIVE "--format=value(account)") ]] ||
+  [[ -n $(gcloud auth list --filter=status:ACTIVE "--format=value(account)" 2>/dev/null) ]] ||
     refuse "gcloud is not logged in: gcloud auth login"
   [[ -n $CINEMA_PROJECT || -n $(gcloud config get-value project 2>/dev/null) ]] ||
     refuse "--project is missing, and gcloud has no default: gcloud config set project PROJECT"
@@ -244,8 +244,8 @@ case $COMMAND in
   *) refuse "unknown command $COMMAND; there are create, install, run, status, logs, stop, resume, watch and delete" ;;
 esac
 : "${CINEMA_NAME:=cinema}" "${CINEMA_ZONE:=}" "${CINEMA_PROJECT:=}" "${CINEMA_TOPOLOGY:=}" "${CINEMA_NODE_COUNT:=1}"
-: "${CINEMA_SPOT:=yes}" "${CINEMA_RUNTIME_VERSION:=}" "${CINEMA_GCLOUD:=}" "${CINEMA_SSH:=}" "${CINEMA_GIT:=}" "${CINEMA_CONFIG:=}"
-: "${CINEMA_WORKDIR:=}" "${CINEMA_MAX_RESTARTS:=20}" "${CINEMA_POLL:=60}"
+: "${CINEMA_SPOT:=yes}" "${CINEMA_RUNTIME_VERSION:=}" "${CINEMA_GCLOUD:=}" "${CINEMA_SSH:=}"
+: "${CINEMA_GIT:=}" "${CINEMA_CONFIG:=}" "${CINEMA_WORKDIR:=}" "${CINEMA_MAX_RESTARTS:=20}" "${CINEMA_POLL:=60}"
 DRY_RUN=
 MORE=()
 while (($# > 0)); do

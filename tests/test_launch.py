@@ -85,9 +85,9 @@ def test_topologies_are_counted_as_google_counts_them(topology, accelerator, chi
 @pytest.mark.parametrize(
     ("topology", "flags"),
     [
-        ("v4:2x2x4", "--type=v4 --topology=2x2x4 --runtime-version=tpu-ubuntu2204-base"),
+        ("v4:4x4x16", "--type=v4 --topology=4x4x16 --runtime-version=tpu-ubuntu2204-base"),
         ("v5e:4x4", "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite"),
-        ("v5p:4x4x4", "--type=v5p --topology=4x4x4 --runtime-version=v2-alpha-tpuv5"),
+        ("v5p:4x4x4", "--accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5"),
         ("v6e:16x16", "--accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e"),
     ],
 )
@@ -142,13 +142,13 @@ REFUSED = {
     "half a bucket": ("tpu_vm.sh", {"workdir": "gs://bucket"}, "need a gs://bucket/folder"),
     "no workdir": ("tpu_vm.sh", {"workdir": ""}, "--workdir is missing"),
     "no such config": ("tpu_vm.sh", {"config": "configs/none.py"}, "there is no such file"),
-    "bad name": ("tpu_vm.sh", {"name": "My_Run"}, "--name=My_Run is not lower-case letters"),
+    "bad name": ("tpu_vm.sh", {"name": "My_Run"}, "--name=My_Run is not a letter, then lower-case"),
     "bad zone": ("tpu_vm.sh", {"zone": "us-east5"}, "--zone=us-east5 is not a zone"),
     "unknown option": ("tpu_vm.sh", {"colour": "red"}, "unknown option --colour"),
     "no image": ("gke.sh", {"image": ""}, "--image is missing"),
     "gke without bucket": ("gke.sh", {"workdir": "runs/5b", "topology": "v6e:2x2"}, "need a gs://bucket/folder"),
     "slices of one host": ("gke.sh", {"topology": "v6e:2x4", "node-count": "2"}, "slices of several hosts only"),
-    "chips of a host": ("gke.sh", {"chips-per-host": "8"}, "only 2x4 has a choice"),
+    "chips of a host": ("gke.sh", {"chips-per-host": "8"}, "and only 2x4 has a choice"),
 }
 
 
@@ -374,7 +374,7 @@ def test_slurm_refuses_a_missing_workdir_and_one_process_for_each_node():
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "8"}
     result = slurm(TRAIN, "--workdir=/s", **job)
     assert result.returncode == 2
-    assert "--ntasks-per-node=1 must be the number of GPUs of a node, 8 here" in result.stderr
+    assert "--ntasks-per-node=1 must be a node's number of GPUs, 8 here" in result.stderr
 
 
 @pytest.mark.parametrize(
