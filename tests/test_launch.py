@@ -1,0 +1,391 @@
+"""The scripts of launch/, with stand-ins for what they call: nothing here reaches a cloud or a cluster."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from jobset_schema import JOBSET
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+# Topology, Google's accelerator type, chips and hosts: from the tables of its public pages, not computed.
+SLICES = [
+    ("v4:2x2x1", "v4-8", 4, 1),
+    ("v4:2x2x4", "v4-32", 16, 4),
+    ("v4:4x4x4", "v4-128", 64, 16),
+    ("v5e:1x1", "v5litepod-1", 1, 1),
+    ("v5e:2x2", "v5litepod-4", 4, 1),
+    ("v5e:2x4", "v5litepod-8", 8, 1),
+    ("v5e:4x4", "v5litepod-16", 16, 4),
+    ("v5e:16x16", "v5litepod-256", 256, 64),
+    ("v5p:2x2x1", "v5p-8", 4, 1),
+    ("v5p:2x2x2", "v5p-16", 8, 2),
+    ("v5p:2x4x4", "v5p-64", 32, 8),
+    ("v5p:4x4x4", "v5p-128", 64, 16),
+    ("v5p:4x4x8", "v5p-256", 128, 32),
+    ("v5p:16x16x24", "v5p-12288", 6144, 1536),
+    ("v6e:2x4", "v6e-8", 8, 1),
+    ("v6e:4x4", "v6e-16", 16, 4),
+    ("v6e:8x16", "v6e-128", 128, 32),
+]
+COMMON = {"config": "configs/cogvideox_5b.py", "workdir": "gs://bucket/run", "zone": "us-east5-a"}
+GKE = {"config": "configs/cogvideox_5b.py", "workdir": "gs://bucket/run", "image": "registry/cinema_jax"}
+QUEUED = "gcloud compute tpus queued-resources"
+TRAIN = "--config=configs/cogvideox_5b.py"
+
+
+def shell(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    """A script with a clean environment: CINEMA_* variables of whoever tests are options too."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CINEMA_", "SLURM_"))}
+    return subprocess.run(["bash", *command], env=kept | environment, capture_output=True, text=True, timeout=120)
+
+
+def options(values: dict[str, str]) -> list[str]:
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def tpu_vm(command: str, topology: str, *more: str, **values: str) -> list[str]:
+    """The lines of a dry run, which needs no gcloud."""
+    given = options(COMMON | {"topology": topology} | values)
+    result = shell(str(LAUNCH / "tpu_vm.sh"), command, "--dry-run", *given, *more, PATH="/usr/bin:/bin")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def gke(topology: str, *more: str, **values: str) -> dict:
+    """The filled file of a dry run."""
+    result = shell(str(LAUNCH / "gke.sh"), "--dry-run", *options(GKE | {"topology": topology} | values), *more)
+    assert result.returncode == 0, result.stderr
+    return yaml.safe_load(result.stdout)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_clean(script):
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    checked = subprocess.run([shellcheck, "-x", "-P", ROOT, script], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    assert shell("-n", str(script)).returncode == 0
+
+
+@pytest.mark.parametrize(("topology", "accelerator", "chips", "hosts"), SLICES)
+def test_topologies_are_counted_as_google_counts_them(topology, accelerator, chips, hosts):
+    script = 'source "$0" && read_topology "$1" && echo $ACCELERATOR_TYPE $CHIPS $HOSTS'
+    result = shell("-c", script, str(LAUNCH / "topology.sh"), topology)
+    assert result.stdout.split() == [accelerator, str(chips), str(hosts)], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("topology", "flags"),
+    [
+        ("v4:4x4x16", "--type=v4 --topology=4x4x16 --runtime-version=tpu-ubuntu2204-base"),
+        ("v5e:4x4", "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite"),
+        ("v5p:4x4x4", "--accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5"),
+        ("v6e:16x16", "--accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e"),
+    ],
+)
+def test_create_asks_for_the_slice(topology, flags):
+    lines = tpu_vm("create", topology)
+    assert lines == [f"{QUEUED} create cinema --node-id=cinema {flags} --spot --zone=us-east5-a"]
+
+
+def test_create_takes_slices_projects_and_flags_of_gcloud():
+    given = {"node-count": "2", "spot": "no", "project": "mine", "gcloud": "--reserved --internal-ips", "name": "big"}
+    assert tpu_vm("create", "v6e:4x4", **given) == [
+        f"{QUEUED} create big --node-count=2 --node-prefix=big --accelerator-type=v6e-16 "
+        "--runtime-version=v2-alpha-tpuv6e --reserved --internal-ips --zone=us-east5-a --project=mine"
+    ]
+
+
+def test_resume_deletes_creates_installs_and_runs():
+    hosts = f"{QUEUED} ssh cinema --node=all --worker=all --quiet"
+    assert tpu_vm("resume", "v5p:4x4x4", "--git=git@host:owner/name@v1", "--", "--config.optimizer.name=a b") == [
+        "# if it is SUSPENDED or FAILED",
+        f"{QUEUED} delete cinema --force --quiet --zone=us-east5-a",
+        "# if there is none",
+        *tpu_vm("create", "v5p:4x4x4"),
+        "# until it is ACTIVE",
+        f"{QUEUED} list '--filter=name~(^|/)cinema$' '--format=value(state.state)' --zone=us-east5-a",
+        "# then",
+        f"{QUEUED} scp {LAUNCH}/worker.sh cinema: --node=all --worker=all --quiet --zone=us-east5-a",
+        f"{hosts} '--command=bash worker.sh install git@host:owner/name v1' --zone=us-east5-a",
+        f"{hosts} '--command=bash worker.sh stop' --zone=us-east5-a",
+        f"{hosts} '--command=bash worker.sh start gs://bucket/run {TRAIN} '\\''--config.optimizer.name=a b'\\''' "
+        "--zone=us-east5-a",
+    ]
+
+
+def test_install_copies_the_checkout():
+    pack, *rest = tpu_vm("install", "v6e:4x4", ssh="--internal-ip")
+    assert pack.startswith("tar -czf ")
+    assert f"{LAUNCH}/worker.sh {pack.split()[2]} cinema:" in rest[0]
+    assert all("--worker=all --quiet --internal-ip" in line for line in rest)
+
+
+REFUSED = {
+    "no generation": ("tpu_vm.sh", {"topology": "4x4x4"}, "--topology=4x4x4 is not a generation of v4, v5e, v5p, v6e"),
+    "unknown generation": ("tpu_vm.sh", {"topology": "v9:4x4"}, "--topology=v9:4x4 is not a generation"),
+    "flat v5p": ("tpu_vm.sh", {"topology": "v5p:4x4"}, "v5p has the shapes 2x2x1"),
+    "v5p of odd shape": ("tpu_vm.sh", {"topology": "v5p:4x4x6"}, "v5p has the shapes 2x2x1"),
+    "v5p in the wrong order": ("tpu_vm.sh", {"topology": "v5p:8x4x4"}, "A <= B <= C"),
+    "too large": ("tpu_vm.sh", {"topology": "v5p:16x24x24"}, "at most 6144 chips"),
+    "solid v6e": ("tpu_vm.sh", {"topology": "v6e:2x2x2"}, "v6e has the shapes 1x1"),
+    "no topology": ("tpu_vm.sh", {"topology": ""}, "--topology is missing"),
+    "no bucket": ("tpu_vm.sh", {"workdir": "runs/5b"}, "--workdir=runs/5b: hosts that come and go"),
+    "half a bucket": ("tpu_vm.sh", {"workdir": "gs://bucket"}, "need a gs://bucket/folder"),
+    "no workdir": ("tpu_vm.sh", {"workdir": ""}, "--workdir is missing"),
+    "no such config": ("tpu_vm.sh", {"config": "configs/none.py"}, "there is no such file"),
+    "bad name": ("tpu_vm.sh", {"name": "My_Run"}, "--name=My_Run is not a letter, then lower-case"),
+    "bad zone": ("tpu_vm.sh", {"zone": "us-east5"}, "--zone=us-east5 is not a zone"),
+    "unknown option": ("tpu_vm.sh", {"colour": "red"}, "unknown option --colour"),
+    "no image": ("gke.sh", {"image": ""}, "--image is missing"),
+    "gke without bucket": ("gke.sh", {"workdir": "runs/5b", "topology": "v6e:2x2"}, "need a gs://bucket/folder"),
+    "slices of one host": ("gke.sh", {"topology": "v6e:2x4", "node-count": "2"}, "slices of several hosts only"),
+    "chips of a host": ("gke.sh", {"chips-per-host": "8"}, "and only 2x4 has a choice"),
+}
+
+
+@pytest.mark.parametrize(("script", "values", "message"), REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_refused_in_one_sentence(script, values, message):
+    command = [str(LAUNCH / script), "create"] if script == "tpu_vm.sh" else [str(LAUNCH / script)]
+    good = (COMMON if script == "tpu_vm.sh" else GKE) | {"topology": "v5p:4x4x4"}
+    result = shell(*command, "--dry-run", *options(good | values))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_one_host_that_stays_may_keep_its_own_disk():
+    assert tpu_vm("run", "v6e:2x4", workdir="runs/5b", spot="no")
+
+
+# Answers with the next line of `states` (what the slice is) or `hosts` (what each host says), and notes every question.
+GCLOUD = """#!/bin/bash
+echo "$*" >> calls
+answer() { head -n 1 "$1"; if (($(wc -l < "$1") > 1)); then sed -i 1d "$1"; fi; }
+case "$*" in
+  *"auth list"*) cat account ;;
+  *"queued-resources list"*) answer states ;;
+  *"worker.sh status"*) answer hosts | tr ';' '\\n' ;;
+esac
+"""
+
+
+def run_with(tmp_path, command, states=("",), hosts=("",), account="me@example.com", **values):
+    """A command with a stand-in for gcloud; what it said, and the verbs that reached Google Cloud."""
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    for name, lines in {"states": states, "hosts": hosts, "account": [account]}.items():
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    given = options(COMMON | {"topology": "v5p:2x2x2", "project": "mine", "poll": "0"} | values)
+    script = f'cd "{tmp_path}" && exec bash "$@"'
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = shell("-c", script, "bash", str(LAUNCH / "tpu_vm.sh"), command, *given, PATH=path, TMPDIR=str(tmp_path))
+    calls = (tmp_path / "calls").read_text()
+    verbs = ("delete", "create", "scp", "worker.sh install", "worker.sh stop", "worker.sh start")
+    done = [
+        next(verb for verb in verbs if f" {verb} " in f"{line} ") for line in calls.splitlines() if _acts(line, verbs)
+    ]
+    return result, done
+
+
+def _acts(line: str, verbs: tuple[str, ...]) -> bool:
+    return "queued-resources" in line and any(f" {verb} " in f"{line} " for verb in verbs)
+
+
+def host_lines(*states: str) -> str:
+    return ";".join(f"CINEMA host-{index} {state}" for index, state in enumerate(states))
+
+
+START = ["scp", "worker.sh install", "worker.sh stop", "worker.sh start"]
+
+
+def test_watch_brings_a_preempted_run_back(tmp_path):
+    states = ["ACTIVE", "SUSPENDING", "SUSPENDED", "SUSPENDED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    result, done = run_with(
+        tmp_path, "watch", states, [host_lines("running", "running"), host_lines("exit 0", "exit 0")]
+    )
+    assert result.returncode == 0, result.stderr
+    assert done == ["delete", "create", *START]
+
+
+@pytest.mark.parametrize("ended", ["exit 143", "exit 1", "exit 134", "lost"])
+def test_watch_starts_again_what_can_go_on(tmp_path, ended):
+    hosts = [host_lines("running", "exit 1"), host_lines(ended, "exit 1"), host_lines("exit 0", "exit 0")]
+    result, done = run_with(tmp_path, "watch", ["ACTIVE"], hosts)
+    assert (result.returncode, done) == (0, ["worker.sh start"])
+
+
+def test_watch_does_not_start_bad_input_again(tmp_path):
+    result, done = run_with(tmp_path, "watch", ["ACTIVE"], [host_lines("exit 1", "exit 2")])
+    assert (result.returncode, done) == (2, [])
+    assert "exit code 2, bad input" in result.stderr
+
+
+def test_watch_gives_up_after_max_restarts(tmp_path):
+    result, done = run_with(tmp_path, "watch", ["ACTIVE"], [host_lines("exit 1", "exit 1")], **{"max-restarts": "2"})
+    assert (result.returncode, done) == (1, ["worker.sh start"] * 2)
+
+
+def test_watch_waits_while_a_host_does_not_answer(tmp_path):
+    hosts = ["CINEMA host-0 exit 1", host_lines("exit 0", "exit 0")]
+    result, done = run_with(tmp_path, "watch", ["ACTIVE"], hosts)
+    assert (result.returncode, done) == (0, [])
+
+
+def test_resume_starts_on_a_slice_that_stands(tmp_path):
+    result, done = run_with(tmp_path, "resume", ["ACTIVE"])
+    assert (result.returncode, done) == (0, START), result.stderr
+
+
+def test_nothing_is_created_without_a_login(tmp_path):
+    result, done = run_with(tmp_path, "create", account="")
+    assert (result.returncode, done) == (2, [])
+    assert "not logged in" in result.stderr
+
+
+def worker(home: Path, *arguments: str) -> str:
+    path = f"{home}:{os.environ['PATH']}"
+    result = shell(str(LAUNCH / "worker.sh"), *arguments, HOME=str(home), PATH=path)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def wait_until_ended(home: Path) -> str:
+    while "running" in (said := worker(home, "status")):
+        time.sleep(0.1)
+    return said.split(maxsplit=2)[2].strip()
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A host's home folder after `install`, with a stand-in for Python that does as it is told."""
+    (tmp_path / "cinema_jax").mkdir()
+    python = tmp_path / "cinema_venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\necho "trains $*"\n[[ $3 != --sleep ]] || exec sleep 60\nexit "${3#--exit=}"\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+def test_worker_keeps_exit_code_and_log(home):
+    assert worker(home, "status").endswith(" idle\n")
+    worker(home, "start", "runs/x", "--exit=143", "--config=a b")
+    assert wait_until_ended(home) == "exit 143"
+    assert "trains -m cinema_jax.train --exit=143 --config=a b --workdir=runs/x" in worker(home, "logs")
+    worker(home, "start", "runs/x", "--exit=0")
+    assert wait_until_ended(home) == "exit 0"
+
+
+def test_worker_copies_its_log_to_the_bucket(home):
+    (home / "gcloud").write_text(f'#!/bin/bash\necho "$*" > {home}/copied\n')
+    (home / "gcloud").chmod(0o755)
+    worker(home, "start", "gs://bucket/run", "--exit=0")
+    assert wait_until_ended(home) == "exit 0"
+    copied = (home / "copied").read_text().split()
+    assert copied[:3] == ["storage", "cp", "--quiet"]
+    assert "exit code 0" in Path(copied[3]).read_text()
+    assert copied[4].startswith("gs://bucket/run/logs/")
+
+
+def test_worker_stops_training_with_sigterm(home):
+    worker(home, "start", "runs/x", "--sleep")
+    again = shell(str(LAUNCH / "worker.sh"), "start", "runs/x", HOME=str(home))
+    assert (again.returncode, "training already" in again.stderr) == (2, True)
+    while "trains" not in worker(home, "logs"):
+        time.sleep(0.1)
+    worker(home, "stop")
+    assert wait_until_ended(home) == "exit 143"
+
+
+@pytest.mark.parametrize(("topology", "accelerator", "chips", "hosts"), [SLICES[i] for i in (0, 5, 6, 11, 15)])
+def test_jobset_has_all_that_matters(topology, accelerator, chips, hosts):
+    filled = gke(topology)
+    jsonschema.validate(filled, JOBSET)
+    job = filled["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    assert (job["completions"], job["parallelism"]) == (hosts, hosts)
+    tpus = pod["containers"][0]["resources"]["limits"]["google.com/tpu"]
+    assert tpus * hosts == chips
+    names = {"v4": "v4-podslice", "v5e": "v5-lite-podslice", "v5p": "v5p-slice", "v6e": "v6e-slice"}
+    generation, shape = topology.split(":")
+    label = "cloud.google.com/gke-tpu-"
+    assert pod["nodeSelector"] == {f"{label}accelerator": f"tpu-{names[generation]}", f"{label}topology": shape}
+
+
+def test_schema_refuses_a_jobset_that_starts_bad_input_again():
+    filled = gke("v6e:4x4")
+    worse = copy.deepcopy(filled)
+    del worse["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(worse, JOBSET)
+
+
+def test_jobset_takes_slices_nodes_of_four_and_any_option():
+    given = {"node-count": "3", "chips-per-host": "4", "spot": "yes", "name": "big"}
+    filled = gke("v6e:2x4", "--", '--config.x="$(a): b"', **given)
+    jsonschema.validate(filled, JOBSET)
+    replicated = filled["spec"]["replicatedJobs"][0]
+    pod = replicated["template"]["spec"]["template"]["spec"]
+    assert (filled["metadata"]["name"], replicated["replicas"]) == ("big", 3)
+    assert replicated["template"]["spec"]["completions"] == 2
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    # Kubernetes takes $$ for a dollar.
+    assert pod["containers"][0]["command"][3:] == [TRAIN, "--workdir=gs://bucket/run", '--config.x="$$(a): b"']
+
+
+def test_gke_asks_the_cluster_before_it_applies(tmp_path):
+    (tmp_path / "kubectl").write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/calls\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = shell(str(LAUNCH / "gke.sh"), *options(GKE | {"topology": "v6e:4x4"}), PATH=path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "get crd jobsets.jobset.x-k8s.io",
+        "apply --dry-run=server --filename=-",
+        "apply --filename=-",
+    ]
+
+
+def slurm(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return shell(str(LAUNCH / "slurm_gpu.sbatch"), *arguments, **environment)
+
+
+def test_slurm_dry_run_prints_environment_and_command():
+    result = slurm("--dry-run", TRAIN, "--workdir=/shared/run")
+    assert result.stdout.splitlines() == [
+        "NCCL_DEBUG=WARN PYTHONUNBUFFERED=1",
+        f"srun --kill-on-bad-exit=0 --wait=600 python -m cinema_jax.train {TRAIN} --workdir=/shared/run ",
+    ]
+    inside = slurm("--dry-run", TRAIN, "--workdir=/s", CINEMA_CONTAINER="image", CINEMA_MOUNTS="/s:/s").stdout
+    assert f"--container-image=image --container-workdir={Path.cwd()} --container-mounts={Path.cwd()}:" in inside
+
+
+def test_slurm_refuses_a_missing_workdir_and_one_process_for_each_node():
+    assert slurm("--dry-run", TRAIN).stderr == "error: --workdir=... is missing\n"
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "8"}
+    result = slurm(TRAIN, "--workdir=/s", **job)
+    assert result.returncode == 2
+    assert "--ntasks-per-node=1 must be a node's number of GPUs, 8 here" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"), [(143, 0, True), (1, 3, True), (143, 20, False), (2, 0, False), (0, 0, False)]
+)
+def test_slurm_requeues_what_can_go_on(tmp_path, code, restarts, requeued):
+    for name, line in {"srun": f"exit {code}", "scontrol": f'echo "$*" > {tmp_path}/asked'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "8", "SLURM_GPUS_ON_NODE": "8"}
+    job |= {"SLURM_RESTART_COUNT": str(restarts), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert slurm(TRAIN, "--workdir=/s", **job).returncode == code
+    asked = tmp_path / "asked"
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if requeued else "")
