@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from cinema_jax import parts, sharding
 from cinema_jax.config import Config
 from cinema_jax.diffusion.discrete import as_velocity
+from cinema_jax.errors import InputError
 from cinema_jax.models.cogvideox.transformer import TIMESTEPS
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 
 Params = Mapping[str, Any]
@@ -39,6 +41,9 @@ class Cinema:
         self.config = config
         self.dtype = jnp.dtype(config.precision)
         self.part_configs = dict(part_configs)
+        vae = self.part_configs.get("vae")
+        if config.flow.tiled_decoding and vae is not None and not isinstance(vae, CogVideoXVAEConfig):
+            raise InputError("config.flow.tiled_decoding is True; only CogVideoX' VAE decodes in tiles")
         self.graphs, self.shapes = {}, {}
         for name, part_config in self.part_configs.items():
             self.graphs[name], shapes = parts.structure(name, part_config)
@@ -49,7 +54,7 @@ class Cinema:
         own = {}
         for path, x in params.items():
             if path.startswith(f"{name}/"):
-                x = x.astype(self.dtype)
+                x = sharding.in_use(path, x.astype(self.dtype))
                 # Stacked layers are gathered one by one, where they are used.
                 own[tuple(_keys(path))] = x if re.search(sharding.STACKED, path) else sharding.gathered(path, x)
         return nnx.merge(self.graphs[name], nnx.from_flat_state([(path, nnx.Param(x)) for path, x in own.items()]))
@@ -61,8 +66,10 @@ class Cinema:
     def decode_video(
         self, params: Params, latents: Float[Array, "B F H W C"]
     ) -> UInt8[Array, "B frames height width 3"]:
-        """Clips of normalised latents."""
-        return to_uint8(self.part(params, "vae").decode(latents))
+        """Clips of normalised latents, in tiles if the config wants it."""
+        vae = self.part(params, "vae")
+        decode = vae.decode_tiled if self.config.flow.tiled_decoding else vae.decode
+        return to_uint8(decode(latents.astype(self.dtype)))
 
     def encode_references(
         self, params: Params, references: UInt8[Array, "B K height width 3"]

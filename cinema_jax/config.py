@@ -111,6 +111,9 @@ class FlowConfig:
     sample_steps: int = option(20, "Steps of a sampled video, each one network evaluation.")
     guidance_text: float = option(3.0, "Guidance scale towards the prompt.")
     guidance_reference: float = option(2.0, "Guidance scale towards the references.")
+    tiled_decoding: bool = option(
+        False, "Decode videos in overlapping tiles (CogVideoX' VAE): less memory, not quite equal."
+    )
     dynamic_guidance: bool = option(False, "With ddim and dpm: let the scales grow in the course of sampling.")
 
 

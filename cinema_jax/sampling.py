@@ -20,6 +20,7 @@ from cinema_jax.diffusion.discrete import discrete_start, discrete_step, discret
 from cinema_jax.diffusion.guidance import Branch, guidance_coefficients, guided
 from cinema_jax.diffusion.samplers import sample_steps, solver_step, solver_steps, time_grid
 from cinema_jax.errors import InputError
+from cinema_jax.models.layers import platform
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.run import Run
 
@@ -75,10 +76,10 @@ class Sampler:
 
     def __init__(self, cinema: Cinema, params: Params, preprocessor: Preprocessor):
         self.cinema, self.params, self.preprocessor = cinema, params, preprocessor
-        self._conditions = jax.jit(cinema.conditions)
-        self._step = jax.jit(self._guided_step, static_argnums=1)
+        self.read = jax.jit(cinema.conditions)
+        self.step = jax.jit(self._guided_step, static_argnums=1)
         self._discrete_step = jax.jit(self._guided_discrete_step, static_argnums=1)
-        self._decode = jax.jit(cinema.decode_video)
+        self.decode = jax.jit(cinema.decode_video)
 
     def settings(self, **changes: float | int | str | None) -> Settings:
         """The run's own settings, with those changes that are not None.
@@ -111,7 +112,7 @@ class Sampler:
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
     ) -> UInt8[np.ndarray, "B frames height width 3"]:
         """The videos of a batch of requests. `progress` wraps the iterator over sampler steps (a progress bar)."""
-        return np.asarray(self._decode(self.params, self.latents(requests, settings, progress)))
+        return np.asarray(self.decode(self.params, self.latents(requests, settings, progress)))
 
     def latents(
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
@@ -126,7 +127,7 @@ class Sampler:
         if settings.solver in DISCRETE_SOLVERS:
             return self._discrete(noise, keys, settings, conditions, progress)
         factors = jnp.asarray(list(coefficients.values()))
-        step = functools.partial(self._step, self.params, tuple(coefficients), factors, conditions)
+        step = functools.partial(self.step, self.params, tuple(coefficients), factors, conditions)
         *_, latents = progress(sample_steps(step, noise, self._flow_steps(settings)))
         return latents
 
@@ -161,7 +162,7 @@ class Sampler:
             )
             for request in requests
         ]
-        return self._conditions(self.params, collate(examples))
+        return self.read(self.params, collate(examples))
 
     def _guided_step(self, params, branches, factors, conditions, state, row):
         return solver_step(_guided(self.cinema.velocity, params, branches, factors, conditions), state, row)
@@ -172,4 +173,6 @@ class Sampler:
 
 def _guided(network, params, branches, factors, conditions):
     """A method of `Cinema` as a guided field of z and time."""
-    return guided(functools.partial(network, params), conditions, dict(zip(branches, factors, strict=True)))
+    coefficients = dict(zip(branches, factors, strict=True))
+    # On accelerators one video of the released size is work enough, and memory is short.
+    return guided(functools.partial(network, params), conditions, coefficients, in_turn=platform() != "cpu")

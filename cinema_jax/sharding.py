@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from cinema_jax.axes import AXES, BATCH, FSDP, STATE, TENSOR
+from cinema_jax.axes import AXES, BATCH, FSDP, STATE, TENSOR, WEIGHTS
 from cinema_jax.errors import InputError
 
 VOCABULARY = r"embedding|token_embedding"
@@ -27,24 +27,26 @@ STACKED = r"(^|/)(blocks|layers)/(?!\d)"
 # (pattern at the end of a path, mesh axes of the *last* array axes). The first match wins. Leading array axes that a
 # rule does not speak of (the `layer` axis of stacked layers, the window of a convolution) are not split.
 Axes = tuple[str, ...]
+# Stands for the axes that state, or weights in use, are split over.
+SPLIT = ("split",)
 RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     # One value per channel, or per head and bucket: every device needs all of it, and few are large.
-    (r"\w*bias|scale", (STATE,)),
+    (r"\w*bias|scale", (SPLIT,)),
     # Vocabularies: (words, width).
-    (VOCABULARY, ((TENSOR,), STATE)),
+    (VOCABULARY, ((TENSOR,), SPLIT)),
     # Convolutions of the VAEs, (..., in, out): gathered before use; splitting `in` would sum activations instead.
-    (r"(\w*conv\w*|resample)/kernel", ((), STATE)),
+    (r"(\w*conv\w*|resample)/kernel", ((), SPLIT)),
     # Projections back to the residual stream, (in, out): split by rows, so that one all-reduce follows.
-    (r"(to_out|o|o_proj|proj|proj_out|output_projection|down|down_proj|wo|fc2)/kernel", ((TENSOR,), STATE)),
+    (r"(to_out|o|o_proj|proj|proj_out|output_projection|down|down_proj|wo|fc2)/kernel", ((TENSOR,), SPLIT)),
     # Every other projection, (in, out): split by columns.
-    (r"kernel", (STATE, (TENSOR,))),
+    (r"kernel", (SPLIT, (TENSOR,))),
     # What is left (learned latents, counters, random keys) is small.
     (r".*", ()),
 )
-# Vectors, and stacks of them, below this size lie whole on every device: gathering them would cost more than it saves.
-SMALL_BYTES = 1 << 20
-# State is split over so many devices where a config leaves it open. More would save little memory, and on some
-# topologies XLA gathers weights over 64 chips by all-reduce, which doubles the bytes (v5p:4x4x4).
+# Vectors, and stacks of them, of fewer numbers lie whole on every device: gathering them would cost more than it saves.
+SMALL = 1 << 18
+# Weights are split over so many devices where a config leaves it open. More would save little memory, and on some
+# topologies XLA gathers weights over 64 chips, or reduces their gradients, by all-reduce, which doubles the bytes.
 AUTOMATIC_FSDP = 16
 
 
@@ -134,20 +136,23 @@ def rule(path: str) -> tuple[Axes, ...]:
     return next(axes for pattern, axes in RULES if re.search(rf"(^|/)({pattern})$", path))
 
 
-def placements(tree: Any, mesh: Mesh | AbstractMesh) -> Iterator[Placement]:
+def placements(tree: Any, mesh: Mesh | AbstractMesh, split: Axes = STATE) -> Iterator[Placement]:
     """The place of every leaf of `tree` (arrays, abstract arrays or tracers) on `mesh`.
 
-    An array axis that its mesh axis does not divide stays whole, with a note.
+    An array axis that its mesh axes do not divide is split over fewer of them, or stays whole, with a note.
+
+    Args:
+        split: `STATE`, or `WEIGHTS` for what a computation uses.
     """
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path, shape, dtype = path_name(keys), tuple(leaf.shape), np.dtype(leaf.dtype)
         # A rule longer than the shape belongs to another array: factored moments share the path of their parameter.
         axes = rule(path)
-        small = len(axes) == 1 and math.prod(shape) * dtype.itemsize < SMALL_BYTES
+        small = len(axes) == 1 and math.prod(shape) < SMALL
         axes = ((),) * (len(shape) - len(axes)) + axes if len(axes) <= len(shape) and not small else ((),) * len(shape)
         kept, notes = [], []
         for size, wanted in zip(shape, axes, strict=True):
-            wanted = tuple(axis for axis in wanted if mesh.shape[axis] > 1)
+            wanted = tuple(axis for axis in (split if wanted is SPLIT else wanted) if mesh.shape[axis] > 1)
             # As many of the axes as divide.
             fitting = next(
                 wanted[:n]
@@ -158,15 +163,24 @@ def placements(tree: Any, mesh: Mesh | AbstractMesh) -> Iterator[Placement]:
             if fitting != wanted:
                 asked = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in wanted)
                 notes.append(f"{asked} does not divide {size}: kept {'whole' if not fitting else 'in fewer parts'}")
-        split = math.prod(mesh.shape[axis] for axes in kept for axis in axes)
+        ways = math.prod(mesh.shape[axis] for axes in kept for axis in axes)
         entries = [axes[0] if len(axes) == 1 else axes or None for axes in kept]
         spec = PartitionSpec(*entries) if any(entries) else PartitionSpec()
-        size = math.prod(shape) * dtype.itemsize // split
+        size = math.prod(shape) * dtype.itemsize // ways
         yield Placement(path, shape, str(dtype), spec, size, "; ".join(notes))
 
 
+def in_use(path: str, x: ArrayLike) -> ArrayLike:
+    """A parameter of the state as the computation holds it, split over `WEIGHTS`; its gradient comes back as `STATE`.
+
+    Without a mesh in use, `x` as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return _moved(x, *(_spec(path, x.shape, mesh, split) for split in (WEIGHTS, STATE))) if _ours(mesh) else x
+
+
 def gathered(path: str, x: ArrayLike, layers: int | None = None) -> ArrayLike:
-    """A parameter as a computation wants it: whole but for the `tensor` axis; its gradient comes back split.
+    """A parameter as a product wants it: whole but for the `tensor` axis; its gradient comes back split.
 
     Written out, because XLA may otherwise move activations instead. Vocabularies stay split: their rows are looked up.
     Without a mesh in use, `x` as it is.
@@ -175,13 +189,12 @@ def gathered(path: str, x: ArrayLike, layers: int | None = None) -> ArrayLike:
         layers: `x` is one row of an array that stacks so many.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) <= set(mesh.axis_names) or re.search(rf"(^|/)({VOCABULARY})$", path):
+    if not _ours(mesh) or re.search(rf"(^|/)({VOCABULARY})$", path):
         return x
-    shape = x.shape if layers is None else (layers, *x.shape)
-    (placement,) = placements({path: jax.ShapeDtypeStruct(shape, x.dtype)}, mesh)
-    split = PartitionSpec(*(placement.spec if layers is None else placement.spec[1:]))
-    whole = PartitionSpec(*(TENSOR if entry == TENSOR else None for entry in split))
-    return x if whole == split else _gathered(x, whole, split)
+    split = (
+        _spec(path, x.shape, mesh, WEIGHTS) if layers is None else _spec(path, (layers, *x.shape), mesh, WEIGHTS)[1:]
+    )
+    return _moved(x, PartitionSpec(*(TENSOR if entry == TENSOR else None for entry in split)), PartitionSpec(*split))
 
 
 def gathered_layer(layer: Any, layers: int) -> Any:
@@ -194,33 +207,46 @@ def gathered_layer(layer: Any, layers: int) -> Any:
     return jax.tree_util.tree_map_with_path(gather, layer)
 
 
+def _ours(mesh: AbstractMesh) -> bool:
+    return not mesh.empty and set(AXES) <= set(mesh.axis_names)
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: AbstractMesh, split: Axes) -> PartitionSpec:
+    (placement,) = placements({path: jax.ShapeDtypeStruct(shape, np.float32)}, mesh, split)
+    return placement.spec
+
+
+def _moved(x: ArrayLike, there: PartitionSpec, back: PartitionSpec) -> ArrayLike:
+    return x if there == back else _laid_out(x, there, back)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(x, whole, split):
-    return jax.lax.with_sharding_constraint(x, whole)
+def _laid_out(x, there, back):
+    return jax.lax.with_sharding_constraint(x, there)
 
 
-_gathered.defvjp(
-    lambda x, whole, split: (_gathered(x, whole, split), None),
-    lambda whole, split, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
+_laid_out.defvjp(
+    lambda x, there, back: (_laid_out(x, there, back), None),
+    lambda there, back, _, gradient: (jax.lax.with_sharding_constraint(gradient, back),),
 )
 
 
-def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh, split: Axes = STATE) -> Any:
     """`tree` with a `NamedSharding` for every leaf: the whole train state is placed by this."""
-    leaves = [NamedSharding(mesh, placement.spec) for placement in placements(tree, mesh)]
+    leaves = [NamedSharding(mesh, placement.spec) for placement in placements(tree, mesh, split)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def abstract(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def abstract(tree: Any, mesh: Mesh | AbstractMesh, split: Axes = STATE) -> Any:
     """`tree` as `jax.ShapeDtypeStruct`s that carry their shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
-        shardings(tree, mesh),
+        shardings(tree, mesh, split),
     )
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
+def place(tree: Any, mesh: Mesh, split: Axes = STATE) -> Any:
     """`tree` on the mesh, by the table. Arrays of the host must be the same in every process.
 
     Of anything but a `jax.Array` each device's slice is read alone, and is on the device before the next one is read.
@@ -239,7 +265,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
         placed = [block for copies in blocks.values() for block in copies]
         return jax.make_array_from_single_device_arrays(tuple(leaf.shape), sharding, placed)
 
-    return jax.tree.map(put, tree, shardings(tree, mesh))
+    return jax.tree.map(put, tree, shardings(tree, mesh, split))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -284,9 +310,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def describe(tree: Any, mesh: Mesh | AbstractMesh) -> str:
+def describe(tree: Any, mesh: Mesh | AbstractMesh, split: Axes = STATE) -> str:
     """A table of the leaves of `tree`: path, array, partition, bytes per device, and what could not be split."""
-    rows = list(placements(tree, mesh))
+    rows = list(placements(tree, mesh, split))
     table = [("path", "array", "partition", "bytes/device", "")]
     for row in rows:
         entries = ["*".join(axes) if isinstance(axes, tuple) else axes or "-" for axes in row.spec]

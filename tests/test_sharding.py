@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from cinema_jax import sharding
-from cinema_jax.axes import AXES
+from cinema_jax.axes import AXES, STATE, WEIGHTS
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.aligner.model import AlignerNet
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
@@ -35,8 +35,8 @@ def leaf(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def spec_of(path, shape, mesh):
-    return next(sharding.placements({path: leaf(*shape)}, mesh)).spec
+def spec_of(path, shape, mesh, split=STATE):
+    return next(sharding.placements({path: leaf(*shape)}, mesh, split)).spec
 
 
 def on_eight_devices(code):
@@ -67,7 +67,13 @@ def on_eight_devices(code):
     ],
 )
 def test_rule_table(path, shape, spec):
-    assert spec_of(path, shape, abstract_mesh(data=2, fsdp=4, tensor=2)) == PartitionSpec(*spec)
+    mesh = abstract_mesh(data=2, fsdp=4, tensor=2)
+    assert spec_of(path, shape, mesh, WEIGHTS) == PartitionSpec(*spec)
+
+
+def test_the_state_between_steps_is_split_over_data_too():
+    mesh = abstract_mesh(data=2, fsdp=4, tensor=2)
+    assert spec_of("dit/blocks/to_q/kernel", (30, 64, 64), mesh) == PartitionSpec(None, ("fsdp", "data"), "tensor")
 
 
 def test_axis_that_does_not_divide_stays_whole_and_the_table_says_so():

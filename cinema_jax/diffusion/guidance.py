@@ -54,10 +54,13 @@ def guided(
     velocity: Callable[[Array, Array, Any], Array],
     conditions: Mapping[Branch, PyTree[Array]],
     coefficients: Mapping[Branch, float | Float[Array, ""]],
+    *,
+    in_turn: bool = False,
 ) -> Callable[[Array, Array], Array]:
     """The guided velocity field of `z` and `time`, at one call of the network.
 
-    A sample's branches become neighbouring rows of one batch: a batch that is split over devices stays where it is.
+    A sample's branches become neighbouring rows of one batch: a batch that is split over devices stays where it is. Or
+    they run `in_turn`, in the memory of one.
 
     Args:
         velocity: `velocity(z, time, conditions)`, every array with a leading batch axis.
@@ -91,6 +94,10 @@ def guided(
     stacked = jax.tree.map(interleave, *(conditions[branch] for branch in branches))
 
     def field(z, time):
+        if in_turn:
+            each = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(conditions[branch] for branch in branches))
+            v = jax.lax.map(lambda told: velocity(z, time, told).astype(jnp.float32), each)
+            return sum(coefficients[branch] * v[i] for i, branch in enumerate(branches))
         v = velocity(jnp.repeat(z, count, axis=0), jnp.repeat(time, count, axis=0), stacked)
         v = v.astype(jnp.float32).reshape(len(z), count, *v.shape[1:])
         # A plain sum and not a matrix product, which TPUs would round to bf16.

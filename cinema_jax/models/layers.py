@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -188,10 +189,11 @@ def rotate_pairs(
 
     `cos` and `sin` of each token's angles are `S R`, or `B S R` where samples differ. Computed in fp32.
     """
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    y = at_least_fp32(x).reshape(*x.shape[:-1], -1, 2)
-    a, b = y[..., 0], y[..., 1]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+    cos, sin = (jnp.repeat(table, 2, axis=-1)[..., None, :] for table in (cos, sin))
+    # (a, b) to (-b, a) by an exact product: an axis of pairs would be padded to 128 numbers on TPUs.
+    turn = np.kron(np.eye(x.shape[-1] // 2), np.array([[0, 1], [-1, 0]])).astype(x.dtype)
+    turned = jnp.matmul(x, turn, precision=jax.lax.Precision.HIGHEST)
+    return (at_least_fp32(x) * cos + at_least_fp32(turned) * sin).astype(x.dtype)
 
 
 def rotate_halves(

@@ -14,6 +14,7 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|called_computations|branch_computations)=\{?(%[\w.\-]+(?:, ?%[\w.\-]+)*)"
 )
+_CONTINUED = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
 _WHILE = re.compile(r" while\(.*condition=%([\w.\-]+), body=%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -42,25 +43,20 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """All of them in the text of a compiled program (`jax.stages.Compiled.as_text()`), one for each channel.
+    """All of them in the text of a compiled program (`jax.stages.Compiled.as_text()`), the largest first.
 
     A loop whose number of turns the compiler does not know counts once.
     """
     computations, entry = _computations(text)
     counts = _counts(computations, entry)
-    found: dict[str, Collective] = {}
+    found = []
     for name, lines in computations.items():
-        for i, line in enumerate(lines):
-            if not (match := _OPERATION.search(line)):
-                continue
-            collective = _read(line, match, counts[name], scattered="all-reduce-scatter" in name)
-            # Stretched over several fusions to overlap with other work, even with a whole loop, an operation is written
-            # several times.
-            channel = re.search(r"channel_id=(\d+)", line)
-            key = channel[1] if channel else f"{name}/{i}"
-            if collective.count and (key not in found or collective.count < found[key].count):
-                found[key] = collective
-    return sorted(found.values(), key=lambda c: -c.total_bytes)
+        for line in lines:
+            match = _OPERATION.search(line)
+            # Stretched over several fusions to overlap with other work, an operation is written again in each.
+            if match and counts[name] and not _CONTINUED.search(line):
+                found.append(_read(line, match, counts[name], scattered="all-reduce-scatter" in name))
+    return sorted(found, key=lambda c: -c.total_bytes)
 
 
 def summary(found: list[Collective]) -> dict[str, dict[str, float]]:
@@ -112,15 +108,19 @@ def _calls(lines: list[str], computations: Mapping[str, list[str]]) -> Iterator[
 def _turns(condition: list[str], body: list[str]) -> int:
     """Of a loop that counts from 0 to a constant; 1 where it is another one."""
     tests, steps = _values(condition), _values(body)
-    test = re.search(r"compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", "".join(condition[-1:]))
+    test = re.search(r"compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", _root(condition))
     if not test or (limit := _constant(tests.get(test[2], ""))) is None:
         return 1
     place = int(re.search(r"index=(\d+)", tests[test[1]])[1])
     # `/*index=5*/` stands between the operands of long tuples.
-    operands = re.search(r" tuple\((.*?)\)", re.sub(r"/\*.*?\*/", "", body[-1]))[1].split(",")
+    operands = re.search(r" tuple\((.*?)\)", re.sub(r"/\*.*?\*/", "", _root(body)))[1].split(",")
     added = re.search(r" add\(%([\w.\-]+), %([\w.\-]+)\)", steps.get(operands[place].strip().removeprefix("%"), ""))
     step = next((n for name in (added.groups() if added else ()) if (n := _constant(steps.get(name, "")))), 1)
     return -(-limit // step)
+
+
+def _root(lines: list[str]) -> str:
+    return next(line for line in lines if line.lstrip().startswith("ROOT "))
 
 
 def _values(lines: list[str]) -> dict[str, str]:

@@ -10,7 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cinema_jax import sharding
+from cinema_jax.axes import WEIGHTS
 from cinema_jax.cinema import Cinema
+from cinema_jax.diffusion.guidance import guidance_coefficients
+from cinema_jax.diffusion.samplers import start
+from cinema_jax.sampling import Sampler
 from cinema_jax.training import state
 from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.run import Run
@@ -62,7 +66,7 @@ def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     wide = np.promote_types(np.float32, cinema.dtype)
     params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, wide) for path in trained}
     held = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.dtype) for path in frozen}
-    abstract_state, held = state.abstract(params, optimizer, mesh), sharding.abstract(held, mesh)
+    abstract_state, held = state.abstract(params, optimizer, mesh), sharding.abstract(held, mesh, WEIGHTS)
     step = make_step(stage, cinema, optimizer, abstract_state)
     batch = abstract_batch(cinema, stage_name, config.batch_size, mesh)
     return Program(step, (abstract_state, held, batch), abstract_state, held)
@@ -112,3 +116,32 @@ def example_shapes(cinema: Cinema, stage: str) -> dict[str, tuple[tuple[int, ...
             "patch_positions": ((patches, 2), jnp.int32),
         }
     return shapes
+
+
+def sampler_programs(run: Run, mesh: Mesh) -> dict[str, Program]:
+    """What generates one video, in the order in which it runs: the conditions, a guided step, the decoder."""
+    needed = ("vae", "mllm", "aligner", "dit") if run.config.condition.conditioner == "mllm" else ("vae", "t5", "dit")
+    cinema = Cinema(run.config, part_configs(run, needed))
+    held = {path: jax.ShapeDtypeStruct(x.shape, cinema.dtype) for path, x in cinema.shapes.items()}
+    params = sharding.abstract(held, mesh, WEIGHTS)
+    sampler = Sampler(cinema, params, None)
+    shapes = example_shapes(cinema, "finetune")
+    whole = sharding.replicated(mesh)
+    batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype, sharding=whole) for name, (shape, dtype) in shapes.items()}
+    latents = jax.ShapeDtypeStruct(batch.pop("latents").shape, jnp.float32, sharding=whole)
+    coefficients = guidance_coefficients(run.config.flow.guidance_text, run.config.flow.guidance_reference)
+
+    def placed(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
+
+    told = placed(jax.eval_shape(cinema.conditions, params, batch))
+    trajectory = placed(jax.eval_shape(start, latents))
+    row = jax.ShapeDtypeStruct((9,), jnp.float32, sharding=whole)
+    factors = jax.ShapeDtypeStruct((len(coefficients),), jnp.float32, sharding=whole)
+    branches = tuple(coefficients)
+    step = (params, branches, factors, dict.fromkeys(branches, told), trajectory, row)
+    return {
+        "conditions": Program(sampler.read, (params, batch), None, params),
+        f"a step of {len(branches)} branches": Program(sampler.step, step, None, params),
+        "decoding": Program(sampler.decode, (params, latents), None, params),
+    }

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cinema_jax import parts, sharding
+from cinema_jax.axes import WEIGHTS
 from cinema_jax.checkpoint import Checkpoints, digest
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import ImageFirstStageConfig, StageConfig
@@ -65,7 +66,7 @@ class Trainer:
                 )
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}
-        self.frozen = sharding.place(frozen, mesh)
+        self.frozen = sharding.place(frozen, mesh, WEIGHTS)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
         wide = np.promote_types(np.float32, self.cinema.dtype)
         self.initial = {path: params[path].astype(wide) for path in trained}

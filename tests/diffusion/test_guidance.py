@@ -39,6 +39,8 @@ def test_guided_velocity_is_the_chain_of_differences(text, reference):
     got = guided(network, CONDITIONS, guidance_coefficients(text, reference))(Z, TIME)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     assert len(network.batches) == 1, "one call of the network"
+    in_turn = guided(Network(), CONDITIONS, guidance_coefficients(text, reference), in_turn=True)(Z, TIME)
+    np.testing.assert_allclose(in_turn, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
