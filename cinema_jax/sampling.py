@@ -111,7 +111,11 @@ class Sampler:
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
     ) -> UInt8[np.ndarray, "B frames height width 3"]:
         """The videos of a batch of requests. `progress` wraps the iterator over sampler steps (a progress bar)."""
-        return np.asarray(self._decode(self.params, self.latents(requests, settings, progress)))
+        return self.decode(self.latents(requests, settings, progress))
+
+    def decode(self, latents: Float[Array | np.ndarray, "B F H W C"]) -> UInt8[np.ndarray, "B frames height width 3"]:
+        """The videos of normalised latents."""
+        return np.asarray(self._decode(self.params, latents))
 
     def latents(
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
