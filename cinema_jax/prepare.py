@@ -38,6 +38,7 @@ def main() -> None:
         batch_size=BATCH_SIZE.value,
         retry_rejected=RETRY.value,
     )
+    _wait_for_the_others()
 
 
 def prepare(
@@ -84,7 +85,17 @@ def prepare(
     return whole
 
 
+def _wait_for_the_others() -> None:
+    """A process that leaves early ends the others, where JAX is distributed."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("cinema_jax.prepare")
+
+
 def _process() -> tuple[int, int]:
+    """This process's number, and how many there are."""
     if (INDEX.value is None) != (COUNT.value is None):
         raise InputError("--process_index and --process_count go together")
     if INDEX.value is None:

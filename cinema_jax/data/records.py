@@ -181,7 +181,11 @@ class Records:
             )
 
     def _example(self, index: int) -> tf_example_pb2.Example:
-        return _read(self._records, self._entries[index].record)
+        entry = self._entries[index]
+        try:
+            return _read(self._records, entry.record)
+        except RuntimeError as error:
+            raise InputError(f"{self._folder}: the record of {entry.id} cannot be read ({error})") from None
 
     def _value(self, index: int, field: str) -> bytes:
         return _values(self._example(index), field)[0]

@@ -146,8 +146,9 @@ class Preparation:
         todo = [shard for shard in range(process[0], self.shards, process[1]) if self.missing(shard)]
         total = sum(len(self._entries(shard)) for shard in todo)
         if todo:
-            # A folder that is being changed is not whole.
-            (self.output.path / records.INFO).unlink(missing_ok=True)
+            # Nobody may take the folder for whole meanwhile.
+            for file in (self.output.path / records.INFO, *map(self._note, todo)):
+                file.unlink(missing_ok=True)
         rejected: dict[str, str] = {}
         locks = _Locks(self.output)
         with (

@@ -1,4 +1,5 @@
 import pickle
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -108,6 +109,15 @@ def test_other_latents_and_pixels_are_refused(output):
         records.check_vae("mine")
     with pytest.raises(InputError, match="holds latents; for pixels"):
         records.video(0)
+
+
+def test_a_damaged_file_is_an_input_error_when_it_is_read(output, tmp_path):
+    shutil.copytree(output, tmp_path / "records")
+    (tmp_path / "records" / "videos-train.array_record-00001-of-00003").write_bytes(b"cut")
+    records = load(tmp_path / "records")
+    assert records.caption(0) == "long 0"
+    with pytest.raises(InputError, match=r"records: the record of 4\.mp4@0 cannot be read \("):
+        records.caption(4)
 
 
 def test_a_folder_that_is_not_finished_is_refused(folder, tmp_path):
