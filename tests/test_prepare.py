@@ -12,9 +12,9 @@ from tiny import process_environment
 from cinema_jax import parts, sharding
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
-from cinema_jax.prepare import prepare
 from cinema_jax.training import loop
 from cinema_jax.training.loop import Trainer
+from cinema_jax.training.preparing import prepare
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 
@@ -48,7 +48,7 @@ def test_the_trainer_makes_the_same_examples_from_records_as_from_videos(folder,
             assert one.keys() == other.keys()
             expected = other.pop("latents")
             # Half a unit in the last of the 8 bits of bf16; XLA sums a little differently in batches of another size.
-            np.testing.assert_allclose(one.pop("latents"), expected, rtol=2**-9 + 1e-5, atol=1e-5)
+            np.testing.assert_allclose(one.pop("latents"), expected, rtol=2**-8 + 1e-5, atol=1e-5)
             jax.tree.map(np.testing.assert_array_equal, one, other)
 
 

@@ -28,7 +28,7 @@ from cinema_jax.errors import InputError
 NAME, SPLIT = "videos", "train"
 # Beside the records and what TensorFlow Datasets needs: what they depend on, and the name of every record, in order.
 KEY, IDS, INFO = "prepare.json", "ids.json", "dataset_info.json"
-# Fast; the default level takes 5 times as long for a twentieth of the size.
+# Fast; the default level takes 4 times as long for a twelfth of the size.
 PNG_LEVEL = 1
 
 

@@ -32,18 +32,55 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tqdm import tqdm
 
+from cinema_jax.checkpoint import digest
 from cinema_jax.cinema import Cinema, Params
+from cinema_jax.config import Config
 from cinema_jax.data import records
 from cinema_jax.data.folder import Folder
+from cinema_jax.data.manifest import manifest_file
 from cinema_jax.errors import InputError
 from cinema_jax.training.interruption import Interrupted, Interruption
-from cinema_jax.training.latents import read_ahead
+from cinema_jax.training.latents import read_ahead, vae_key
+from cinema_jax.training.run import Run
 from cinema_jax.training.watch import check_unreadable
 
 logger = logging.getLogger(__name__)
 
 # Clips [batch_size frames height width 3] to latents in bf16; may return before they are computed.
 Encode = Callable[[np.ndarray], Any]
+
+
+def prepare(
+    config: Config,
+    manifest: Path,
+    output: str,
+    *,
+    process: tuple[int, int] = (0, 1),
+    shard_size: int = 128,
+    batch_size: int = 8,
+    retry_rejected: bool = False,
+) -> bool:
+    """Make the records of one process of several, (its number, how many there are); returns whether all are made.
+
+    Raises `InputError` for a manifest, config or output that does not do, and as `Preparation.run` does.
+    """
+    data = config.data
+    sizes = {name: getattr(data, name) for name in ("frames", "height", "width", "fps", "max_references")}
+    source = Folder(manifest, split="all", **sizes)
+    configs, params, origins = Run(config, Path(output)).load_parts(["vae"])
+    if origins["vae"] == "random":
+        raise InputError("the vae has no weights: name them as config.weights.vae, or a checkpoint as config.init")
+    encode, together = make_encode(Cinema(config, configs), params), batch_size * jax.local_device_count()
+    clips = jax.ShapeDtypeStruct((together, data.frames, data.height, data.width, 3), np.uint8)
+    key = {
+        "manifest": hashlib.sha256(manifest_file(manifest).read_bytes()).hexdigest()[:16],
+        "vae": vae_key(digest(params), configs["vae"]),
+        "shape": list(jax.eval_shape(encode, clips).shape[1:]),
+        "shard_size": shard_size,
+        **sizes,
+    }
+    work = Preparation(source, Output(epath.Path(output)), key, shard_size, retry_rejected)
+    return work.run(encode, process, together, data.threads)
 
 
 def make_encode(cinema: Cinema, params: Params) -> Encode:
