@@ -78,7 +78,7 @@ class Sampler:
         self._conditions = jax.jit(cinema.conditions)
         self._step = jax.jit(self._guided_step, static_argnums=1)
         self._discrete_step = jax.jit(self._guided_discrete_step, static_argnums=1)
-        self._decode = jax.jit(cinema.decode_video)
+        self.decode = jax.jit(cinema.decode_video)
 
     def settings(self, **changes: float | int | str | None) -> Settings:
         """The run's own settings, with those changes that are not None.
@@ -111,11 +111,7 @@ class Sampler:
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
     ) -> UInt8[np.ndarray, "B frames height width 3"]:
         """The videos of a batch of requests. `progress` wraps the iterator over sampler steps (a progress bar)."""
-        return self.decode(self.latents(requests, settings, progress))
-
-    def decode(self, latents: Float[Array | np.ndarray, "B F H W C"]) -> UInt8[np.ndarray, "B frames height width 3"]:
-        """The videos of normalised latents."""
-        return np.asarray(self._decode(self.params, latents))
+        return np.asarray(self.decode(self.params, self.latents(requests, settings, progress)))
 
     def latents(
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps

@@ -132,7 +132,8 @@ def real_video(sampler: Sampler, source: Source, index: int) -> Group:
     if not isinstance(source, EncodedSource):
         return Group("real video", spread(source.video(index), 4))
     latents = source.latents[index].astype(np.float32)[None]
-    return Group("real video, decoded", spread(sampler.decode(latents)[0], 4))
+    decoded = np.asarray(sampler.decode(sampler.params, latents))
+    return Group("real video, decoded", spread(decoded[0], 4))
 
 
 def held_out_conditions(run: Run, source: Source, index: int) -> Conditions:
