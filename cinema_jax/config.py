@@ -41,8 +41,10 @@ def section(default: Any, doc: str) -> Any:
 class DataConfig:
     """What is trained on."""
 
-    source: Literal["critters", "folder"] = option("critters", "The embedded dataset, or a folder of your own videos.")
-    path: str = option("", "With source=folder: the folder that holds manifest.jsonl.")
+    source: Literal["critters", "folder", "records"] = option(
+        "critters", "The embedded dataset, a folder of your own videos, or what cinema_jax.prepare made of them."
+    )
+    path: str = option("", "With source=folder or records: the folder that holds manifest.jsonl or the records.")
     subjects: str = option("", "With source=critters: a folder of cut-out PNGs to use as subjects (file stem = noun).")
     frames: int = option(9, "Pixel frames of a clip: 4k+1.")
     height: int = option(64, "Pixels; a multiple of 16.")
@@ -53,7 +55,7 @@ class DataConfig:
     max_references: int = option(3, "Most references a sample may have.")
     train_videos: int = option(0, "How many training videos are encoded and used; 0: all of the source.")
     validation_videos: int = option(64, "How many held-out videos the evaluation uses.")
-    validation_fraction: float = option(0.1, "With source=folder: the share of clips held out, by hash of their name.")
+    validation_fraction: float = option(0.1, "The share of a user's clips held out, by hash of their name.")
     keep_background: float = option(0.2, "How often training shows a reference with its background, not cut out.")
     augment: AugmentConfig = section(AugmentConfig, "How references are augmented, anew each epoch.")
     workers: int = option(0, "Processes that make examples, for data that holds Python's lock; 0: threads alone.")
@@ -286,9 +288,14 @@ def _validate(config: Config) -> None:
         if value < 16 or value % 16:
             nearest = max(16, round(value / 16) * 16)
             raise InputError(f"config.data.{name} is {value}; it must be a multiple of 16, for example {nearest}")
-    if data.source == "folder" and not data.path:
+    if data.source in ("folder", "records") and not data.path:
+        held = "manifest.jsonl" if data.source == "folder" else "what cinema_jax.prepare wrote"
         raise InputError(
-            "config.data.path is empty; with data.source=folder it must name the folder that holds manifest.jsonl"
+            f"config.data.path is empty; with data.source={data.source} it must name the folder that holds {held}"
+        )
+    if data.source == "records" and "vae" in config.stages:
+        raise InputError(
+            "config.stages holds 'vae', which trains on pixels, and data.source=records holds latents: use folder"
         )
     if config.flow.solver in DISCRETE_SOLVERS and config.flow.prediction != "v_prediction":
         raise InputError(

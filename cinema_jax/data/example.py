@@ -1,5 +1,6 @@
 """The one schema of a training example: a video, and the conditions that go beside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -64,4 +65,18 @@ class Source(Protocol):
 
     def id(self, index: int) -> str:
         """A name of example `index` that stays the same when the dataset grows."""
+        ...
+
+
+@runtime_checkable
+class EncodedSource(Source, Protocol):
+    """A source whose videos were encoded before. Their pixels may be gone: `video` may then raise `InputError`."""
+
+    @property
+    def latents(self) -> Sequence:
+        """The latents [F H W C] of every example, in bf16."""
+        ...
+
+    def check_vae(self, vae: str) -> None:
+        """Raises `InputError` if another VAE made the latents; `vae` is what `training.latents.vae_key` calls one."""
         ...

@@ -1,19 +1,16 @@
 """A user's own clips: a folder with a `manifest.jsonl`, as a `Source`."""
 
-import hashlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from cinema_jax.data.choices import Split, choose_views, entries_of_split
 from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.data.images import check_aspect, read_image, read_mask
-from cinema_jax.data.manifest import Entry, ReferenceEntry, read_manifest
+from cinema_jax.data.manifest import Entry, ReferenceEntry, manifest_file, read_manifest
 from cinema_jax.data.video import frame_at, read_frames
 from cinema_jax.errors import InputError
-
-Split = Literal["train", "validation", "all"]
 
 
 class Folder:
@@ -48,17 +45,14 @@ class Folder:
         a hash of their ids (so they stay when the folder grows), are validation. `second_view`: probability that
         an entity with several views is shown by two of them, as long as `max_references` allows.
         """
-        if not 0 <= validation_fraction < 1:
-            raise InputError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
         if not 0 <= second_view <= 1:
             raise InputError(f"second_view is {second_view}; it must be a probability between 0 and 1")
-        self._path = Path(path)
         self._frames, self._height, self._width, self._fps = frames, height, width, fps
         self._max_references, self._second_view = max_references, second_view
         entries = read_manifest(path, max_references)
         for entry in entries:
-            _check_length(self._path, entry, frames, fps)
-        self._entries = _split(self._path, entries, split, validation_fraction)
+            _check_length(manifest_file(path), entry, frames, fps)
+        self._entries = entries_of_split(path, entries, split, validation_fraction)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -86,45 +80,17 @@ class Folder:
         Raises `InputError` if a reference cannot be read.
         """
         entry = self._entries[index]
-        chosen = self._choose(entry, rng)
-        return Conditions(entry.caption, entry.prompt, tuple(_read_reference(reference) for reference in chosen))
+        subjects = [reference.subject for reference in entry.references]
+        chosen = choose_views(subjects, self._max_references, self._second_view, rng)
+        return Conditions(entry.caption, entry.prompt, tuple(_read_reference(entry.references[i]) for i in chosen))
 
-    def _choose(self, entry: Entry, rng: np.random.Generator) -> list[ReferenceEntry]:
-        views: dict[str, list[ReferenceEntry]] = {}
-        for reference in entry.references:
-            views.setdefault(reference.subject, []).append(reference)
-        room = self._max_references - len(views)
-        chosen: list[ReferenceEntry] = []
-        # Subjects in random order too: with room for few second views none of them is favoured.
-        subjects = list(views)
-        for subject in (subjects[i] for i in rng.permutation(len(subjects))):
-            order = rng.permutation(len(views[subject]))
-            both = len(order) > 1 and room > 0 and rng.uniform() < self._second_view
-            room -= int(both)
-            chosen += [views[subject][i] for i in order[: 1 + int(both)]]
-        return [chosen[i] for i in rng.permutation(len(chosen))]
+    def references(self, index: int) -> tuple[Reference, ...]:
+        """All views of all subjects, in the manifest's order. Raises `InputError` if one cannot be read."""
+        return tuple(_read_reference(reference) for reference in self._entries[index].references)
 
-
-def _split(path: Path, entries: tuple[Entry, ...], split: Split, fraction: float | int) -> tuple[Entry, ...]:
-    if split == "all":
-        return entries
-    if split not in ("train", "validation"):
-        raise InputError(f'split is "{split}"; accepted are train, validation and all')
-    validation = tuple(entry for entry in entries if _position(entry.id) < fraction)
-    train = tuple(entry for entry in entries if _position(entry.id) >= fraction)
-    if fraction == 0 and split == "validation":
-        raise InputError(f"{path}: there is no validation split, because validation_fraction is 0")
-    if fraction > 0 and not (train and validation):
-        raise InputError(
-            f"{path}: validation_fraction {fraction:g} of {len(entries)} examples leaves {len(train)} for training and "
-            f"{len(validation)} for validation; each side needs at least 1: change validation_fraction or add examples"
-        )
-    return train if split == "train" else validation
-
-
-def _position(identifier: str) -> float:
-    """A place in [0, 1) that depends on the id alone."""
-    return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") / 2**64
+    def prompt(self, index: int) -> str:
+        """What the multimodal model reads with video `index`."""
+        return self._entries[index].prompt
 
 
 def _check_length(path: Path, entry: Entry, frames: int, fps: float | int) -> None:
@@ -132,7 +98,7 @@ def _check_length(path: Path, entry: Entry, frames: int, fps: float | int) -> No
     needed = (frames - 0.5) / fps
     if entry.end is not None and entry.end - entry.start < needed:
         raise InputError(
-            f'{path / "manifest.jsonl"}:{entry.line}: "start" {entry.start:g} to "end" {entry.end:g} is '
+            f'{path}:{entry.line}: "start" {entry.start:g} to "end" {entry.end:g} is '
             f"{entry.end - entry.start:.2f} s; {frames} frames at {fps:g} a second need {needed:.2f} s"
         )
 

@@ -50,15 +50,21 @@ class _Problem(Exception):
     """What is wrong with one line; collected, and reported with the others."""
 
 
-def read_manifest(folder: str | Path, max_references: int) -> tuple[Entry, ...]:
-    """Reads `folder/manifest.jsonl` and checks every line of it.
+def manifest_file(path: str | Path) -> Path:
+    """The `manifest.jsonl` of a folder, or the manifest (any `.jsonl`) itself; its videos lie in its folder."""
+    path = Path(path)
+    return path if path.suffix == ".jsonl" and not path.is_dir() else path / NAME
+
+
+def read_manifest(path: str | Path, max_references: int) -> tuple[Entry, ...]:
+    """Reads a manifest, as `manifest_file` finds it, and checks every line of it.
 
     Raises one `InputError` that lists (up to 10) problems, each with file, line, field, value and what is accepted:
     text that is no JSON, missing, unknown or badly typed fields, files that do not exist or lie outside the folder
     (also by a symbolic link), ids used twice, and more than `max_references` subjects on a line.
     """
-    folder = Path(folder)
-    path = folder / NAME
+    path = manifest_file(path)
+    folder = path.parent
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if not path.is_file():

@@ -92,7 +92,7 @@ class Examples:
     # The source's examples that are used; an example is known by its row in here.
     indices: Sequence[int]
     # Latents of their videos, for the stages that train on video.
-    latents: np.ndarray | None = None
+    latents: Sequence | np.ndarray | None = None
     # Held-out evaluation neither drops conditions nor augments.
     augment: bool = True
 

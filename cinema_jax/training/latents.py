@@ -2,22 +2,27 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from cinema_jax import parts
 from cinema_jax.data.example import Source
 from cinema_jax.errors import InputError
 from cinema_jax.training.watch import check_unreadable
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +92,30 @@ def _clips(
         except InputError as error:
             return error
 
+    chunks = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     with ThreadPoolExecutor(threads) as pool, tqdm(total=count, desc=f"encode {name}", unit="video") as bar:
-        chunks = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-        waiting = [pool.map(video, chunks[0])]
-        for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
-            if following is not None:
-                waiting.append(pool.map(video, following))
-            results = dict(zip(chunk, waiting.pop(0), strict=True))
-            rejected |= {source.id(i): str(clip) for i, clip in results.items() if isinstance(clip, InputError)}
-            clips = {i: clip for i, clip in results.items() if not isinstance(clip, InputError)}
+        for results in read_ahead(pool, lambda index: (index, video(index)), chunks):
+            rejected |= {source.id(i): str(clip) for i, clip in results if isinstance(clip, InputError)}
+            clips = {i: clip for i, clip in results if not isinstance(clip, InputError)}
             if clips:
                 yield list(clips), np.stack(list(clips.values()))
-            bar.update(len(chunk))
+            bar.update(len(results))
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[Item], Result], chunks: Iterable[Iterable[Item]]
+) -> Iterator[list[Result]]:
+    """What is read of each chunk, the next one being read while the last is in use."""
+    waiting: deque[Iterator[Result]] = deque()
+    for chunk in chunks:
+        waiting.append(pool.map(read, chunk))
+        if len(waiting) > 1:
+            yield list(waiting.popleft())
+    if waiting:
+        yield list(waiting.popleft())
+
+
+def vae_key(digest: str, config: Any) -> str:
+    """A name for a VAE with these weights (`checkpoint.digest`) and this config, on which latents depend."""
+    published = parts.kind_of("vae", config).config_to_hf(config)
+    return hashlib.sha256(json.dumps([digest, published], sort_keys=True).encode()).hexdigest()[:16]

@@ -15,13 +15,14 @@ from cinema_jax.axes import WEIGHTS
 from cinema_jax.checkpoint import Checkpoints, digest
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import ImageFirstStageConfig, StageConfig
+from cinema_jax.data.example import EncodedSource
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import reports, state
 from cinema_jax.training.interruption import Interrupted, Interruption
-from cinema_jax.training.latents import encode_all
+from cinema_jax.training.latents import encode_all, vae_key
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.run import Run
@@ -151,6 +152,9 @@ class Trainer:
         if not (self.stage.latents or (held_out and "dit" in self.stage.parts)):
             return Examples(source, preprocessor, range(count if held_out else len(source)), augment=augment)
         data, vae = self.run.config.data, self.cinema.part_configs["vae"]
+        if isinstance(source, EncodedSource):
+            source.check_vae(vae_key(self.digests["vae"], vae))
+            return Examples(source, preprocessor, range(count), source.latents, augment=augment)
         clip = (1, data.frames, data.height, data.width, 3)
         clips = jax.ShapeDtypeStruct(clip, np.uint8)
         shape = jax.eval_shape(self.cinema.encode_video, self.cinema.shapes, clips).shape

@@ -13,7 +13,7 @@ from cinema_jax.cinema import Cinema, Params, to_float
 from cinema_jax.data.critters.describing import attribute_accuracy
 from cinema_jax.data.critters.grammar import QUESTIONS
 from cinema_jax.data.critters.source import reference
-from cinema_jax.data.example import Conditions, Source
+from cinema_jax.data.example import Conditions, EncodedSource, Source
 from cinema_jax.data.images import letterbox
 from cinema_jax.data.output import write_video
 from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
@@ -120,11 +120,20 @@ def show_samples(run: Run, sampler: Sampler, metrics: MetricsWriter) -> None:
         seen = [letterbox(r.image, r.mask, *size) for r in conditions.references]
         groups = [
             Group("references", seen),
-            Group("real video", spread(source.video(index), 4)),
+            real_video(sampler, source, index),
             Group("generated video", spread(video, 4)),
         ]
         rows.append(Row(groups, conditions.prompt))
     _save_sheet(run, "contact_sheet", rows, metrics)
+
+
+def real_video(sampler: Sampler, source: Source, index: int) -> Group:
+    """Frames of an example's video; of one of which only latents are left, what the VAE makes of them."""
+    if not isinstance(source, EncodedSource):
+        return Group("real video", spread(source.video(index), 4))
+    latents = source.latents[index].astype(np.float32)[None]
+    decoded = np.asarray(sampler.decode(sampler.params, latents))
+    return Group("real video, decoded", spread(decoded[0], 4))
 
 
 def held_out_conditions(run: Run, source: Source, index: int) -> Conditions:

@@ -1,0 +1,228 @@
+"""Videos that `cinema_jax.prepare` has encoded: a folder of ArrayRecord files, as a `Source`.
+
+A record is a `tf.train.Example`, laid out by the features of `record_features`, so that `tfds.builder_from_directory`
+reads the folder as well. Reading here takes from a record only what is asked for: TensorFlow Datasets would decode all
+views of all references for every caption.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
+from jaxtyping import BFloat16, UInt8
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from cinema_jax.data.choices import choose_views, entries_of_split
+from cinema_jax.data.example import Conditions, Reference
+from cinema_jax.errors import InputError
+
+# What the data set is called in file names, and its only split: held-out examples are chosen when it is read.
+NAME, SPLIT = "videos", "train"
+# Beside the records and what TensorFlow Datasets needs: what they depend on, and the name of every record, in order.
+KEY, IDS, INFO = "prepare.json", "ids.json", "dataset_info.json"
+# Fast; the default level takes 4 times as long for a twelfth of the size.
+PNG_LEVEL = 1
+
+
+def record_features(shape: Sequence[int]) -> tfds.features.FeaturesDict:
+    """How a record is laid out; `shape`: of one video's latents, [F H W C]."""
+    features = tfds.features
+    reference = {
+        "image": features.Image(encoding_format="png"),
+        # White where `masked` is false.
+        "mask": features.Image(shape=(None, None, 1), encoding_format="png"),
+        "masked": features.Scalar(np.bool_),
+        "subject": features.Text(),
+        # Empty where it is not known.
+        "noun": features.Text(),
+    }
+    return features.FeaturesDict(
+        {
+            "id": features.Text(),
+            "caption": features.Text(),
+            "prompt": features.Text(),
+            "latents": features.Tensor(shape=tuple(shape), dtype=ml_dtypes.bfloat16, encoding="bytes"),
+            "references": features.Sequence(reference),
+        }
+    )
+
+
+def encode_reference(reference: Reference) -> dict[str, Any]:
+    """A reference as `record_features` stores it."""
+    mask = np.full(reference.image.shape[:2], 255, np.uint8) if reference.mask is None else reference.mask
+    return {
+        "image": _png(reference.image),
+        "mask": _png(mask),
+        "masked": reference.mask is not None,
+        "subject": reference.subject,
+        "noun": reference.noun or "",
+    }
+
+
+def serialize(features: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> bytes:
+    """A record, the same bytes in every process."""
+    # A message's map has no order of its own.
+    message = tf_example_pb2.Example.FromString(features.serialize_example(example))
+    return message.SerializeToString(deterministic=True)
+
+
+def file_name(shard: int, shards: int) -> str:
+    """What TensorFlow Datasets calls a shard."""
+    return f"{NAME}-{SPLIT}.array_record-{shard:05d}-of-{shards:05d}"
+
+
+class _Entry(NamedTuple):
+    id: str
+    # Among all records of the folder.
+    record: int
+
+
+class Records:
+    """Captions, references and latents of a folder that `cinema_jax.prepare` has finished; the videos are gone."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        frames: int,
+        height: int,
+        width: int,
+        fps: float | int,
+        max_references: int,
+        split: str = "train",
+        validation_fraction: float | int = 0.05,
+    ):
+        """Opens a folder, on disk or `gs://`.
+
+        Raises `InputError` if it is not whole, was prepared for clips of another length, size or rate or for more
+        references, or if the split is empty; splits are those that `Folder` makes of the same videos.
+        """
+        self._folder, self._max_references = epath.Path(path), max_references
+        if not (self._folder / INFO).exists():
+            raise InputError(
+                f"{path} holds no {INFO}: it must be a folder that cinema_jax.prepare has finished; run that to its end"
+            )
+        self._key = json.loads((self._folder / KEY).read_text())
+        wanted = {"frames": frames, "height": height, "width": width, "fps": fps}
+        if other := [f"{name} {self._key[name]:g}, not {x:g}" for name, x in wanted.items() if self._key[name] != x]:
+            raise InputError(
+                f"{path} was prepared with {', '.join(other)}: set config.data to that, or prepare the videos again"
+            )
+        if self._key["max_references"] > max_references:
+            raise InputError(
+                f"{path} was prepared with up to {self._key['max_references']} references an example; "
+                f"config.data.max_references is {max_references} and must be at least that"
+            )
+        ids = json.loads((self._folder / IDS).read_text())
+        entries = [_Entry(name, record) for record, name in enumerate(ids)]
+        self._entries = entries_of_split(path, entries, split, validation_fraction)
+        self._records = ArrayRecordDataSource(self._files())
+
+    def _files(self) -> list[str]:
+        """The files that hold anything, each with the range of its records: so that none is opened to count them."""
+        lengths = json.loads((self._folder / INFO).read_text())["splits"][0]["shardLengths"]
+        names = [f"{self._folder / file_name(i, len(lengths))}[0:{n}]" for i, n in enumerate(lengths)]
+        return [name for name, length in zip(names, lengths, strict=True) if int(length)]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def id(self, index: int) -> str:
+        return self._entries[index].id
+
+    def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
+        """Raises `InputError`: there is none."""
+        raise InputError(
+            f"{self._folder} holds latents; for pixels, train from the videos with config.data.source=folder"
+        )
+
+    def frame(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
+        """Raises `InputError`: there is none."""
+        return self.video(index)[0]
+
+    def caption(self, index: int) -> str:
+        """The detailed description of video `index`."""
+        return self._value(index, "caption").decode()
+
+    def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
+        """What `Folder` gives for the same video and generator."""
+        field = lambda name: _values(self._example(index), f"references/{name}")  # noqa: E731
+        subjects, nouns = ([text.decode() for text in field(name)] for name in ("subject", "noun"))
+        images, masks, masked = field("image"), field("mask"), field("masked")
+        references = tuple(
+            Reference(_pixels(images[i]), _pixels(masks[i]) if masked[i] else None, subjects[i], nouns[i] or None)
+            for i in choose_views(subjects, self._max_references, 0.0, rng)
+        )
+        return Conditions(self.caption(index), self._value(index, "prompt").decode(), references)
+
+    @property
+    def latents(self) -> "VideoLatents":
+        """Of every example."""
+        return VideoLatents(self)
+
+    def read_latents(self, index: int) -> BFloat16[np.ndarray, "F H W C"]:
+        """Of example `index`."""
+        return np.frombuffer(self._value(index, "latents"), ml_dtypes.bfloat16).reshape(self._key["shape"])
+
+    def check_vae(self, vae: str) -> None:
+        """Raises `InputError` if another VAE made the latents."""
+        if self._key["vae"] != vae:
+            raise InputError(
+                f"{self._folder} was prepared with another VAE ({self._key['vae']}) than this run's ({vae}): name that "
+                "one as config.weights.vae, or prepare the videos again"
+            )
+
+    def _example(self, index: int) -> tf_example_pb2.Example:
+        entry = self._entries[index]
+        try:
+            return _read(self._records, entry.record)
+        except RuntimeError as error:
+            raise InputError(f"{self._folder}: the record of {entry.id} cannot be read ({error})") from None
+
+    def _value(self, index: int, field: str) -> bytes:
+        return _values(self._example(index), field)[0]
+
+
+class VideoLatents(Sequence):
+    """The latents of all examples of `records`, each read when it is asked for."""
+
+    def __init__(self, records: Records):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> BFloat16[np.ndarray, "F H W C"]:
+        return self._records.read_latents(index)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
+
+# An example is asked for its conditions and then for its latents: one read serves both, in as many threads.
+@lru_cache(maxsize=16)
+def _read(records: ArrayRecordDataSource, index: int) -> tf_example_pb2.Example:
+    return tf_example_pb2.Example.FromString(records[index])
+
+
+def _values(example: tf_example_pb2.Example, field: str) -> Sequence:
+    feature = example.features.feature[field]
+    return getattr(feature, feature.WhichOneof("kind")).value
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "png", compress_level=PNG_LEVEL)
+    return file.getvalue()
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    return np.array(Image.open(BytesIO(png)))

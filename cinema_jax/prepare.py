@@ -1,0 +1,73 @@
+"""Prepare videos: `python -m cinema_jax.prepare --manifest=videos.jsonl --config=configs/mine.py --output=gs://...`.
+
+Encodes every video of a manifest once, with the config's VAE, size and rate, into records that training reads with
+config.data.source=records. Start it on as many hosts as there are; run again, it goes on where it stopped.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from cinema_jax import command
+from cinema_jax.config import parse
+from cinema_jax.errors import InputError
+
+MANIFEST = flags.DEFINE_string("manifest", None, "A manifest (.jsonl), or the folder of a manifest.jsonl.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config that will be trained: size, rate and VAE.")
+OUTPUT = flags.DEFINE_string("output", None, "Where the records go: a folder, or gs://...")
+SHARD_SIZE = flags.DEFINE_integer("shard_size", 128, "Videos of a file.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos that each device encodes at once.", lower_bound=1)
+RETRY = flags.DEFINE_boolean("retry_rejected", False, "Make the files again in which a video was rejected.")
+INDEX = flags.DEFINE_integer("process_index", None, "This process's number, where JAX is not distributed.")
+COUNT = flags.DEFINE_integer("process_count", None, "How many processes there are, where JAX is not distributed.")
+
+
+def main() -> None:
+    """Make this process's share of the records."""
+    config = parse(CONFIG.value)
+    # Imported here, so that a wrong config is refused before the slow libraries are loaded.
+    from cinema_jax.training.preparing import prepare
+
+    whole = prepare(
+        config,
+        Path(MANIFEST.value),
+        OUTPUT.value,
+        process=_process(),
+        shard_size=SHARD_SIZE.value,
+        batch_size=BATCH_SIZE.value,
+        retry_rejected=RETRY.value,
+    )
+    if not whole:
+        print(f"{OUTPUT.value}: this process's files are made; the process that makes the last ones closes the folder")
+    _wait_for_the_others()
+
+
+def _wait_for_the_others() -> None:
+    """A process that leaves early ends the others, where JAX is distributed."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("cinema_jax.prepare")
+
+
+def _process() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    if (INDEX.value is None) != (COUNT.value is None):
+        raise InputError("--process_index and --process_count go together")
+    if INDEX.value is None:
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    if not 0 <= INDEX.value < COUNT.value:
+        raise InputError(
+            f"--process_index is {INDEX.value}; it must be 0 or more and below --process_count, {COUNT.value}"
+        )
+    return INDEX.value, COUNT.value
+
+
+if __name__ == "__main__":
+    command.with_huge_pages()
+    flags.mark_flags_as_required(["manifest", "config", "output"])
+    command.run(main)

@@ -1,0 +1,127 @@
+import pickle
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from prepared import SHAPE, SIZE, VIDEOS, encode, make_folder, run
+
+from cinema_jax.data.example import EncodedSource
+from cinema_jax.data.folder import Folder
+from cinema_jax.data.records import Records
+from cinema_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("clips") / "set")
+
+
+@pytest.fixture(scope="module")
+def output(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("records") / "records"
+    assert run(folder, output)
+    return output
+
+
+def load(output, **options):
+    return Records(str(output), **{**SIZE, "split": "all", **options})
+
+
+def same(one, other):
+    """Whether two references are the same to the last pixel."""
+    masks = [reference.mask for reference in (one, other)]
+    return (
+        (one.subject, one.noun) == (other.subject, other.noun)
+        and np.array_equal(one.image, other.image)
+        and (masks[0] is None) == (masks[1] is None)
+        and (masks[0] is None or np.array_equal(*masks))
+    )
+
+
+def test_examples_are_those_of_the_folder(folder, output):
+    source, records = Folder(folder, split="all", **SIZE), load(output)
+    assert isinstance(records, EncodedSource)
+    assert len(records) == len(records.latents) == VIDEOS
+    for index in range(VIDEOS):
+        assert (records.id(index), records.caption(index)) == (source.id(index), source.caption(index))
+        for seed in range(4):
+            theirs, ours = (x.conditions(index, np.random.default_rng(seed)) for x in (source, records))
+            assert (ours.caption, ours.prompt) == (theirs.caption, theirs.prompt)
+            assert len(ours.references) == len(theirs.references)
+            assert all(map(same, ours.references, theirs.references))
+        expected = encode(source.video(index)[None])[0]
+        assert records.latents[index].dtype == ml_dtypes.bfloat16
+        assert np.array_equal(records.latents[index], expected)
+
+
+def test_splits_are_those_of_the_folder(folder, output):
+    for split in ("train", "validation"):
+        theirs = Folder(folder, split=split, validation_fraction=0.3, **SIZE)
+        ours = load(output, split=split, validation_fraction=0.3)
+        assert [ours.id(i) for i in range(len(ours))] == [theirs.id(i) for i in range(len(theirs))]
+        assert ours.caption(len(ours) - 1) == theirs.caption(len(theirs) - 1)
+
+
+def test_tensorflow_datasets_reads_the_folder(output):
+    data = tfds.builder_from_directory(str(output)).as_data_source(split="train")
+    records = load(output)
+    assert len(data) == VIDEOS
+    for index, example in enumerate(data):
+        assert example["id"].decode() == records.id(index)
+        assert example["latents"].dtype == ml_dtypes.bfloat16
+        assert np.array_equal(example["latents"], records.latents[index])
+    references = data[3]["references"]
+    assert [text.decode() for text in references["noun"]] == ["bärchen", "", ""]
+    assert [bool(masked) for masked in references["masked"]] == [True, False, False]
+    assert [image.shape for image in references["image"]] == [(12, 10, 3), (10, 14, 3), (22, 25, 3)]
+    assert [mask.shape for mask in references["mask"]] == [(12, 10, 1), (10, 14, 1), (22, 25, 1)]
+
+
+def test_a_pickled_source_reads_on(output):
+    records = load(output)
+    before = records.latents[5]
+    copy = pickle.loads(pickle.dumps(records))
+    assert np.array_equal(copy.latents[5], before)
+    assert copy.latents[5].shape == tuple(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"height": 48, "fps": 10.0}, "was prepared with height 32, not 48, fps 8, not 10: set config.data to that"),
+        ({"frames": 9}, "was prepared with frames 5, not 9"),
+        ({"max_references": 2}, "up to 3 references an example; config.data.max_references is 2"),
+        ({"split": "test"}, 'split is "test"'),
+        ({"split": "validation", "validation_fraction": 0}, "validation_fraction is 0"),
+    ],
+)
+def test_records_of_other_clips_are_refused(output, changes, message):
+    with pytest.raises(InputError, match=message):
+        load(output, **changes)
+
+
+def test_other_latents_and_pixels_are_refused(output):
+    records = load(output)
+    records.check_vae("a stand-in")
+    with pytest.raises(InputError, match=r"another VAE \(a stand-in\) than this run's \(mine\)"):
+        records.check_vae("mine")
+    with pytest.raises(InputError, match="holds latents; for pixels"):
+        records.video(0)
+
+
+def test_a_damaged_file_is_an_input_error_when_it_is_read(output, tmp_path):
+    shutil.copytree(output, tmp_path / "records")
+    (tmp_path / "records" / "videos-train.array_record-00001-of-00003").write_bytes(b"cut")
+    records = load(tmp_path / "records")
+    assert records.caption(0) == "long 0"
+    with pytest.raises(InputError, match=r"records: the record of 4\.mp4@0 cannot be read \("):
+        records.caption(4)
+
+
+def test_a_folder_that_is_not_finished_is_refused(folder, tmp_path):
+    run(folder, tmp_path / "records", (0, 2))
+    for path in (tmp_path / "records", tmp_path / "gone"):
+        with pytest.raises(InputError, match=r"holds no dataset_info\.json"):
+            load(path)
