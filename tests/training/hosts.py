@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 from absl import flags
 from tiny import tiny_values
@@ -18,7 +19,7 @@ from cinema_jax import checkpoint, command, sharding, train
 from cinema_jax.config import Config, parse
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "saving": signal.SIGKILL}
-STEPS = 12
+STEPS = 8
 
 
 def config() -> Config:
@@ -65,5 +66,5 @@ if __name__ == "__main__":
         owner, name = (checkpoint.Checkpoints, "save") if moment == "saving" else (sharding, "global_batch")
         after(owner, name, int(step), SIGNALS[moment])
     train.parse = lambda _: config()
-    train.CONFIG.__class__.value = None
+    train.CONFIG = SimpleNamespace(value=None)
     command.run(train.main)
