@@ -106,6 +106,9 @@ class Trainer:
             if step in starts:
                 watchdog.begin(f"compiling the step of {self.stage.name}")
             current, values = step_fn(current, self.frozen, batch)
+            if step in starts:
+                # Another host may still compile.
+                jax.block_until_ready(values)
             watchdog.step(f"step {step + 1} of {self.stage.name}")
             batches.busy_with = values["skipped"]
             done = step + 1

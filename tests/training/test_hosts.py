@@ -34,7 +34,7 @@ def train(workdir: Path, moment: str = "never", step: int = 0, at: str = "", pro
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, HERE / "hosts.py", moment, str(step), at, f"--workdir={workdir}", "--hang_seconds=15"]
+    command = [sys.executable, HERE / "hosts.py", moment, str(step), at, f"--workdir={workdir}", "--hang_seconds=20"]
     joined = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"] if processes > 1 else []
     started = [
         subprocess.Popen(
@@ -84,7 +84,7 @@ def test_disturbed_runs_end_as_they_should_and_go_on_to_the_same_bits(whole):
 
     (status, said), _ = train(run, "stop", 3, "1")
     assert status == 1
-    assert re.search(r"error: process 0 of 2 \(.+\) waited more than 15 s in step \d of mllm, so a host is lost", said)
+    assert re.search(r"error: process 0 of 2 \(.+\) waited more than 20 s in step \d of mllm, so a host is lost", said)
 
     before = saved()
     for processes in ("1", "0,1"):
