@@ -56,8 +56,14 @@ def train(workdir: Path, moment: str = "never", step: int = 0, at: str = "", pro
 
 
 def state(workdir: Path) -> dict[str, np.ndarray]:
-    stored = open_stored(step_path(workdir / CHECKPOINTS, STEPS) / "state")
-    return {path: np.asarray(array) for path, array in stored.items()}
+    """Parameters, averages and moments at the end."""
+    folder = step_path(workdir / CHECKPOINTS, STEPS) / "state"
+    branches = [("params",), ("ema",), ("opt_state", "1")]
+    return {
+        f"{branch[0]}/{path}": np.asarray(array)
+        for branch in branches
+        for path, array in open_stored(folder, branch).items()
+    }
 
 
 def rows(workdir: Path) -> list[dict]:
