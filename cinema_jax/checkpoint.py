@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from cinema_jax import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.sharding import path_name
 from cinema_jax.stored import Stored, open_stored
@@ -89,13 +89,12 @@ class Checkpoints:
                 if path.name.isdecimal() and path.is_dir() and not is_complete(path):
                     logging.warning("checkpoint %s is incomplete: renamed to %s.incomplete", path, path.name)
                     path.rename(path.with_name(f"{path.name}.incomplete"))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("cinema_jax.checkpoint.open")
+        distributed.together("checkpoint.open")
 
     @property
     def latest(self) -> int | None:
-        """The step of the last complete checkpoint."""
-        return max(complete_steps(self.directory), default=None)
+        """The step of the last complete checkpoint, as process 0 finds it."""
+        return distributed.gather(max(complete_steps(self.directory), default=None))[0]
 
     def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
         """Start saving `state` at its step, after any save before it; returns once the state may be donated.
@@ -123,7 +122,7 @@ class Checkpoints:
         Raises:
             CheckpointError: no such checkpoint, or its parameters are not those of `abstract`, by path.
         """
-        path = step_path(self.directory, step)
+        path = step_path(self.directory, self.latest if step is None else step)
         self._check_fits(path, abstract)
         state = ocp.load_checkpointables(path, {"state": abstract})["state"]
         self._last = int(path.name)

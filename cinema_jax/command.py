@@ -4,13 +4,16 @@ import errno
 import logging
 import os
 import sys
+import traceback
+from argparse import ArgumentParser
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
+from cinema_jax import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.training.interruption import Interrupted
 
@@ -18,6 +21,27 @@ from cinema_jax.training.interruption import Interrupted
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 # Large allocations in huge pages: XLA maps its temporaries anew every step, and page faults were a fifth of a CPU step.
 TUNABLES = "glibc.malloc.hugetlb=1"
+# How a run finds its other processes: name, type, default and meaning.
+PROCESS_FLAGS = (
+    ("coordinator", str, None, "host:port of process 0, where several processes meet; TPU pods and SLURM need none."),
+    ("num_processes", int, None, "How many processes there are."),
+    ("process_id", int, None, "Which of them this is, from 0."),
+    ("start_seconds", int, 300, "How long to wait until all processes have met."),
+)
+for _name, _type, _default, _help in PROCESS_FLAGS:
+    (flags.DEFINE_string if _type is str else flags.DEFINE_integer)(_name, _default, _help)
+
+
+def add_process_flags(parser: ArgumentParser) -> None:
+    """The same flags for a command that reads its command line itself."""
+    for name, kind, default, meaning in PROCESS_FLAGS:
+        parser.add_argument(f"--{name}", type=kind, default=default, help=meaning)
+
+
+def start_processes(options: Any = flags.FLAGS) -> None:
+    """Join the other processes of this command, if there are any; before jax is asked for its devices."""
+    names = [name for name, *_ in PROCESS_FLAGS]
+    distributed.start(**{name: getattr(options, name) for name in names})
 
 
 def with_huge_pages() -> None:
@@ -45,20 +69,34 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
             main()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _end(2)
         except Interrupted as error:
             print(error, file=sys.stderr)
-            sys.exit(128 + error.number)
+            _end(128 + error.number)
         except Exception as error:
-            if (trouble := storage_trouble(error)) is None:
+            if trouble := storage_trouble(error):
+                print(f"error: {trouble}; what was saved before is intact", file=sys.stderr)
+                _end(2)
+            if not distributed.several():
                 raise
-            print(f"error: {trouble}; what was saved before is intact", file=sys.stderr)
-            sys.exit(2)
+            traceback.print_exc()
+            print(
+                f"error: {distributed.name()} failed, or lost another one, with {type(error).__name__}; the same "
+                "command goes on from the last checkpoint",
+                file=sys.stderr,
+            )
+            _end(1)
 
     if parser:
         flags.FLAGS.mark_as_parsed()
         return app.run(entry, flags_parser=parser)
     app.run(entry, argv=[_underscored(argument) for argument in sys.argv])
+
+
+def _end(status: int) -> NoReturn:
+    if distributed.several():
+        distributed.leave(status)
+    sys.exit(status)
 
 
 def _underscored(argument: str) -> str:

@@ -17,6 +17,8 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="cinema_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    processes = argparse.ArgumentParser(add_help=False)
+    command.add_process_flags(processes)
     commands = parser.add_subparsers(required=True, dest="command", metavar="import | export | inspect")
     folder = (
         "A folder, or a repository of the Hugging Face hub (owner/name): a pipeline of diffusers, one network as "
@@ -24,12 +26,16 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
     )
     new = "The new folder."
 
-    sub = commands.add_parser("import", help="published weights as one checkpoint", allow_abbrev=False)
+    sub = commands.add_parser(
+        "import", help="published weights as one checkpoint", parents=[processes], allow_abbrev=False
+    )
     sub.add_argument("--source", action="append", required=True, help=folder)
     sub.add_argument("--output", type=Path, required=True, help=new)
     sub.set_defaults(function=_import)
 
-    sub = commands.add_parser("export", help="a checkpoint as a folder for diffusers", allow_abbrev=False)
+    sub = commands.add_parser(
+        "export", help="a checkpoint as a folder for diffusers", parents=[processes], allow_abbrev=False
+    )
     sub.add_argument("--checkpoint", required=True, help="A run's --workdir, an import, or a pipeline of diffusers.")
     sub.add_argument("--output", type=Path, required=True, help=new)
     sub.add_argument("--max-shard-size", default="5GB", help="Of one file; default: %(default)s.")
@@ -47,6 +53,7 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
 
 
 def _import(options: argparse.Namespace) -> None:
+    command.start_processes(options)
     from cinema_jax.exchange import hub
     from cinema_jax.exchange.imports import import_checkpoint
 
@@ -55,6 +62,7 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    command.start_processes(options)
     from ml_dtypes import bfloat16
     from numpy import dtype
 

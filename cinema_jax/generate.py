@@ -8,7 +8,7 @@ import math
 
 from absl import flags
 
-from cinema_jax import command
+from cinema_jax import command, distributed
 from cinema_jax.data.images import read_image
 from cinema_jax.data.output import check_output, write_video
 from cinema_jax.diffusion.config import SOLVERS
@@ -46,6 +46,7 @@ def main() -> None:
     if not PROMPT.value.strip():
         raise InputError("--prompt is empty; say what happens in the video")
     pictures = [read_image(path) for path in REFERENCE.value]
+    command.start_processes()
     # Imported here, so that bad input is refused before the slow libraries are loaded.
     from tqdm import tqdm
 
@@ -70,6 +71,8 @@ def main() -> None:
     references = tuple(Reference(p.image, p.mask, str(i)) for i, p in enumerate(pictures))
     request = Request(PROMPT.value, references, SEED.value, NEGATIVE.value)
     video = sampler([request], settings, lambda steps: tqdm(steps, total=settings.steps, desc="sample", unit="step"))[0]
+    if not distributed.is_first():
+        return
     write_video(output, video, run.config.data.fps)
     print(f"{output}: {len(video)} frames of {settings.width}x{settings.height} at {run.config.data.fps:g} frames/s")
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cinema_jax import weights
+from cinema_jax import distributed, weights
 from cinema_jax.errors import InputError
 from cinema_jax.exchange import hub
 from cinema_jax.models.aligner import model as aligner
@@ -38,7 +38,7 @@ from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.wan import vae as wan
 from cinema_jax.models.wan import weights as wan_weights
 from cinema_jax.models.wan.config import WanVAEConfig
-from cinema_jax.shards import write_tensors
+from cinema_jax.shards import read_along, write_tensors
 from cinema_jax.stored import Stored, open_stored
 from cinema_jax.tensors import Tensor, WeightError, open_tensors
 from cinema_jax.weights import Array, Published
@@ -235,10 +235,15 @@ def published(name: str, config: Any, params: Mapping[str, Array]) -> dict[str, 
 
 
 def write(name: str, config: Any, params: Mapping[str, Array], folder: Path, dtype: Any = np.float32) -> None:
-    """Write a part's folder: `config.json` and one file of its tensors under the published names."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a part's folder: `config.json` and one file of its tensors under the published names.
+
+    Process 0 writes. All must call this, and hand it one tensor after the other of what lies on the devices of all.
+    """
     kind = kind_of(name, config)
     tensors = {key: tensor.astype(dtype) for key, tensor in published(name, config, params).items()}
+    if not distributed.is_first():
+        return read_along(tensors)
+    folder.mkdir(parents=True, exist_ok=True)
     # Each whole or not at all, and the config last: a folder with a config is complete.
     write_tensors(folder / f"{kind.stem}.safetensors", tensors)
     write_json(folder / "config.json", kind.config_to_hf(config))

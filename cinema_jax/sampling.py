@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from cinema_jax import distributed
 from cinema_jax.cinema import Cinema, Conditions, Params
 from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Preprocessor
@@ -112,7 +113,7 @@ class Sampler:
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
     ) -> UInt8[np.ndarray, "B frames height width 3"]:
         """The videos of a batch of requests. `progress` wraps the iterator over sampler steps (a progress bar)."""
-        return np.asarray(self.decode(self.params, self.latents(requests, settings, progress)))
+        return distributed.fetch(self.decode(self.params, self.latents(requests, settings, progress)))
 
     def latents(
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps

@@ -72,9 +72,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Writable]) -> None:
     Raises:
         WeightError: a number is not finite.
     """
-    # As the library orders them: the widest types first, so that each lies aligned.
-    kinds = list(DTYPES.values())
-    names = sorted(tensors, key=lambda name: (kinds.index(np.dtype(tensors[name].dtype)), name))
+    names = _order(tensors)
     header: dict[str, Any] = {"__metadata__": _METADATA}
     end = 0
     for name in names:
@@ -95,6 +93,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Writable]) -> None:
         for future in written:
             future.result()
     partial.replace(path)
+
+
+def read_along(tensors: Mapping[str, Writable]) -> None:
+    """What the other processes do while one writes a file of tensors that lie on the devices of all: hand them over.
+
+    Raises:
+        WeightError: a number is not finite.
+    """
+    scratch = Scratch()
+    for name in _order(tensors):
+        _read(tensors[name], name, scratch)
+
+
+def _order(tensors: Mapping[str, Writable]) -> list[str]:
+    """As the library orders them: the widest types first, so that each lies aligned."""
+    kinds = list(DTYPES.values())
+    return sorted(tensors, key=lambda name: (kinds.index(np.dtype(tensors[name].dtype)), name))
 
 
 def _read(tensor: Writable, name: str, scratch: Scratch) -> np.ndarray:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cinema_jax import distributed
 from cinema_jax.stored import Stored
 from cinema_jax.tensors import Scratch, Tensor, WeightError, contiguous
 
@@ -170,12 +171,12 @@ class Published:
 def on_host(array: Array, index: tuple[int, ...], scratch: Scratch) -> np.ndarray:
     """A part of an array, with an index for the first of its axes, without moving the rest.
 
-    A `jax.Array` must lie on devices of this process, or a ValueError says so.
+    Of a `jax.Array` that other processes hold as well, all of them must ask for it together.
     """
     if not isinstance(array, jax.Array):
         return np.asarray(array[index])
     if not array.is_fully_addressable:
-        raise ValueError("an array that other processes hold cannot be read here: save it, and read the checkpoint")
+        return distributed.fetch_row(array, index)
     out = scratch.take("ours", array.shape[len(index) :], array.dtype)
     for shard in array.addressable_shards:
         # The index inside the shard, if it is there.

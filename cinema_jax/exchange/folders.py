@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
+from cinema_jax.distributed import together
 from cinema_jax.errors import InputError
 
 
@@ -39,9 +39,3 @@ def new_folder(output: Path) -> Iterator[Path]:
     if first:
         partial.replace(output)
     together("renamed")
-
-
-def together(what: str) -> None:
-    """Wait until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"cinema_jax.exchange.{what}")

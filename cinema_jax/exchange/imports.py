@@ -10,9 +10,10 @@ from orbax.checkpoint import v1 as ocp
 
 from cinema_jax import parts, sharding, shards
 from cinema_jax.config import default, to_dict
+from cinema_jax.distributed import together
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.fit import fits
-from cinema_jax.exchange.folders import new_folder, together
+from cinema_jax.exchange.folders import new_folder
 from cinema_jax.exchange.pipelines import without_sources
 from cinema_jax.exchange.sources import copy_companions, find_all
 

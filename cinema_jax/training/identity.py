@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
+from cinema_jax import distributed
 from cinema_jax.data.critters.background import PLACES
 from cinema_jax.data.critters.grammar import QUESTIONS, SENTENCES, naming
 from cinema_jax.data.critters.identity import Identity
@@ -22,6 +23,7 @@ from cinema_jax.data.critters.source import Critters, reference
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.sampling import Request, Sampler
+from cinema_jax.training import watchdog
 from cinema_jax.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ def measure(run: Run, sampler: Sampler) -> dict[str, float]:
     cases = held_out_cases(run.source("test"), run.config.evaluate_identities, run.config.seed)
     generated = []
     for start in tqdm(range(0, len(cases), BATCH), desc="identity", unit="batch"):
+        watchdog.begin("the measurement of identity")
         requests = [case.request for case in cases[start : start + BATCH]]
         filled = requests + requests[:1] * (BATCH - len(requests))  # one shape, one compilation
         generated.extend(sampler(filled, sampler.settings())[: len(requests)])
@@ -84,6 +87,7 @@ def nearer_to_own(sampler: Sampler, videos: list[np.ndarray], subjects: list[Ide
     count, wins = len(videos), []
     swaps = min(SWAPS, count - 1)
     for start in tqdm(range(0, count, BATCH), desc="judge", unit="batch"):
+        watchdog.begin("the judgement of identity")
         rows = [i % count for i in range(start, start + BATCH)]
         told = [[subjects[(row + shift) % count].describe() for row in rows] for shift in range(swaps + 1)]
         likelihoods = [
@@ -110,7 +114,7 @@ def _likelihood(sampler: Sampler, images: list[np.ndarray], descriptions: list[s
         sampler.preprocessor.answering(QUESTIONS[0], [image], naming([text]))
         for image, text in zip(images, descriptions, strict=True)
     ]
-    return np.asarray(_log_likelihood(sampler.cinema, sampler.params, collate(examples)))
+    return distributed.fetch(_log_likelihood(sampler.cinema, sampler.params, collate(examples)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from cinema_jax import distributed
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -27,6 +29,8 @@ class Interruption:
         self.requested: int | None = None
         self._stepping = False
         self._previous = {}
+        # What the processes said after the step before.
+        self._said = None
 
     def __enter__(self) -> "Interruption":
         # Python gives signals to the main thread alone; elsewhere (a notebook's worker) there is nothing to catch.
@@ -47,6 +51,16 @@ class Interruption:
             yield
         finally:
             self._stepping = False
+
+    def agreed(self) -> int | None:
+        """The signal to stop for. Several processes must all ask after every step, and hear of it after the same one.
+
+        They hear one step later than it is said: the device never waits for the answer.
+        """
+        if not distributed.several():
+            return self.requested
+        said, self._said = self._said, distributed.largest(self.requested or 0)
+        return (int(said) or None) if said is not None else None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested = number

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cinema_jax import parts, sharding
+from cinema_jax import distributed, parts, sharding
 from cinema_jax.axes import WEIGHTS
 from cinema_jax.checkpoint import Checkpoints, digest
 from cinema_jax.cinema import Cinema
@@ -20,7 +20,7 @@ from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training import reports, state
+from cinema_jax.training import reports, state, watchdog
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
 from cinema_jax.training.metrics import MetricsWriter
@@ -41,17 +41,21 @@ def train(run: Run) -> None:
         jax.config.update("jax_enable_x64", True)
     mesh = sharding.make_mesh(**vars(run.config.mesh))
     with run.lock(), Interruption() as interruption, jax.set_mesh(mesh):
+        finished = [name for name in run.config.stages if run.finished(name) is not None]
+        distributed.agree("the finished stages", finished)
         for name in run.config.stages:
-            if run.finished(name) is None:
-                Trainer(run, STAGES[name], mesh, interruption).run_stage()
-            else:
+            if name in finished:
                 logger.info("%s: finished before", name)
+            else:
+                Trainer(run, STAGES[name], mesh, interruption).run_stage()
+        distributed.together("all stages are finished")
 
 
 class Trainer:
     """One stage of one run."""
 
     def __init__(self, run: Run, stage: Stage, mesh: Mesh, interruption: Interruption | None = None):
+        watchdog.begin(f"the start of {stage.name}")
         self.run, self.stage, self.mesh = run, stage, mesh
         self.interruption = interruption or Interruption()
         self.config: StageConfig = getattr(run.config, stage.name)
@@ -66,12 +70,14 @@ class Trainer:
                     f"config.weights.{name}, or a checkpoint that has them as config.init"
                 )
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
+        distributed.agree(f"the weights that {stage.name} starts from", self.digests)
         frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}
         self.frozen = sharding.place(frozen, mesh, WEIGHTS)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
         wide = np.promote_types(np.float32, self.cinema.dtype)
         self.initial = {path: params[path].astype(wide) for path in trained}
-        # Records that were replaced: their ids, and what is wrong with them.
+        # Records that were replaced: their ids, and what is wrong with them. Those of this process alone until the next
+        # log or checkpoint.
         self.unreadable: dict[str, str] = {}
         evaluate = stage.evaluate(self.cinema)
         self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
@@ -87,8 +93,8 @@ class Trainer:
                 with self.interruption.after_the_step():
                     current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
                 logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
-                weights = jax.device_get(current.ema)
-                params = {**jax.device_get(self.frozen), **weights}
+                watchdog.begin(f"the closing report of {name}")
+                params = {**self.frozen, **current.ema}
                 configs = self._write_parts(params, held_out)
                 report = reports.stage_report(self.run, name, configs, params, metrics)
             self.run.finish(
@@ -101,25 +107,38 @@ class Trainer:
         closing: dict[str, float] = {}
         batches = Supply(self.batches(examples, int(current.step)))
         watch = DroppedUpdates(int(current.skipped))
+        starts = {int(current.step), *(first for first, *_ in self._phases())}
         for step, batch in batches:
+            if step in starts:
+                watchdog.begin(f"compiling the step of {self.stage.name}")
             current, values = step_fn(current, self.frozen, batch)
+            if step in starts:
+                # Another host may still compile.
+                jax.block_until_ready(values)
+            watchdog.step(f"step {step + 1} of {self.stage.name}")
             batches.busy_with = values["skipped"]
             done = step + 1
             if watch.too_many(step, values["skipped"]) or (done == config.steps and watch.finish()):
                 raise self._not_finite(watch.in_a_row, examples)
             if done % config.log_every == 0 or done == config.steps:
                 values = jax.device_get(values)
+                self._share_unreadable(len(examples.indices))
                 metrics.write(done, values | {"replaced": len(self.unreadable)})
                 metrics.progress(done, loss=float(values["loss"]))
             if done == config.steps or (config.eval_every and done % config.eval_every == 0):
                 closing = self.evaluate(current, held_out)
                 metrics.write(done, closing)
-            if done == config.steps or done % config.checkpoint_every == 0:
+            signal = self.interruption.agreed()
+            interrupted = signal and done < config.steps
+            if done == config.steps or done % config.checkpoint_every == 0 or interrupted:
+                watchdog.begin(f"the checkpoint of step {done} of {self.stage.name}")
+                self._share_unreadable(len(examples.indices))
                 checkpoints.save(current, self._description())
-            if self.interruption.requested and done < config.steps:
-                checkpoints.save(current, self._description())
+            if interrupted:
                 checkpoints.wait()
-                raise Interrupted(self.interruption.requested, f"after step {done} of {self.stage.name}")
+                raise Interrupted(signal, f"after step {done} of {self.stage.name}")
+            watchdog.step(f"step {done + 1} of {self.stage.name}")
+        watchdog.begin(f"the end of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
 
@@ -127,6 +146,7 @@ class Trainer:
         """Mean metrics of the averaged weights over the held-out batches."""
         totals: dict[str, list[float]] = {}
         for batch in held_out:
+            watchdog.begin(f"the evaluation of {self.stage.name}")
             keys = state.sample_keys(current.key, batch["index"])
             loss, values = self._evaluate(current.ema, self.frozen, batch, keys)
             for key, value in {"loss": loss, **values}.items():
@@ -158,19 +178,33 @@ class Trainer:
         clip = (1, data.frames, data.height, data.width, 3)
         clips = jax.ShapeDtypeStruct(clip, np.uint8)
         shape = jax.eval_shape(self.cinema.encode_video, self.cinema.shapes, clips).shape
-        vae_params = _of_part({**self.initial, **self.frozen}, "vae")
-        encode = jax.jit(self.cinema.encode_video)
+        local = sharding.make_mesh(devices=jax.local_devices())
         latents = encode_all(
             source,
             count,
-            functools.partial(encode, vae_params),
+            self._encoder(local),
             shape[1:],
             self.run.workdir / "latents",
             split,
             [self.digests["vae"], dataclasses.asdict(data), repr(vae)],
+            batch_size=local.size * max(1, 8 // local.size),
             threads=data.threads,
         )
         return Examples(source, preprocessor, latents.indices, latents.values, augment=augment)
+
+    def _encoder(self, local: Mesh) -> Callable[[np.ndarray], jax.Array]:
+        """Clips to latents, on devices of this process alone, which get all of the VAE's weights."""
+        params = _of_part({**self.initial, **self.frozen}, "vae")
+        params = {path: distributed.fetch(x) for path, x in params.items()}
+        encode = jax.jit(self.cinema.encode_video)
+        with jax.set_mesh(local):
+            params = jax.device_put(params, sharding.replicated(local))
+
+        def on_local(clips: np.ndarray) -> jax.Array:
+            with jax.set_mesh(local):
+                return encode(params, jax.device_put(clips, sharding.batch_sharding(local)))
+
+        return on_local
 
     def _held_out(self) -> list[Batch]:
         """Held-out batches, fixed for the whole run."""
@@ -195,19 +229,24 @@ class Trainer:
             for step, batch in loader.steps(max(start, first), last):
                 yield step, sharding.global_batch(batch, self.mesh, size)
 
-    def _loader(self, examples: Examples, kind: str, size: int) -> Loader:
+    def _share_unreadable(self, records: int) -> None:
+        """What every process has replaced, in every process; raises InputError where it is too much."""
+        for told in distributed.gather(self.unreadable):
+            self.unreadable |= told
+        check_unreadable(self.unreadable, records, "records")
+
+    def _loader(self, examples: Examples, kind: str, size: int, rows: slice | None = None) -> Loader:
         def replaced(global_index: int, row: int, message: str) -> None:
             record = examples.source.id(examples.indices[row])
             logger.warning("%s was replaced: %s", record, message)
             self.unreadable[record] = message
-            check_unreadable(self.unreadable, len(examples.indices), "records")
 
         data = self.run.config.data
         config = LoaderConfig(
             size, self.run.config.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind
         )
         make = functools.partial(examples.make, kind)
-        rows = sharding.local_rows(self.mesh, size)
+        rows = rows or sharding.local_rows(self.mesh, size)
         return Loader(len(examples.indices), make, config, rows=rows, on_failure=replaced)
 
     def _not_finite(self, steps: list[int], examples: Examples) -> InputError:
@@ -215,10 +254,11 @@ class Trainer:
         shown = {}
         for step in steps:
             _, _, kind, size = next(phase for phase in self._phases() if phase[0] <= step < phase[1])
-            rows = self._loader(examples, kind, size).entries(step)
+            rows = self._loader(examples, kind, size, slice(None)).entries(step)
             shown[step + 1] = [examples.source.id(examples.indices[row]) for row in rows]
         file = self.run.workdir / "not_finite.json"
-        parts.write_json(file, {"stage": self.stage.name, "examples": shown})
+        if distributed.is_first():
+            parts.write_json(file, {"stage": self.stage.name, "examples": shown})
         return InputError(
             f"{self.stage.name}: loss or gradient was not finite in steps {', '.join(map(str, shown))}, whose updates "
             f"were dropped; {file} names their examples. Mend them, or lower "
@@ -243,8 +283,11 @@ class Trainer:
             "unreadable": self.unreadable,
         }
 
-    def _write_parts(self, params: Mapping[str, np.ndarray], held_out: list[Batch]) -> dict[str, Any]:
-        """Write every part that was trained, if only in part, to the run's `parts/`; returns all parts' configs."""
+    def _write_parts(self, params: Mapping[str, jax.Array], held_out: list[Batch]) -> dict[str, Any]:
+        """Write every part that was trained, if only in part, to the run's `parts/`; returns all parts' configs.
+
+        Every process must call this: they hand process 0 one tensor after the other.
+        """
         configs = dict(self.cinema.part_configs)
         for name in sorted({path.split("/")[0] for path in self.initial}):
             if name == "vae":

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from cinema_jax import distributed
 from cinema_jax.cinema import Cinema, Params, to_float
 from cinema_jax.data.critters.describing import attribute_accuracy
 from cinema_jax.data.critters.grammar import QUESTIONS
@@ -34,9 +35,13 @@ SHOWN = 8
 def stage_report(
     run: Run, stage: str, configs: Mapping[str, Any], params: Params, metrics: MetricsWriter
 ) -> dict[str, float]:
-    """Measure and show what a stage has learned; returns the measurements."""
+    """Measure and show what a stage has learned; returns the measurements.
+
+    All processes sample and measure together, over the devices that hold `params`; process 0 writes.
+    """
     cinema = Cinema(run.config, configs)
-    (run.workdir / "samples").mkdir(exist_ok=True)
+    if distributed.is_first():
+        (run.workdir / "samples").mkdir(exist_ok=True)
     if stage == "vae":
         show_reconstructions(run, cinema, params, metrics)
     if stage == "mllm":
@@ -56,7 +61,7 @@ def latent_statistics(cinema: Cinema, params: Params, batches: Sequence[Mapping[
         latents = cinema.part(params, "vae").encode_moments(to_float(video))[0]
         return latents.mean((0, 1, 2, 3)), (latents**2).mean((0, 1, 2, 3))
 
-    means, squares = zip(*(jax.device_get(moments(params, batch["video"])) for batch in batches), strict=True)
+    means, squares = zip(*(map(distributed.fetch, moments(params, batch["video"])) for batch in batches), strict=True)
     mean = np.mean(means, axis=0)
     std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 1e-12))
     return dataclasses.replace(
@@ -68,7 +73,7 @@ def show_reconstructions(run: Run, cinema: Cinema, params: Params, metrics: Metr
     """Held-out clips beside what the VAE makes of them."""
     source = run.source("validation")
     videos = np.stack([source.video(index) for index in range(min(SHOWN, len(source)))])
-    coded = np.asarray(jax.jit(lambda p, v: cinema.decode_video(p, cinema.encode_video(p, v)))(params, videos))
+    coded = distributed.fetch(jax.jit(lambda p, v: cinema.decode_video(p, cinema.encode_video(p, v)))(params, videos))
     rows = [
         Row([Group("real", spread(a, 4)), Group("coded", spread(b, 4))]) for a, b in zip(videos, coded, strict=True)
     ]
@@ -114,7 +119,8 @@ def show_samples(run: Run, sampler: Sampler, metrics: MetricsWriter) -> None:
     videos = sampler(requests, sampler.settings(), bar)
     data, rows = run.config.data, []
     for index, (conditions, video) in enumerate(zip(told, videos, strict=True)):
-        write_video(run.workdir / "samples" / f"{index:02d}.mp4", video, data.fps)
+        if distributed.is_first():
+            write_video(run.workdir / "samples" / f"{index:02d}.mp4", video, data.fps)
         metrics.video(run.config.finetune.steps, f"sample_{index:02d}", video, data.fps)
         size = (data.reference_height, data.reference_width)
         seen = [letterbox(r.image, r.mask, *size) for r in conditions.references]
@@ -142,6 +148,8 @@ def held_out_conditions(run: Run, source: Source, index: int) -> Conditions:
 
 
 def _save_sheet(run: Run, name: str, rows: Sequence[Row], metrics: MetricsWriter) -> None:
+    if not distributed.is_first():
+        return
     sheet = contact_sheet(rows)
     path = run.workdir / "samples" / f"{name}.png"
     sheet.save(path)

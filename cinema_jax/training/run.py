@@ -17,12 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
-from cinema_jax import parts
+from cinema_jax import distributed, parts
 from cinema_jax.config import Config, parse, to_dict
 from cinema_jax.data.critters.grammar import vocabulary
 from cinema_jax.data.critters.source import Critters
@@ -59,6 +58,13 @@ class Run:
     def open(cls, config: Config, workdir: Path) -> "Run":
         """Start a run, or go on with the one in `workdir`; InputError names the fields in which that one differs."""
         cls(config, workdir)._check_prediction()
+        distributed.agree("their --config", to_dict(config))
+        distributed.in_first(lambda: cls._enter(config, workdir))
+        distributed.check_shared(workdir)
+        return cls(config, workdir)
+
+    @staticmethod
+    def _enter(config: Config, workdir: Path) -> None:
         file = workdir / "config.json"
         if file.exists():
             differences = list(_differences(parts.read_json(file), json.loads(json.dumps(to_dict(config)))))
@@ -70,7 +76,6 @@ class Run:
         else:
             workdir.mkdir(parents=True, exist_ok=True)
             parts.write_json(file, to_dict(config))
-        return cls(config, workdir)
 
     @classmethod
     def load(cls, workdir: Path) -> "Run":
@@ -102,15 +107,22 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes off the folder; the system lets go of it when this one ends, however it ends."""
+        """Keeps other runs off the folder; the system lets go of it when process 0 ends, however it ends."""
         lock = FileLock(self.workdir / "lock", thread_local=False)
+
+        def acquire() -> None:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise InputError(
+                    f"{self.workdir} is in use by another process; wait for it, or choose another --workdir"
+                ) from None
+
+        distributed.in_first(acquire)
         try:
-            with contextlib.nullcontext() if jax.process_index() else lock.acquire(timeout=0):
-                yield
-        except Timeout:
-            raise InputError(
-                f"{self.workdir} is in use by another process; wait for it, or choose another --workdir"
-            ) from None
+            yield
+        finally:
+            lock.release()
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage left behind, or None."""
@@ -118,10 +130,12 @@ class Run:
         return json.loads(file.read_text()) if file.exists() else None
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
-        """Mark a stage as finished."""
+        """Mark a stage as finished. Every process must call this."""
         file = self.workdir / "stages" / f"{stage}.json"
-        file.parent.mkdir(exist_ok=True)
-        parts.write_json(file, record)
+        if distributed.is_first():
+            file.parent.mkdir(exist_ok=True)
+            parts.write_json(file, record)
+        distributed.together(f"{stage} is finished")
 
     def folder(self, name: str) -> Path | None:
         """Where a part or tokenizer lies: the run's own, what `config.weights` names, what `init` has, else None."""

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from cinema_jax import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.models.attention import attention
 from cinema_jax.models.layers import Linear, RMSNorm, SwiGLU, rotate_halves, scan_layers, stack_layers
@@ -189,4 +190,4 @@ def generate_greedy(
     """
     graph, state = nnx.split(model)
     inputs = jax.tree.map(jnp.asarray, inputs)
-    return np.asarray(_generate(graph, state, inputs, jnp.int32(eos_token_id), max_new_tokens))
+    return distributed.fetch(_generate(graph, state, inputs, jnp.int32(eos_token_id), max_new_tokens))

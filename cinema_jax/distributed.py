@@ -1,0 +1,268 @@
+"""One run on many hosts: how the processes find each other, agree, and leave.
+
+`start` must run before anything asks jax for its devices. A process that is alone starts nothing and waits for nothing;
+everything else here is then free of charge.
+"""
+
+import functools
+import glob
+import hashlib
+import importlib.util
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from cinema_jax.errors import InputError
+
+# Environment variables that stand for the flags of the same meaning.
+ENVIRONMENT = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+# After so long without a sign of life of its machine a process is taken for dead, and jax ends the others.
+HEARTBEAT_SECONDS = 100
+# The first process holds the others' meeting place: when it ends early it lets them say first why they do.
+LINGER_SECONDS = 5
+# A file that one host wrote may take so long to show on another, through the caches of a network's file system.
+VISIBLE_SECONDS = 60
+
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    start_seconds: int = 300,
+) -> None:
+    """Join the other processes of the run where flags or the environment speak of any.
+
+    Args:
+        coordinator: host:port of process 0; default `JAX_COORDINATOR_ADDRESS`.
+        num_processes: how many there are; default `JAX_NUM_PROCESSES`.
+        process_id: which one this is, from 0; default `JAX_PROCESS_ID`.
+        start_seconds: the process ends, with a sentence and status 1, where not all have met after so long.
+
+    Raises:
+        InputError: some of the three are missing, or one is out of range.
+    """
+    told = _explicit({"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id})
+    if told is None and not _in_cluster():
+        return
+    # Imported here: most commands are alone, and refuse bad input before slow libraries are loaded.
+    import jax
+
+    # Its handler of SIGTERM would take the place of ours, which lets the processes agree on a step themselves.
+    jax.config.update("jax_enable_preemption_service", False)
+    where = (
+        f"{told['coordinator']} (process {told['process_id']} of {told['num_processes']})" if told else "the cluster"
+    )
+    sentence = (
+        f"error: not all processes have met at {where} within {start_seconds} s; raise --start_seconds to wait on"
+    )
+    # Beyond its own limit jax aborts with a stack of C++.
+    timer = threading.Timer(start_seconds, lambda: (print(sentence, file=sys.stderr, flush=True), os._exit(1)))
+    timer.daemon = True
+    timer.start()
+    arguments = (told["coordinator"], told["num_processes"], told["process_id"]) if told else ()
+    jax.distributed.initialize(
+        *arguments, initialization_timeout=start_seconds + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
+    timer.cancel()
+    # The devices, while all processes are there: looking for them later may wait for one that is lost.
+    jax.process_count()
+
+
+def _explicit(flags: dict[str, Any]) -> dict[str, Any] | None:
+    """The three flags, from the command line or the environment; None where nobody speaks of them."""
+    told = {name: os.environ.get(ENVIRONMENT[name]) if value is None else value for name, value in flags.items()}
+    given = [name for name, value in told.items() if value is not None]
+    # A launcher may name the coordinator alone, and leave the rest to the cluster.
+    if not given or (given == ["coordinator"] and flags["coordinator"] is None and _in_cluster()):
+        return None
+    if missing := [f"--{name} (or {ENVIRONMENT[name]})" for name in told if name not in given]:
+        there = " and ".join(f"--{name}" for name in given)
+        raise InputError(f"{there} without {' and '.join(missing)}: several processes need all three, one needs none")
+    for name in ("num_processes", "process_id"):
+        if not str(told[name]).lstrip("-").isdecimal():
+            raise InputError(f"{ENVIRONMENT[name]} is {told[name]!r}; it must be a whole number")
+        told[name] = int(told[name])
+    count, index = told["num_processes"], told["process_id"]
+    if count < 1:
+        raise InputError(f"--num_processes is {count}; it must be 1 or more")
+    if not 0 <= index < count:
+        raise InputError(f"--process_id is {index}; with --num_processes={count} it must be from 0 to {count - 1}")
+    host, colon, port = told["coordinator"].rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise InputError(f"--coordinator is {told['coordinator']!r}; it must be host:port, for example 10.0.0.1:8476")
+    return told
+
+
+def _in_cluster() -> bool:
+    """Whether the environment speaks of several processes in a way that jax reads itself."""
+    said = os.environ
+    if all(f"SLURM_{name}" in said for name in ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")):
+        return int(said["SLURM_NTASKS"]) > 1
+    if "OMPI_MCA_orte_hnp_uri" in said:
+        return int(said.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+    if "tpu" not in (said.get("JAX_PLATFORMS") or "tpu") or not _has_tpu():
+        return False
+    if int(said.get("MEGASCALE_NUM_SLICES") or 1) > 1:
+        return True
+    workers = said.get("TPU_PROCESS_ADDRESSES") or said.get("TPU_WORKER_HOSTNAMES")
+    # Without names it is a TPU VM, whose metadata server jax asks.
+    return "," in workers if workers else "TPU_SKIP_MDS_QUERY" not in said
+
+
+def _has_tpu() -> bool:
+    """Whether chips are here and the library that drives them: planning needs the library alone."""
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and bool(importlib.util.find_spec("libtpu"))
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, one of several, whatever the others do. Where it is the first, a little later than the rest."""
+    import jax
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:
+        time.sleep(LINGER_SECONDS)
+    # Python's own way out would wait for processes that may be gone.
+    os._exit(status)
+
+
+def several() -> bool:
+    """Whether this process is one of several. Does not touch the devices of one that is alone."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what only one may write."""
+    return not several() or sys.modules["jax"].process_index() == 0
+
+
+def name() -> str:
+    """This process, for messages: `process 3 of 16 (host-3)`."""
+    import jax
+
+    return f"process {jax.process_index()} of {jax.process_count()} ({socket.gethostname()})"
+
+
+def together(what: str) -> None:
+    """Wait until all processes are here."""
+    if several():
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"cinema_jax.{what}")
+
+
+def gather(value: Any) -> list[Any]:
+    """What each process says, in their order: anything that JSON can say. All must call this."""
+    if not several():
+        return [value]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(text)))
+    # Powers of two: each length is a program of its own to the compiler.
+    padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def agree(what: str, value: Any) -> None:
+    """Raises InputError in all processes where they differ in `value` (anything that JSON can say)."""
+    digests = gather(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
+    if other := [index for index, digest in enumerate(digests) if digest != digests[0]]:
+        raise InputError(
+            f"processes {', '.join(map(str, other))} differ from process 0 in {what}: start all with the same command, "
+            "code and data"
+        )
+
+
+def in_first(action: Callable[[], Any]) -> None:
+    """Do something in the first process alone, while the others wait; its InputError is raised in all."""
+    problem = None
+    if is_first():
+        try:
+            action()
+        except InputError as error:
+            problem = str(error)
+    if found := next((said for said in gather(problem) if said is not None), None):
+        raise InputError(found)
+
+
+def check_shared(folder: Path) -> None:
+    """Raises InputError in all processes where they do not all see the same `folder`."""
+    if not several():
+        return
+    token = gather(time.time_ns())[0]
+    file = folder / f"shared-{token}"
+    in_first(file.touch)
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not (seen := file.exists()) and time.monotonic() < deadline:
+        time.sleep(1)
+    blind = [index for index, sees in enumerate(gather(seen)) if not sees]
+    in_first(file.unlink)
+    if blind:
+        raise InputError(
+            f"processes {', '.join(map(str, blind))} do not see the {folder} of process 0: --workdir must lie on a "
+            "file system that all hosts share"
+        )
+
+
+def largest(value: int) -> Any:
+    """The largest of what all processes say, as an array of jax that nobody has waited for. All must call this."""
+    import jax
+
+    mesh, take = _maximum()
+    pieces = [jax.device_put(np.int32([value]), device) for device in jax.local_devices()]
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device"))
+    return take(jax.make_array_from_single_device_arrays((mesh.size,), sharding, pieces))
+
+
+def fetch(array: Any) -> np.ndarray:
+    """All of an array in the memory of every process, which all must ask for together."""
+    import jax
+
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(_replicate(array.sharding.mesh)(array).addressable_data(0))
+
+
+def fetch_row(array: Any, index: tuple[int, ...]) -> np.ndarray:
+    """The same of `array[index]`, without moving the rest."""
+    row = _row(array.sharding.mesh)(array, *index)
+    return np.asarray(row.addressable_data(0))
+
+
+@functools.cache
+def _maximum() -> tuple[Any, Callable[[Any], Any]]:
+    import jax
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), "device")
+    return mesh, jax.jit(jax.numpy.max, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+@functools.lru_cache
+def _replicate(mesh: Any) -> Callable[[Any], Any]:
+    import jax
+
+    return jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+@functools.lru_cache
+def _row(mesh: Any) -> Callable[..., Any]:
+    import jax
+
+    return jax.jit(lambda x, *i: x[i], out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

@@ -1,0 +1,174 @@
+"""Runs of several processes: what they do when one dies, hangs or is told to stop, and how they go on."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hosts import STEPS
+from tiny import process_environment
+
+from cinema_jax import distributed
+from cinema_jax.checkpoint import complete_steps, step_path
+from cinema_jax.errors import InputError
+from cinema_jax.stored import open_stored
+
+HERE = Path(__file__).parent
+CHECKPOINTS = "checkpoints/mllm"
+
+
+def train(workdir: Path, moment: str = "never", step: int = 0, at: str = "", processes: int = 2) -> list[tuple]:
+    """Exit status and messages of each process of a run over 8 devices; what `moment` and `at` mean says hosts.py."""
+    environment = process_environment() | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes} --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "GLIBC_TUNABLES": "",
+    }
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, HERE / "hosts.py", moment, str(step), at, f"--workdir={workdir}", "--hang_seconds=20"]
+    joined = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"] if processes > 1 else []
+    started = [
+        subprocess.Popen(
+            [*command, *joined, *([f"--process_id={i}"] if joined else [])],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    results = {}
+    # One that was stopped never ends: it is waited for last.
+    for i in sorted(range(processes), key=lambda i: moment == "stop" and str(i) in at.split(",")):
+        if moment == "stop" and str(i) in at.split(","):
+            started[i].kill()
+        said = started[i].communicate(timeout=300)[1]
+        results[i] = started[i].returncode, said
+    return [results[i] for i in range(processes)]
+
+
+def state(workdir: Path) -> dict[str, np.ndarray]:
+    """Parameters, averages and moments at the end."""
+    folder = step_path(workdir / CHECKPOINTS, STEPS) / "state"
+    branches = [("params",), ("ema",), ("opt_state", "1")]
+    return {
+        f"{branch[0]}/{path}": np.asarray(array)
+        for branch in branches
+        for path, array in open_stored(folder, branch).items()
+    }
+
+
+def rows(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def batches(workdir: Path) -> list[list[int]]:
+    """The examples of all processes, in the order of their numbers."""
+    lines = Path(f"{workdir}.batches").read_text().splitlines()
+    return sorted(index for line in lines for index in json.loads(line))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run of two processes."""
+    workdir = tmp_path_factory.mktemp("hosts") / "whole"
+    assert [status for status, _ in train(workdir)] == [0, 0]
+    return workdir
+
+
+def test_disturbed_runs_end_as_they_should_and_go_on_to_the_same_bits(whole):
+    run = whole.with_name("disturbed")
+    saved = lambda: max(complete_steps(run / CHECKPOINTS), default=0)  # noqa: E731
+
+    (status, said), _ = train(run, "stop", 3, "1")
+    assert status == 1
+    assert re.search(r"error: process 0 of 2 \(.+\) waited more than 20 s in step \d of mllm, so a host is lost", said)
+
+    before = saved()
+    for processes in ("1", "0,1"):
+        ended = train(run, "term", 1, processes)
+        assert [status for status, _ in ended] == [128 + signal.SIGTERM] * 2
+        stops = [
+            re.search(r"stopped by SIGTERM after step (\d) of mllm; the same command goes on", s) for _, s in ended
+        ]
+        assert {int(stop[1]) for stop in stops} == {saved()}
+        assert before < saved() < STEPS
+        before = saved()
+
+    (status, said), (killed, _) = train(run, "saving", 1, "1")
+    assert killed == -signal.SIGKILL
+    assert status not in (0, 2)
+    assert re.search(r"error: process 0 of 2|another task died", said)
+
+    assert [status for status, _ in train(run)] == [0, 0]
+    expected, found = state(whole), state(run)
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    assert rows(run) == rows(whole)
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_run_goes_on_with_another_number_of_processes(whole, processes):
+    run = whole.with_name(f"on_{processes}")
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "stages")
+    for step in complete_steps(run / CHECKPOINTS):
+        if step > 4:
+            shutil.rmtree(run / CHECKPOINTS / str(step))
+    assert [status for status, _ in train(run, processes=processes)] == [0] * processes
+    assert batches(run) == [index for index in batches(whole) if index >= 4 * 8]
+    found = state(run)
+    for path, leaf in state(whole).items():
+        np.testing.assert_allclose(found[path], leaf, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"process_id": 1}, r"--process_id without --coordinator \(or JAX_COORDINATOR_ADDRESS\) and --num_processes"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "it must be from 0 to 1"),
+        ({"coordinator": "a:1", "num_processes": 0, "process_id": 0}, "--num_processes is 0; it must be 1 or more"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "it must be host:port"),
+    ],
+)
+def test_misused_flags_are_told_in_one_sentence(flags, told):
+    with pytest.raises(InputError, match=told):
+        distributed.start(**flags)
+
+
+@pytest.mark.parametrize(
+    ("said", "several"),
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "7"}, False),
+        (
+            dict.fromkeys(
+                ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"), "1"
+            ),
+            False,
+        ),
+        (
+            dict.fromkeys(
+                ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"), "2"
+            ),
+            True,
+        ),
+        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "a,b"}, False),
+        ({"JAX_PLATFORMS": "", "TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"JAX_PLATFORMS": "", "TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"JAX_PLATFORMS": "tpu,cpu", "TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, True),
+    ],
+)
+def test_clusters_are_known_by_their_environment(monkeypatch, said, several):
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    monkeypatch.setattr(distributed.os, "environ", {"TPU_SKIP_MDS_QUERY": "1"} | said)
+    assert distributed._in_cluster() == several
