@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,28 +19,38 @@ from cinema_jax.data.pipeline import Examples
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import reports, state
+from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all
-from cinema_jax.training.metrics import MetricsWriter
+from cinema_jax.training.metrics import MetricsWriter, Sink
 from cinema_jax.training.optimizer import make_optimizer
+from cinema_jax.training.profile import Profile
+from cinema_jax.training.progress import Progress
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, Stage
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import TrainStep, make_train_step
-from cinema_jax.training.watch import DroppedUpdates, Supply, check_unreadable
+from cinema_jax.training.watch import Supply, check_unreadable
+from cinema_jax.training.work import WorkCounter
 
 logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
 
 
-def train(run: Run) -> None:
-    """Run all stages that are not finished yet."""
+def train(run: Run, *, profile_steps: range = range(0), sinks: Sequence[Sink] = ()) -> None:
+    """Run all stages that are not finished yet.
+
+    Args:
+        profile_steps: steps to be traced, in the first stage that comes to them.
+        sinks: who gets the metrics beside the run's folder.
+    """
+    profile = Profile(run.workdir / "profile", profile_steps)
     mesh = sharding.make_mesh(**vars(run.config.mesh))
     with run.lock(), Interruption() as interruption, jax.set_mesh(mesh):
         for name in run.config.stages:
             if run.finished(name) is None:
-                Trainer(run, STAGES[name], mesh, interruption).run_stage()
+                Trainer(run, STAGES[name], mesh, interruption, profile, sinks).run_stage()
             else:
                 logger.info("%s: finished before", name)
 
@@ -48,9 +58,20 @@ def train(run: Run) -> None:
 class Trainer:
     """One stage of one run."""
 
-    def __init__(self, run: Run, stage: Stage, mesh: Mesh, interruption: Interruption | None = None):
+    def __init__(
+        self,
+        run: Run,
+        stage: Stage,
+        mesh: Mesh,
+        interruption: Interruption | None = None,
+        profile: Profile | None = None,
+        sinks: Sequence[Sink] = (),
+    ):
         self.run, self.stage, self.mesh = run, stage, mesh
         self.interruption = interruption or Interruption()
+        self.profile = profile or Profile(run.workdir / "profile", range(0))
+        self.sinks = sinks
+        self.goodput = Goodput(run.workdir / "goodput.json")
         self.config: StageConfig = getattr(run.config, stage.name)
         configs, params, self.origins = run.load_parts(stage.parts, stage.name)
         self.cinema = Cinema(run.config, configs)
@@ -67,6 +88,8 @@ class Trainer:
         self.initial = {path: params[path] for path in trained}
         # Records that were replaced: their ids, and what is wrong with them.
         self.unreadable: dict[str, str] = {}
+        # Of the metrics that only some samples have, what was summed since the last log step.
+        self.shares: dict[str, tuple[float, float]] = {}
         evaluate = stage.evaluate(self.cinema)
         self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
 
@@ -77,7 +100,10 @@ class Trainer:
             current = self._initial_state(checkpoints)
             examples, held_out = self.examples("train"), self._held_out()
             start = int(current.step)
-            with MetricsWriter(workdir, stage=name, resume_step=start, total_steps=self.config.steps) as metrics:
+            self.goodput.begin(name, start)
+            with MetricsWriter(
+                workdir, stage=name, resume_step=start, total_steps=self.config.steps, sinks=self.sinks
+            ) as metrics:
                 with self.interruption.after_the_step():
                     current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
                 logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
@@ -94,28 +120,43 @@ class Trainer:
         config, step_fn = self.config, self.train_step(current)
         closing: dict[str, float] = {}
         batches = Supply(self.batches(examples, int(current.step)))
-        watch = DroppedUpdates(int(current.skipped))
-        for step, batch in batches:
-            current, values = step_fn(current, self.frozen, batch)
-            batches.busy_with = values["skipped"]
-            done = step + 1
-            if watch.too_many(step, values["skipped"]) or (done == config.steps and watch.finish()):
-                raise self._not_finite(watch.in_a_row, examples)
-            if done % config.log_every == 0 or done == config.steps:
-                values = jax.device_get(values)
-                metrics.write(done, values | {"replaced": len(self.unreadable)})
-                metrics.progress(done, loss=float(values["loss"]))
-            if done == config.steps or (config.eval_every and done % config.eval_every == 0):
-                closing = self.evaluate(current, held_out)
-                metrics.write(done, closing)
-            if done == config.steps or done % config.checkpoint_every == 0:
-                checkpoints.save(current, self._description())
-            if self.interruption.requested and done < config.steps:
-                checkpoints.save(current, self._description())
-                checkpoints.wait()
-                raise Interrupted(self.interruption.requested, f"after step {done} of {self.stage.name}")
+        with self._progress(current, examples, batches, metrics) as progress:
+            for step, batch in batches:
+                done = step + 1
+                self.profile.before(done, progress.flush)
+                with progress.dispatching(batch):
+                    current, values = step_fn(current, self.frozen, batch)
+                batches.busy_with = values["skipped"]
+                progress.add(done, batch, values, replaced=len(self.unreadable))
+                last, interrupted = done == config.steps, self.interruption.requested
+                if last or (config.eval_every and done % config.eval_every == 0):
+                    with progress.pause("evaluation"):
+                        closing = self.evaluate(current, held_out)
+                    metrics.write(done, closing)
+                if last or interrupted or done % config.checkpoint_every == 0:
+                    with progress.pause("checkpoint"):
+                        checkpoints.save(current, self._description())
+                    self.goodput.write(saved_step=done)
+                if interrupted and not last:
+                    checkpoints.wait()
+                    raise Interrupted(interrupted, f"after step {done} of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
+
+    def _progress(self, current: TrainState, examples: Examples, supply: Supply, metrics: MetricsWriter) -> Progress:
+        return Progress(
+            metrics,
+            supply,
+            self.goodput,
+            self.profile,
+            WorkCounter(self.stage, self.cinema, list(self.initial)),
+            start=int(current.step),
+            log_every=self.config.log_every,
+            last=self.config.steps,
+            shares=self.shares,
+            dropped=int(current.skipped),
+            not_finite=lambda steps: self._not_finite(steps, examples),
+        )
 
     def train_step(self, current: TrainState) -> TrainStep:
         """The compiled step, for states like `current`."""
@@ -143,6 +184,8 @@ class Trainer:
         restored, saved = checkpoints.restore(state.abstract(self.initial, self.optimizer, self.mesh))
         # What the stage started from: by now its own results may lie in its place.
         self.origins, self.digests, self.unreadable = saved["parts"], saved["digests"], saved["unreadable"]
+        # Checkpoints of before have none.
+        self.shares = {name: (total, weight) for name, (total, weight) in saved.get("shares", {}).items()}
         logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
         return restored
 
@@ -242,6 +285,7 @@ class Trainer:
             "parts": self.origins,
             "digests": self.digests,
             "unreadable": self.unreadable,
+            "shares": self.shares,
         }
 
     def _write_parts(self, params: Mapping[str, np.ndarray], held_out: list[Batch]) -> dict[str, Any]:
