@@ -1,5 +1,6 @@
 """What a run's time went to, over all its restarts."""
 
+import math
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from cinema_jax import parts
 # Seconds of a run are steps that count, waiting for data, compiling, checkpoints, held-out evaluations, and steps that
 # were done, lost with the process and done again. What is left of the wall time is starting, reports, and being down.
 CATEGORIES = ("step", "data", "compile", "checkpoint", "evaluation", "lost")
+# Between two writes of the file that no checkpoint asks for.
+WRITE_SECONDS = 10.0
 
 
 class Goodput:
@@ -27,7 +30,7 @@ class Goodput:
         self._stage: str = saved.get("stage", "")
         # Of the stage: seconds of steps that counted when each of its checkpoints was saved.
         self._saved_at = {int(step): seconds for step, seconds in saved.get("saved_at", {}).items()}
-        self._last = time.perf_counter()
+        self._last, self._written = time.perf_counter(), -math.inf
 
     def begin(self, stage: str, step: int) -> None:
         """Start (or go on with) a stage at `step`: what was stepped there beyond its checkpoint is lost."""
@@ -59,11 +62,14 @@ class Goodput:
         return self.seconds["step"] / max(time.time() - self._started, 1e-9)
 
     def write(self, saved_step: int | None = None) -> None:
-        """Write the file, in the first process; with a checkpoint of `saved_step`, what had been done by then."""
+        """Write the file, in the first process: at each checkpoint (of `saved_step`), and else from time to time."""
         if saved_step is not None:
             self._saved_at[saved_step] = self.seconds["step"]
+        elif time.perf_counter() < self._written + WRITE_SECONDS:
+            return
         if jax.process_index():
             return
+        self._written = time.perf_counter()
         saved_at = {str(step): seconds for step, seconds in self._saved_at.items()}
         parts.write_json(
             self._file,

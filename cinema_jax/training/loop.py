@@ -86,6 +86,7 @@ class Trainer:
         self.frozen = sharding.place({path: x for path, x in params.items() if path not in trained}, mesh)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
         self.initial = {path: params[path] for path in trained}
+        self.work = WorkCounter(stage, self.cinema, trained)
         # Records that were replaced: their ids, and what is wrong with them.
         self.unreadable: dict[str, str] = {}
         # Of the metrics that only some samples have, what was summed since the last log step.
@@ -149,7 +150,7 @@ class Trainer:
             supply,
             self.goodput,
             self.profile,
-            WorkCounter(self.stage, self.cinema, list(self.initial)),
+            self.work,
             start=int(current.step),
             log_every=self.config.log_every,
             last=self.config.steps,

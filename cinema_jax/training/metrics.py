@@ -40,7 +40,7 @@ class MetricsWriter:
     """Writes the metrics of one stage. Only the first process writes; the others may call everything.
 
     `metrics.jsonl` has one object a line: `step`, `stage` and the values (null where not finite). TensorBoard files are
-    in `tensorboard/<stage>`. A step is the number of batches done.
+    in `tensorboard/<stage>`, with the finite ones. A step is the number of batches done.
 
     Args:
         workdir: the run's folder; made if missing.
@@ -82,7 +82,8 @@ class MetricsWriter:
         row = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
         self._lines.write(json.dumps({"step": step, "stage": self._stage, **row}) + "\n")
         for name, number in numbers.items():
-            self._tensorboard.add_scalar(name, number, step)
+            if math.isfinite(number):
+                self._tensorboard.add_scalar(name, number, step)
         for sink in self._sinks:
             sink(self._stage, step, numbers)
 

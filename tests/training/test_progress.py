@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cinema_jax.training import goodput
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.profile import Profile, parse_steps
@@ -59,21 +60,21 @@ def progress(tmp_path):
 
     def make(start=0, shares=None, **options):
         metrics = MetricsWriter(tmp_path, stage="pretrain", resume_step=start)
-        goodput = Goodput(tmp_path / "goodput.json")
-        goodput.begin("pretrain", start)
+        spent = Goodput(tmp_path / "goodput.json")
+        spent.begin("pretrain", start)
         supply = Supply(iter(()))
         settings = {"log_every": 2, "last": 5, "dropped": 0, "not_finite": lambda steps: Ends(steps)} | options
         made = Progress(
             metrics,
             supply,
-            goodput,
+            spent,
             Profile(tmp_path, range(0)),
             Counter(),
             start=start,
             shares={} if shares is None else shares,
             **settings,
         )
-        made.supply, made.goodput = supply, goodput
+        made.supply, made.goodput = supply, spent
         return made
 
     return make
@@ -184,13 +185,15 @@ def test_rates_leave_out_compiling_and_checkpoints(progress, tmp_path):
     assert 0 < line["perf/goodput"] < 1
 
 
-def test_steps_beyond_the_checkpoint_are_lost_with_the_process(tmp_path):
+def test_steps_beyond_the_checkpoint_are_lost_with_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(goodput, "WRITE_SECONDS", 0.0)
+
     def run(stage, start, seconds, saved_step=None):
-        goodput = Goodput(tmp_path / "goodput.json")
-        goodput.begin(stage, start)
-        goodput.seconds["step"] += seconds
-        goodput.write(saved_step)
-        return goodput.seconds
+        spent = Goodput(tmp_path / "goodput.json")
+        spent.begin(stage, start)
+        spent.seconds["step"] += seconds
+        spent.write(saved_step)
+        return spent.seconds
 
     run("align", 0, 3.0, saved_step=10)
     run("align", 10, 4.0)
