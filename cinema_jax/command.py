@@ -44,6 +44,16 @@ def start_processes(options: Any = flags.FLAGS) -> None:
     distributed.start(**{name: getattr(options, name) for name in names})
 
 
+def compilation_cache_flag(default: str) -> flags.FlagHolder:
+    """Defines `--compilation_cache`; `default` says where compiled programs are kept without it."""
+    return flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Folder (or gs://) that keeps compiled programs for the next start; empty: none. By default "
+        f"JAX_COMPILATION_CACHE_DIR or else {default}, and on CPUs none.",
+    )
+
+
 def with_huge_pages() -> None:
     """Start the program anew with huge pages, which the C library only takes from its environment. Linux only."""
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:

@@ -35,6 +35,7 @@ GUIDANCE_REFERENCE = flags.DEFINE_float("guidance_reference", None, "Guidance to
 FRAMES = flags.DEFINE_integer("frames", None, "Frames, 4k+1; as in training if not given.")
 HEIGHT = flags.DEFINE_integer("height", None, "Pixels, a multiple of 16; as in training if not given.")
 WIDTH = flags.DEFINE_integer("width", None, "Pixels, a multiple of 16; as in training if not given.")
+CACHE = command.compilation_cache_flag("~/.cache/cinema_jax")
 
 
 def main() -> None:
@@ -50,6 +51,7 @@ def main() -> None:
     # Imported here, so that bad input is refused before the slow libraries are loaded.
     from tqdm import tqdm
 
+    from cinema_jax import compilation
     from cinema_jax.data.example import Reference
     from cinema_jax.exchange import hub
     from cinema_jax.sampling import Request, sampler_of
@@ -58,6 +60,7 @@ def main() -> None:
     run = Run.load(hub.folder(CHECKPOINT.value))
     if not pictures and run.config.condition.conditioner != "t5":
         raise InputError("no --reference was given; name at least one picture of a subject")
+    compilation.keep(CACHE.value, "~/.cache/cinema_jax")
     sampler = sampler_of(run)
     settings = sampler.settings(
         solver=SOLVER.value,

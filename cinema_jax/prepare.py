@@ -26,6 +26,7 @@ COUNT = flags.DEFINE_integer("process_count", None, "How many processes there ar
 def main() -> None:
     """Make this process's share of the records."""
     config = parse(CONFIG.value)
+    command.start_processes()
     # Imported here, so that a wrong config is refused before the slow libraries are loaded.
     from cinema_jax.training.preparing import prepare
 

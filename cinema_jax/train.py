@@ -3,13 +3,14 @@
 Runs the config's stages in order. Run again with the same workdir, it goes on where it stopped.
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from cinema_jax import command
-from cinema_jax.config import parse
+from cinema_jax.config import parse, to_dict
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/, for example configs/demo.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and samples go, for example runs/demo.")
@@ -19,6 +20,14 @@ HANG = flags.DEFINE_float(
     "One of several processes ends with an error when a training step takes longer; 0: never.",
     lower_bound=0,
 )
+PROFILE = flags.DEFINE_string(
+    "profile_steps",
+    "",
+    "FIRST:END, for example 100:105: write a trace of the steps 100 to 104 of the first stage that comes to them to "
+    "WORKDIR/profile.",
+)
+WANDB = flags.DEFINE_string("wandb", "", "A project of Weights & Biases that gets the metrics, too.")
+CACHE = command.compilation_cache_flag("WORKDIR/compilation_cache")
 
 
 def main() -> None:
@@ -26,11 +35,26 @@ def main() -> None:
     config = parse(CONFIG.value)
     command.start_processes()
     # Imported here, so that a wrong config is refused before the slow libraries are loaded.
-    from cinema_jax.training import loop, watchdog
-    from cinema_jax.training.run import Run
+    import jax
 
+    from cinema_jax import compilation
+    from cinema_jax.training import loop, watchdog
+    from cinema_jax.training.profile import parse_steps
+    from cinema_jax.training.run import Run
+    from cinema_jax.training.wandb import WandB, check_installed
+
+    lengths = [getattr(config, stage).steps for stage in config.stages]
+    profile_steps = parse_steps(PROFILE.value, max(lengths, default=0))
+    if WANDB.value:
+        check_installed()
+    run = Run.open(config, Path(WORKDIR.value))
+    compilation.keep(CACHE.value, f"{WORKDIR.value}/compilation_cache")
     watchdog.start(HANG.value)
-    loop.train(Run.open(config, Path(WORKDIR.value)))
+    if WANDB.value and jax.process_index() == 0:
+        with contextlib.closing(WandB(WANDB.value, run.workdir, to_dict(config))) as wandb:
+            loop.train(run, profile_steps=profile_steps, sinks=[wandb])
+    else:
+        loop.train(run, profile_steps=profile_steps)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,24 +21,34 @@ from cinema_jax.data.pipeline import Examples
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import reports, state, watchdog
+from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
-from cinema_jax.training.metrics import MetricsWriter
+from cinema_jax.training.metrics import MetricsWriter, Sink
 from cinema_jax.training.optimizer import make_optimizer
+from cinema_jax.training.profile import Profile
+from cinema_jax.training.progress import Progress
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
-from cinema_jax.training.watch import DroppedUpdates, Supply, check_unreadable
+from cinema_jax.training.watch import Supply, check_unreadable
+from cinema_jax.training.work import WorkCounter
 
 logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
 
 
-def train(run: Run) -> None:
-    """Run all stages that are not finished yet."""
+def train(run: Run, *, profile_steps: range = range(0), sinks: Sequence[Sink] = ()) -> None:
+    """Run all stages that are not finished yet.
+
+    Args:
+        profile_steps: steps to be traced, in the first stage that comes to them.
+        sinks: who gets the metrics beside the run's folder.
+    """
     if run.config.precision == "float64":
         jax.config.update("jax_enable_x64", True)
+    profile = Profile(run.workdir / "profile", profile_steps)
     mesh = sharding.make_mesh(**vars(run.config.mesh))
     with run.lock(), Interruption() as interruption, jax.set_mesh(mesh):
         finished = [name for name in run.config.stages if run.finished(name) is not None]
@@ -47,17 +57,28 @@ def train(run: Run) -> None:
             if name in finished:
                 logger.info("%s: finished before", name)
             else:
-                Trainer(run, STAGES[name], mesh, interruption).run_stage()
+                Trainer(run, STAGES[name], mesh, interruption, profile, sinks).run_stage()
         distributed.together("all stages are finished")
 
 
 class Trainer:
     """One stage of one run."""
 
-    def __init__(self, run: Run, stage: Stage, mesh: Mesh, interruption: Interruption | None = None):
+    def __init__(
+        self,
+        run: Run,
+        stage: Stage,
+        mesh: Mesh,
+        interruption: Interruption | None = None,
+        profile: Profile | None = None,
+        sinks: Sequence[Sink] = (),
+    ):
         watchdog.begin(f"the start of {stage.name}")
         self.run, self.stage, self.mesh = run, stage, mesh
         self.interruption = interruption or Interruption()
+        self.profile = profile or Profile(run.workdir / "profile", range(0))
+        self.sinks = sinks
+        self.goodput = Goodput(run.workdir / "goodput.json")
         self.config: StageConfig = getattr(run.config, stage.name)
         needed = stage.needed(run.config)
         configs, params, self.origins = run.load_parts(needed, stage.name)
@@ -76,9 +97,12 @@ class Trainer:
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
         wide = np.promote_types(np.float32, self.cinema.dtype)
         self.initial = {path: params[path].astype(wide) for path in trained}
+        self.work = WorkCounter(stage, self.cinema, trained)
         # Records that were replaced: their ids, and what is wrong with them. Those of this process alone until the next
         # log or checkpoint.
         self.unreadable: dict[str, str] = {}
+        # Of the metrics that only some samples have, what was summed since the last log step.
+        self.shares: dict[str, tuple[float, float]] = {}
         evaluate = stage.evaluate(self.cinema)
         self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
 
@@ -89,7 +113,10 @@ class Trainer:
             current = self._initial_state(checkpoints)
             examples, held_out = self.examples("train"), self._held_out()
             start = int(current.step)
-            with MetricsWriter(workdir, stage=name, resume_step=start, total_steps=self.config.steps) as metrics:
+            self.goodput.begin(name, start)
+            with MetricsWriter(
+                workdir, stage=name, resume_step=start, total_steps=self.config.steps, sinks=self.sinks
+            ) as metrics:
                 with self.interruption.after_the_step():
                     current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
                 logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
@@ -106,41 +133,56 @@ class Trainer:
         config, step_fn = self.config, make_step(self.stage, self.cinema, self.optimizer, current)
         closing: dict[str, float] = {}
         batches = Supply(self.batches(examples, int(current.step)))
-        watch = DroppedUpdates(int(current.skipped))
         starts = {int(current.step), *(first for first, *_ in self._phases())}
-        for step, batch in batches:
-            if step in starts:
-                watchdog.begin(f"compiling the step of {self.stage.name}")
-            current, values = step_fn(current, self.frozen, batch)
-            if step in starts:
-                # Another host may still compile.
-                jax.block_until_ready(values)
-            watchdog.step(f"step {step + 1} of {self.stage.name}")
-            batches.busy_with = values["skipped"]
-            done = step + 1
-            if watch.too_many(step, values["skipped"]) or (done == config.steps and watch.finish()):
-                raise self._not_finite(watch.in_a_row, examples)
-            if done % config.log_every == 0 or done == config.steps:
-                values = jax.device_get(values)
-                self._share_unreadable(len(examples.indices))
-                metrics.write(done, values | {"replaced": len(self.unreadable)})
-                metrics.progress(done, loss=float(values["loss"]))
-            if done == config.steps or (config.eval_every and done % config.eval_every == 0):
-                closing = self.evaluate(current, held_out)
-                metrics.write(done, closing)
-            signal = self.interruption.agreed()
-            interrupted = signal and done < config.steps
-            if done == config.steps or done % config.checkpoint_every == 0 or interrupted:
-                watchdog.begin(f"the checkpoint of step {done} of {self.stage.name}")
-                self._share_unreadable(len(examples.indices))
-                checkpoints.save(current, self._description())
-            if interrupted:
-                checkpoints.wait()
-                raise Interrupted(signal, f"after step {done} of {self.stage.name}")
-            watchdog.step(f"step {done + 1} of {self.stage.name}")
+        with self._progress(current, examples, batches, metrics) as progress:
+            for step, batch in batches:
+                done = step + 1
+                self.profile.before(done, progress.flush)
+                if step in starts:
+                    watchdog.begin(f"compiling the step of {self.stage.name}")
+                with progress.dispatching(batch):
+                    current, values = step_fn(current, self.frozen, batch)
+                    if step in starts:
+                        # Another host may still compile.
+                        jax.block_until_ready(values)
+                watchdog.step(f"step {done} of {self.stage.name}")
+                batches.busy_with = values["skipped"]
+                last, signal = done == config.steps, self.interruption.agreed()
+                if last or done % config.log_every == 0:
+                    self._share_unreadable(len(examples.indices))
+                progress.add(done, batch, values, replaced=len(self.unreadable))
+                if last or (config.eval_every and done % config.eval_every == 0):
+                    with progress.pause("evaluation"):
+                        closing = self.evaluate(current, held_out)
+                    metrics.write(done, closing)
+                if last or signal or done % config.checkpoint_every == 0:
+                    watchdog.begin(f"the checkpoint of step {done} of {self.stage.name}")
+                    with progress.pause("checkpoint"):
+                        self._share_unreadable(len(examples.indices))
+                        checkpoints.save(current, self._description())
+                    self.goodput.write(saved_step=done)
+                if signal and not last:
+                    checkpoints.wait()
+                    raise Interrupted(signal, f"after step {done} of {self.stage.name}")
+                watchdog.step(f"step {done + 1} of {self.stage.name}")
         watchdog.begin(f"the end of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
+
+    def _progress(self, current: TrainState, examples: Examples, supply: Supply, metrics: MetricsWriter) -> Progress:
+        return Progress(
+            metrics,
+            supply,
+            self.goodput,
+            self.profile,
+            self.work,
+            start=int(current.step),
+            log_every=self.config.log_every,
+            last=self.config.steps,
+            shares=self.shares,
+            dropped=int(current.skipped),
+            not_finite=lambda steps: self._not_finite(steps, examples),
+        )
 
     def evaluate(self, current: TrainState, held_out: list[Batch]) -> dict[str, float]:
         """Mean metrics of the averaged weights over the held-out batches."""
@@ -159,6 +201,8 @@ class Trainer:
         restored, saved = checkpoints.restore(state.abstract(self.initial, self.optimizer, self.mesh))
         # What the stage started from: by now its own results may lie in its place.
         self.origins, self.digests, self.unreadable = saved["parts"], saved["digests"], saved["unreadable"]
+        # Checkpoints of before have none.
+        self.shares = {name: (total, weight) for name, (total, weight) in saved.get("shares", {}).items()}
         logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
         return restored
 
@@ -281,6 +325,7 @@ class Trainer:
             "parts": self.origins,
             "digests": self.digests,
             "unreadable": self.unreadable,
+            "shares": self.shares,
         }
 
     def _write_parts(self, params: Mapping[str, jax.Array], held_out: list[Batch]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
+
+# Takes what else is to be told of a step's scalars: (stage, step, values). It must not block.
+Sink = Callable[[str, int, Mapping[str, float]], None]
 
 
 def truncate(path: Path, stage: str, step: int) -> None:
@@ -37,19 +40,28 @@ class MetricsWriter:
     """Writes the metrics of one stage. Only the first process writes; the others may call everything.
 
     `metrics.jsonl` has one object a line: `step`, `stage` and the values (null where not finite). TensorBoard files are
-    in `tensorboard/<stage>`. A step is the number of batches done.
+    in `tensorboard/<stage>`, with the finite ones. A step is the number of batches done.
 
     Args:
         workdir: the run's folder; made if missing.
         stage: the name of the stage.
         resume_step: the restored step; whatever was written after it is dropped, so that no step appears twice.
         total_steps: the stage's length, for the progress bar.
+        sinks: who gets the same scalars (W&B).
     """
 
-    def __init__(self, workdir: Path, *, stage: str, resume_step: int = 0, total_steps: int | None = None):
-        self._stage = stage
-        self._primary = jax.process_index() == 0
-        if not self._primary:
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        stage: str,
+        resume_step: int = 0,
+        total_steps: int | None = None,
+        sinks: Sequence[Sink] = (),
+    ):
+        self._stage, self._sinks = stage, sinks
+        self.primary = jax.process_index() == 0
+        if not self.primary:
             return
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
@@ -64,17 +76,20 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Scalars (numbers or arrays without axes) of a step."""
-        if not self._primary:
+        if not self.primary:
             return
         numbers = {name: float(value) for name, value in values.items()}
         row = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
         self._lines.write(json.dumps({"step": step, "stage": self._stage, **row}) + "\n")
         for name, number in numbers.items():
-            self._tensorboard.add_scalar(name, number, step)
+            if math.isfinite(number):
+                self._tensorboard.add_scalar(name, number, step)
+        for sink in self._sinks:
+            sink(self._stage, step, numbers)
 
     def progress(self, step: int, **values: float) -> None:
         """Move the bar to `step`; it shows the values (the loss, say), steps a second and the time left."""
-        if not self._primary:
+        if not self.primary:
             return
         if values:
             self._bar.set_postfix({name: f"{float(value):.4g}" for name, value in values.items()}, refresh=False)
@@ -82,12 +97,12 @@ class MetricsWriter:
 
     def images(self, step: int, name: str, images: UInt8[np.ndarray, "N height width 3"]) -> None:
         """Pictures side by side under one name, for TensorBoard."""
-        if self._primary:
+        if self.primary:
             self._tensorboard.add_images(name, images, step, dataformats="NHWC")
 
     def video(self, step: int, name: str, video: UInt8[np.ndarray, "frames height width 3"], fps: float = 8.0) -> None:
         """A video for TensorBoard, as an animated GIF."""
-        if not self._primary:
+        if not self.primary:
             return
         frames = [Image.fromarray(frame) for frame in video]
         buffer = io.BytesIO()
@@ -100,7 +115,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Write out everything."""
-        if self._primary:
+        if self.primary:
             self._bar.close()
             self._tensorboard.close()
             self._lines.close()

@@ -18,10 +18,13 @@ from cinema_jax.models.aligner.model import alignment_loss
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 from cinema_jax.training.optimizer import Optimizer
 from cinema_jax.training.state import TrainState
-from cinema_jax.training.step import TrainStep, make_train_step
+from cinema_jax.training.step import Share, TrainStep, make_train_step
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, ""] | Share]
 Loss = Callable[[Params, Batch, Key[Array, "B"]], tuple[Float[Array, ""], Metrics]]
+
+# Equal parts of the flow's time, of which training and evaluation report the loss apart: `loss_t0` is the least noise.
+TIME_BUCKETS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +114,25 @@ def flow_loss(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions])
         latents = batch["latents"]
         times = flow.logit_normal_times(keys, mean=config.time_mean, std=config.time_std, shift=config.shift)
         noise = flow.sample_noise(keys, latents.shape[1:])
-        return flow_errors(cinema, params, latents, noise, times, conditions(params, batch)).mean(), {}
+        errors = flow_errors(cinema, params, latents, noise, times, conditions(params, batch))
+        return errors.mean(), by_time(errors, times)
 
     return loss
 
 
-def flow_evaluation(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions], times: int = 4) -> Loss:
+def by_time(errors: Float[Array, "B"], times: Float[Array, "B"]) -> Metrics:
+    """The samples' errors, apart for each bucket of their times."""
+    bucket = jnp.minimum((times * TIME_BUCKETS).astype(jnp.int32), TIME_BUCKETS - 1)
+    inside = [bucket == i for i in range(TIME_BUCKETS)]
+    return {
+        f"loss_t{i}": Share(jnp.where(here, errors, 0.0).mean(), here.astype(jnp.float32).mean())
+        for i, here in enumerate(inside)
+    }
+
+
+def flow_evaluation(
+    cinema: Cinema, conditions: Callable[[Params, Batch], Conditions], times: int = TIME_BUCKETS
+) -> Loss:
     """The same with fixed noise, averaged over a fixed grid of times."""
     grid = flow.evaluation_times(times)
 

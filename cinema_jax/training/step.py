@@ -1,7 +1,7 @@
 """One training step of any model: it knows a loss function and nothing more."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,23 @@ from cinema_jax.errors import InputError
 from cinema_jax.training.optimizer import Optimizer
 from cinema_jax.training.state import TrainState, sample_keys, update_ema
 
-# (trainable parameters, frozen parameters, batch, one key per sample) -> (mean loss of the batch, means of metrics)
+# (trainable parameters, frozen parameters, batch, one key per sample) -> (mean loss of the batch, means of metrics,
+# each a number or a `Share`)
 LossFn = Callable[[Any, Any, Mapping[str, Any], Any], tuple[Any, dict[str, Any]]]
 TrainStep = Callable[[TrainState, Any, Mapping[str, Any]], tuple[TrainState, dict[str, Any]]]
+
+
+class Share(NamedTuple):
+    """A metric that only some samples have: two means over *all* samples, whose ratio is the mean over those that do.
+
+    As means over all samples they may be averaged over microbatches and steps; the ratio may not.
+    """
+
+    # Of the metric, 0 where a sample has none.
+    total: Any
+    # Of 1 where a sample has it, else 0.
+    weight: Any
+
 
 OWN_METRICS = ("loss", "grad_norm", "learning_rate", "skipped")
 

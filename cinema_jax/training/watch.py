@@ -25,29 +25,16 @@ def check_unreadable(messages: dict[str, str], records: int, what: str) -> None:
 
 
 class DroppedUpdates:
-    """Counts updates that were dropped in a row because loss or gradient was not finite.
-
-    Looks at a step's counter when the next step is under way, so that the device never waits for it.
-    """
+    """Counts updates that were dropped in a row because loss or gradient was not finite."""
 
     def __init__(self, dropped: int):
         self._total = dropped
-        self._pending: tuple[int, Any] | None = None
         self.in_a_row: list[int] = []
 
-    def too_many(self, step: int, dropped: Any) -> bool:
+    def too_many(self, step: int, dropped: int) -> bool:
         """Whether three updates in a row were dropped; `dropped` is the state's counter after step number `step`."""
-        pending, self._pending = self._pending, (step, dropped)
-        return pending is not None and self._settle(*pending)
-
-    def finish(self) -> bool:
-        """The same for the last step."""
-        return self._pending is not None and self._settle(*self._pending)
-
-    def _settle(self, step: int, dropped: Any) -> bool:
-        total = int(dropped)
-        self.in_a_row = [*self.in_a_row, step] if total > self._total else []
-        self._total = total
+        self.in_a_row = [*self.in_a_row, step] if dropped > self._total else []
+        self._total = dropped
         return len(self.in_a_row) >= MAX_DROPPED
 
 
@@ -56,7 +43,9 @@ class Supply:
 
     def __init__(self, batches: Iterator[Any]):
         self._batches = batches
-        self._waited, self._started = 0.0, None
+        # Seconds in which the device had nothing to do.
+        self.waited = 0.0
+        self._started: float | None = None
         # A result of the step before: while it is not ready, nobody waits.
         self.busy_with: Any = None
 
@@ -70,10 +59,10 @@ class Supply:
         if self._started is None:
             self._started = time.perf_counter()
         elif self.busy_with is not None and self.busy_with.is_ready():
-            self._waited += time.perf_counter() - asked
+            self.waited += time.perf_counter() - asked
         return batch
 
     @property
     def waiting_share(self) -> float:
         """Of the time since the first batch."""
-        return self._waited / (time.perf_counter() - self._started) if self._started else 0.0
+        return self.waited / (time.perf_counter() - self._started) if self._started else 0.0

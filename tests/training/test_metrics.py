@@ -90,6 +90,13 @@ def test_tensorboard_gets_pictures(tmp_path, kind, magic):
     assert [(tag, step, data[: len(magic)]) for tag, step, data in images] == [("sample", 4, magic)]
 
 
+def test_sinks_get_the_same_scalars(tmp_path):
+    told = []
+    with MetricsWriter(tmp_path, stage="align", sinks=[lambda *row: told.append(row)]) as writer:
+        writer.write(3, {"loss": np.float32(0.5)})
+    assert told == [("align", 3, {"loss": 0.5})]
+
+
 def test_bar_shows_loss_and_position(tmp_path, capsys):
     with MetricsWriter(tmp_path, stage="align", resume_step=2, total_steps=10) as writer:
         writer.progress(10, loss=0.25)

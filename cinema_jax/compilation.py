@@ -1,0 +1,58 @@
+"""Compiling: kept from one start to the next, and several programs at once."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+logger = logging.getLogger(__name__)
+
+
+def keep(asked: str | None, default: str) -> None:
+    """Keep what is compiled from here on in a folder, and take from there what was compiled before.
+
+    Only the first process writes: with several hosts the folder must be one that all of them see.
+
+    Args:
+        asked: the folder that the user named, "" for none; None: `JAX_COMPILATION_CACHE_DIR`, which jax reads itself,
+            or else `default` on accelerators. Programs for CPUs are kept only where that is asked for: they run on
+            processors like the one that compiled them, and XLA warns of others, and of some that are alike.
+    """
+    if asked is None and ("JAX_COMPILATION_CACHE_DIR" in os.environ or jax.default_backend() == "cpu"):
+        return
+    folder = default if asked is None else asked
+    if folder and "://" not in folder:
+        folder = str(Path(folder).expanduser())
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+
+
+def compile_all(programs: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, jax.stages.Compiled]:
+    """Compile several programs, lowered one after the other and compiled in parallel threads.
+
+    Args:
+        programs: name to a function that `jax.jit` made and its arguments, arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+        name to the executable, which is called with such arguments.
+    """
+    started = time.perf_counter()
+
+    def compile_one(name: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        begun = time.perf_counter()
+        compiled = lowered.compile()
+        logger.info("compiled %s in %.1f s", name, time.perf_counter() - begun)
+        return compiled
+
+    # Lowering holds Python's lock, the compiler does not.
+    with ThreadPoolExecutor(max(1, len(programs))) as pool:
+        waiting = {}
+        for name, (function, arguments) in programs.items():
+            waiting[name] = pool.submit(compile_one, name, function.lower(*arguments))
+        compiled = {name: future.result() for name, future in waiting.items()}
+    logger.info("%d programs compiled in %.1f s", len(compiled), time.perf_counter() - started)
+    return compiled
