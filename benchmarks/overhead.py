@@ -24,7 +24,7 @@ from cinema_jax.training import state
 from cinema_jax.training.loop import Trainer
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.run import Run
-from cinema_jax.training.stages import STAGES
+from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.watch import Supply
 from configs import demo
 
@@ -51,7 +51,7 @@ class Loops:
     def __init__(self, trainer: Trainer, metrics: MetricsWriter):
         self.trainer, self.metrics = trainer, metrics
         self.current = state.create(trainer.initial, trainer.optimizer, trainer.mesh, seed=0)
-        self.step = trainer.train_step(self.current)
+        self.step = make_step(trainer.stage, trainer.cinema, trainer.optimizer, self.current)
         self.examples = trainer.examples("train")
         _, self.batch = next(trainer.batches(self.examples, 0))
 

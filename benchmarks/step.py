@@ -26,7 +26,7 @@ from cinema_jax.flops import matmul_flops
 from cinema_jax.training import state
 from cinema_jax.training.loop import Trainer
 from cinema_jax.training.run import Run
-from cinema_jax.training.stages import STAGES
+from cinema_jax.training.stages import STAGES, make_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "An experiment.")
 STAGE = flags.DEFINE_multi_enum("stage", ["pretrain", "align", "finetune"], list(STAGES), "What is measured.")
@@ -92,7 +92,7 @@ def measure(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
         trainer = Trainer(Run.open(parse(values), Path(folder)), STAGES[name], mesh)
         current = state.create(trainer.initial, trainer.optimizer, mesh, seed=0)
-        step = trainer.train_step(current)
+        step = make_step(trainer.stage, trainer.cinema, trainer.optimizer, current)
         _, batch = next(trainer.batches(trainer.examples("train"), 0))
         flops = matmul_flops(step, current, trainer.frozen, batch)
 

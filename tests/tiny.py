@@ -44,3 +44,12 @@ def tiny_config() -> Config:
 def process_environment() -> dict[str, str]:
     """For a process of its own that imports what this one can."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+# For processes that compile for TPUs which are not there.
+TPU_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}

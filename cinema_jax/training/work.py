@@ -55,15 +55,16 @@ class Work:
     tokens: int | None
 
 
-def work(stage: Stage, cinema: Cinema, trained: list[str], batch: Shapes) -> Work:
+def work(stage: Stage, cinema: Cinema, trained: list[str], batch: Shapes, remat: str = "none") -> Work:
     """Count a stage's step; a few seconds of tracing, without a device.
 
     Args:
         trained: paths of the trained parameters.
+        remat: what the transformer's backward pass finds (`activations.REMAT`), to count what it computes again.
     """
     configs = dict(cinema.part_configs)
     if "dit" in configs:
-        configs["dit"] = dataclasses.replace(configs["dit"], remat=False)
+        configs["dit"] = dataclasses.replace(configs["dit"], remat=remat)
     loss = stage.loss(Cinema(cinema.config, configs))
     params = {path: cinema.shapes[path] for path in trained}
     frozen = {path: shape for path, shape in cinema.shapes.items() if path not in params}

@@ -1,12 +1,16 @@
 """Every backend this machine can run, through the dispatcher, against PyTorch."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tiny import TPU_ENVIRONMENT, process_environment
 
-from cinema_jax.models.attention import attention, attention_backend
+from cinema_jax.models.attention import attention, attention_backend, dispatch
 
 # Compiling takes longer than running here.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -78,6 +82,109 @@ def test_matches_torch_forward_and_backward(backend, case):
     assert_close(ours(q, k, v, **options), torch_attention(q, k, v, mask, scale=options.get("scale")))
 
 
+@pytest.mark.parametrize(
+    ("head_size", "tokens", "case"),
+    [(64, 130, "lengths"), (128, 256, "plain"), (80, 200, "segments"), (64, 129, "causal"), (128, 70, "grouped")],
+)
+def test_splash_matches_torch_forward_and_backward(monkeypatch, head_size, tokens, case):
+    """The TPU's kernels, interpreted."""
+    monkeypatch.setattr(dispatch, "attention_backend", lambda *_, **__: "splash")
+    q, k, v = inputs(tokens, heads=2, kv_heads=1 if case == "grouped" else 2, head_size=head_size)
+    options, mask = {}, np.ones((2, 1, tokens, tokens), bool)
+    if case == "lengths":
+        options["kv_lengths"] = jnp.array([tokens, tokens - 7])
+        mask = (np.arange(tokens) < np.array([[tokens], [tokens - 7]]))[:, None, None]
+    if case == "segments":
+        segments = np.stack([np.arange(tokens) // 50, np.arange(tokens) // 90])
+        options["segments"] = jnp.asarray(segments)
+        mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
+    if case == "causal":
+        options["causal"] = True
+        mask = mask & np.tril(np.ones((tokens, tokens), bool))
+    actual, expected = ours(q, k, v, **options), torch_attention(q, k, v, mask)
+    for a, b in zip(actual, expected, strict=True):
+        assert np.abs(np.asarray(a) - b).max() < 1e-4 * np.abs(b).max()
+
+
+FOR_A_TPU = """
+import re
+import jax, jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import topologies
+from cinema_jax import sharding
+from cinema_jax.models.activations import REMAT
+from cinema_jax.models.attention import attention
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+mesh = sharding.make_mesh(data=1, fsdp=4, devices=devices)
+x = jax.ShapeDtypeStruct((4, 1024, 2, 64), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
+def block(*qkv):
+    q, k, v = (checkpoint_name(x, name) for x, name in zip(qkv, "qkv"))
+    return jnp.sin(checkpoint_name(attention(q, k, v), "attention_output")).sum()
+with jax.set_mesh(mesh):
+    for policy, forward in (("full", 2), ("attention", 1)):
+        step = jax.jit(jax.value_and_grad(jax.checkpoint(block, policy=REMAT[policy]), (0, 1, 2)))
+        kernels = re.findall(r"%(splash_mha_[a-z]+)[\\w.]* = ", step.lower(x, x, x).compile().as_text())
+        assert sorted(kernels) == ["splash_mha_dkv", "splash_mha_dq"] + forward * ["splash_mha_fwd"], kernels
+"""
+
+
+def test_a_policy_that_saves_what_attention_wrote_does_not_run_its_kernel_again():
+    """In the program that a TPU would run."""
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu (pip install libtpu)")
+    environment = process_environment() | TPU_ENVIRONMENT
+    done = subprocess.run(
+        [sys.executable, "-c", FOR_A_TPU], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+ON_A_MESH = """
+import jax, jax.numpy as jnp, numpy as np, logging
+from cinema_jax import sharding
+from cinema_jax.models.attention import attention, context_exchange, mesh as exchanges
+exchanges.EXCHANGE_TOKENS = 16
+rng = np.random.default_rng(0)
+def inputs(heads, kv_heads):
+    return [jnp.asarray(rng.normal(size=(2, 32, n, 8)), jnp.float32) for n in (heads, kv_heads, kv_heads)]
+def both(options, *x):
+    loss = lambda *x: (lambda out: (jnp.sin(out).sum(), out))(attention(*x, **options))
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*x)
+    return [np.asarray(y) for y in (out, *grads)]
+for axes, heads, kv_heads, way in (
+    ({"context": 4, "data": 2}, 4, 4, "ulysses"),
+    ({"context": 2, "tensor": 2, "data": 2}, 4, 2, "ulysses"),
+    ({"context": 4, "data": 2}, 15, 15, "ulysses"),
+    ({"context": 4, "data": 2}, 3, 3, "gather"),
+    ({"context": 2, "data": 4}, 2, 1, "ulysses"),
+):
+    x = inputs(heads, kv_heads)
+    segments = jnp.asarray(np.repeat([[0, 1], [1, 1]], 16, axis=1))
+    for options in ({}, {"kv_lengths": jnp.array([32, 19])}, {"segments": segments}):
+        alone = both(options, *x)
+        with jax.set_mesh(sharding.make_mesh(**axes)):
+            assert context_exchange(heads, axes["context"], axes.get("tensor", 1)) == way
+            text = str(jax.make_jaxpr(lambda *x: attention(*x, **options))(*x))
+            assert ("all_to_all" in text) == (way == "ulysses") and ("all_gather" in text) == (way == "gather"), text
+            for a, b in zip(both(options, *x), alone, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+with jax.set_mesh(sharding.make_mesh(context=8, data=1)):
+    try:
+        attention(*(x[:, :20] for x in inputs(8, 8)))
+    except ValueError as error:
+        assert "20 tokens" in str(error)
+    else:
+        raise AssertionError("20 tokens over 8 devices")
+"""
+
+
+def test_tokens_exchanged_over_a_mesh_give_the_same_forward_and_backward():
+    environment = process_environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("tokens", SIZES.values())
 @pytest.mark.parametrize("batch", [1, 2])
 def test_bias_is_added_to_the_scaled_logits(tokens, batch):
@@ -114,7 +221,11 @@ def test_16_bit_inputs_lose_only_their_own_precision(backend):
         ("cpu", jnp.float32, 1506, 64, False, "xla_heads"),
         ("cpu", jnp.float32, 1506, 64, True, "xla"),
         ("cpu", jnp.float32, 32, 64, False, "xla"),
-        ("tpu", jnp.bfloat16, 4096, 64, False, "xla"),
+        ("tpu", jnp.bfloat16, 4096, 64, False, "splash"),
+        ("tpu", jnp.bfloat16, 4096, 80, False, "splash"),
+        ("tpu", jnp.bfloat16, 4096, 256, False, "xla"),
+        ("tpu", jnp.bfloat16, 4096, 64, True, "xla"),
+        ("tpu", jnp.bfloat16, 226, 64, False, "xla"),
     ],
 )
 def test_the_backend_is_chosen_by_platform_type_and_shape(platform, dtype, tokens, head_size, bias, backend):
