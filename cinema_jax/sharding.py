@@ -36,6 +36,8 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (VOCABULARY, ((TENSOR,), SPLIT)),
     # Convolutions of the VAEs, (..., in, out): gathered before use; splitting `in` would sum activations instead.
     (r"(\w*conv\w*|resample)/kernel", ((), SPLIT)),
+    # Patches, (..., in, out), of few or odd numbers.
+    (r"patch_embed/kernel", ((), SPLIT)),
     # Projections back to the residual stream, (in, out): split by rows, so that one all-reduce follows.
     (r"(to_out|o|o_proj|proj|proj_out|output_projection|down|down_proj|wo|fc2)/kernel", ((TENSOR,), SPLIT)),
     # Every other projection, (in, out): split by columns.

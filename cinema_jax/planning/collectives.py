@@ -59,9 +59,9 @@ def collectives(text: str) -> list[Collective]:
     return sorted(found, key=lambda c: -c.total_bytes)
 
 
-def summary(found: list[Collective]) -> dict[str, dict[str, float]]:
+def summary(found: list[Collective]) -> dict[str, dict[str, int | float]]:
     """Count and wire bytes of a step, by kind."""
-    kinds: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "wire_bytes": 0.0})
+    kinds: dict[str, dict[str, int | float]] = defaultdict(lambda: {"count": 0, "wire_bytes": 0.0})
     for collective in found:
         kinds[collective.kind]["count"] += collective.count
         kinds[collective.kind]["wire_bytes"] += collective.total_bytes
@@ -160,11 +160,13 @@ def _nbytes(array: str) -> int:
 
 def _group_size(line: str) -> int:
     """How many chips take part in each exchange."""
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\))? \{([^}]*)\}", line):
         sizes = dict(re.findall(r"'([^']*)'=(\d+)", match[1]))
         return math.prod(int(sizes[name]) for name in re.findall(r"'([^']*)'", match[2]))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return len(match[1].split(","))
-    return 2
+    if "source_target_pairs=" in line:
+        return 2
+    raise ValueError(f"the groups of a collective are written in a way that is not known here: {line.strip()[:400]}")

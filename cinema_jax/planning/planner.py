@@ -1,7 +1,13 @@
 """Compiling a run's programs for a topology that is not at hand."""
 
+import dataclasses
+import itertools
 import logging
+import re
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,14 +15,17 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from cinema_jax import sharding
+from cinema_jax.axes import WEIGHTS
 from cinema_jax.errors import InputError
-from cinema_jax.flops import matmul_flops
 from cinema_jax.planning import program, report
 from cinema_jax.planning.chips import chip_of
-from cinema_jax.planning.report import Report
+from cinema_jax.planning.report import GIB, Report
 from cinema_jax.training.run import Run
 
 logger = logging.getLogger(__name__)
+
+# From the least recomputation to the least memory.
+PRESETS = ("dots", "attention", "full", "offload")
 
 
 def devices(topology: str) -> list[Any]:
@@ -28,12 +37,11 @@ def devices(topology: str) -> list[Any]:
     chip_of(topology)
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except ModuleNotFoundError:
+        raise InputError("planning compiles with libtpu, which is not installed: pip install libtpu") from None
     except Exception as error:
-        if "libtpu" in str(error) or isinstance(error, ModuleNotFoundError):
-            raise InputError(
-                f"planning compiles with libtpu, which is not here (pip install libtpu): {error}"
-            ) from None
-        raise InputError(f"--topology is {topology!r}, which libtpu refuses: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--topology is {topology!r}, which libtpu refuses: {reason}") from None
 
 
 def mesh_of(run: Run, topology: str) -> Mesh:
@@ -42,38 +50,88 @@ def mesh_of(run: Run, topology: str) -> Mesh:
 
 
 def placement_table(run: Run, stage: str, topology: str) -> str:
-    """Where every array of the state and of the frozen parts lies."""
+    """Where every array of the state, and of the frozen parts, lies."""
     mesh = mesh_of(run, topology)
     planned = program.train_program(run, stage, mesh)
-    return sharding.describe({"state": planned.state, "frozen": dict(planned.frozen)}, mesh)
+    frozen = sharding.describe(dict(planned.frozen), mesh, WEIGHTS)
+    return f"{sharding.describe(planned.state, mesh)}\n\nfrozen parts: {frozen}"
 
 
 def plan_step(run: Run, stage: str, topology: str) -> Report:
     """Compile the train step of a stage."""
     mesh = mesh_of(run, topology)
-    section = getattr(run.config, stage)
     with jax.set_mesh(mesh):
         planned = program.train_program(run, stage, mesh)
-        return _compile(run, topology, mesh, planned, section.batch_size)
+        return _compile(run, f"{stage} step", topology, mesh, planned, getattr(run.config, stage).batch_size)
 
 
-def _compile(run: Run, topology: str, mesh: Mesh, planned: program.Program, batch: int) -> Report:
+def plan_sampler(run: Run, topology: str) -> list[Report]:
+    """Compile what generates one video, its tokens split over all chips of the topology."""
+    mesh = sharding.make_mesh(data=1, fsdp=1, context=-1, devices=devices(topology))
+    with jax.set_mesh(mesh):
+        programs = program.sampler_programs(run, mesh)
+        return [_compile(run, name, topology, mesh, planned, 1) for name, planned in programs.items()]
+
+
+def search(run: Run, stage: str, topology: str) -> list[Report]:
+    """The presets and meshes that fit, the fastest by the roofline first. On each mesh the first preset that fits."""
+    count, batch = len(devices(topology)), getattr(run.config, stage).batch_size
+    found = []
+    for fsdp, context in _meshes(count, batch):
+        mesh = dataclasses.replace(run.config.mesh, data=-1, fsdp=fsdp, context=context, tensor=1)
+        for remat in PRESETS:
+            dit = dataclasses.replace(run.config.dit_model, remat=remat)
+            tried = dataclasses.replace(run, config=dataclasses.replace(run.config, mesh=mesh, dit_model=dit))
+            result = plan_step(tried, stage, topology)
+            logger.info("fsdp %d, context %d, %s: %s", fsdp, context, remat, "fits" if result.fits else "does not fit")
+            if result.fits:
+                found.append(result)
+                break
+    return sorted(found, key=lambda result: max(result.seconds.values()))
+
+
+def _meshes(count: int, batch: int) -> Iterator[tuple[int, int]]:
+    """Sizes of `fsdp` and `context` that divide the chips and leave each row of the mesh a whole number of samples."""
+    powers = [2**i for i in range(count.bit_length()) if count % 2**i == 0]
+    for fsdp, context in itertools.product(powers, (1, 2, 4)):
+        if fsdp * context >= min(8, count) and count % (fsdp * context) == 0 and batch % (count // context) == 0:
+            yield fsdp, context
+
+
+def _compile(run: Run, name: str, topology: str, mesh: Mesh, planned: program.Program, batch: int) -> Report:
     start = time.perf_counter()
-    traced = planned.function.trace(*planned.arguments)
-    lowered = traced.lower()
+    lowered = planned.function.trace(*planned.arguments).lower()
     trace_s = time.perf_counter() - start
-    logger.info("compiling for %s; this takes minutes", topology)
-    start = time.perf_counter()
-    compiled = lowered.compile()
+    logger.info("%s: compiling for %s, which takes minutes", name, topology)
+    start, compiled, needed = time.perf_counter(), None, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        # XLA's own account of the memory: what jax hands on counts some buffers twice.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options=options)
+            needed = _hbm_bytes(Path(folder)) / GIB
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            sizes = re.findall(r"\(([\d.]+)G\) exceeds", str(error)) or ["inf"]
+            needed = float(sizes[0])
     return report.report(
+        name,
         topology,
         chip_of(topology),
         mesh,
         planned,
         compiled,
+        hbm_gib=needed,
         batch=batch,
         remat=run.config.dit_model.remat,
-        flops=matmul_flops(planned.function, *planned.arguments),
+        flops=planned.flops(),
         trace_s=trace_s,
         compile_s=time.perf_counter() - start,
     )
+
+
+def _hbm_bytes(folder: Path) -> int:
+    """Of all buffers in the chip's main memory, as the compiler laid them out."""
+    text = next(folder.glob("*memory-usage-report.txt")).read_text()
+    return int(re.search(r"\(color=0\)\nTotal bytes: (\d+)", text)[1])

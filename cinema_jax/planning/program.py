@@ -1,7 +1,8 @@
 """The real train step and sampler of a config, as programs over abstract arrays: nothing is allocated or read."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from cinema_jax.cinema import Cinema
 from cinema_jax.diffusion.guidance import guidance_coefficients
 from cinema_jax.diffusion.samplers import start
 from cinema_jax.sampling import Sampler
-from cinema_jax.training import state
+from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
@@ -30,6 +31,8 @@ class Program:
     arguments: tuple[Any, ...]
     state: TrainState | None
     frozen: Mapping[str, jax.ShapeDtypeStruct]
+    # Counts the products of one call, recomputation included.
+    flops: Callable[[], int]
 
 
 def part_configs(run: Run, names: tuple[str, ...]) -> dict[str, Any]:
@@ -69,7 +72,8 @@ def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     abstract_state, held = state.abstract(params, optimizer, mesh), sharding.abstract(held, mesh, WEIGHTS)
     step = make_step(stage, cinema, optimizer, abstract_state)
     batch = abstract_batch(cinema, stage_name, config.batch_size, mesh)
-    return Program(step, (abstract_state, held, batch), abstract_state, held)
+    count = functools.partial(work.work, stage, cinema, trained, batch, run.config.dit_model.remat)
+    return Program(step, (abstract_state, held, batch), abstract_state, held, lambda: count().flops)
 
 
 def abstract_batch(cinema: Cinema, stage: str, size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -139,9 +143,14 @@ def sampler_programs(run: Run, mesh: Mesh) -> dict[str, Program]:
     row = jax.ShapeDtypeStruct((9,), jnp.float32, sharding=whole)
     factors = jax.ShapeDtypeStruct((len(coefficients),), jnp.float32, sharding=whole)
     branches = tuple(coefficients)
-    step = (params, branches, factors, dict.fromkeys(branches, told), trajectory, row)
+    step = (params, factors, dict.fromkeys(branches, told), trajectory, row)
+    guided = jax.jit(lambda params, *rest: sampler.step(params, branches, *rest))
+    programs = {
+        "conditions": (sampler.read, (params, batch)),
+        f"a step of {len(branches)} branches": (guided, step),
+        "decoding": (sampler.decode, (params, latents)),
+    }
     return {
-        "conditions": Program(sampler.read, (params, batch), None, params),
-        f"a step of {len(branches)} branches": Program(sampler.step, step, None, params),
-        "decoding": Program(sampler.decode, (params, latents), None, params),
+        name: Program(function, arguments, None, params, functools.partial(work.products, function, arguments))
+        for name, (function, arguments) in programs.items()
     }

@@ -26,10 +26,11 @@ class Report:
         wire_gib: what each chip sends in a step.
         ideal_wire_gib: trained parameters gathered twice in bf16 and their gradients reduced once, (across copies of
             the state, each gradient shard all-reduced), and frozen parts gathered once.
-        flops: floating-point operations of a step on all chips, recomputation included; of `model_flops` without.
+        flops: floating-point operations of the products of a step on all chips, recomputation included.
         seconds: lower bounds of a step's time, by what bounds it.
     """
 
+    program: str
     topology: str
     mesh: dict[str, int]
     batch: int
@@ -40,7 +41,7 @@ class Report:
     memory_gib: dict[str, float]
     wire_gib: float
     ideal_wire_gib: dict[str, float]
-    collectives: dict[str, dict[str, float]]
+    collectives: dict[str, dict[str, int | float]]
     largest: list[str]
     flops: float
     seconds: dict[str, float]
@@ -57,9 +58,8 @@ class Report:
         return dataclasses.asdict(self) | {"bound": self.bound}
 
 
-def memory(compiled: jax.stages.Compiled, program: Program, mesh: Mesh) -> dict[str, float]:
-    """GiB of each chip by what they are for; the rest are activations, gradients and what XLA keeps beside them."""
-    stats = compiled.memory_analysis()
+def memory(program: Program, mesh: Mesh, total: float) -> dict[str, float]:
+    """GiB of each chip by what they are for: the rest of `total` are activations, gradients and the batch."""
     parts = {"frozen parts": dict(program.frozen)}
     if program.state is not None:
         parts |= {
@@ -67,19 +67,11 @@ def memory(compiled: jax.stages.Compiled, program: Program, mesh: Mesh) -> dict[
             "average (EMA)": program.state.ema,
             "optimizer moments": program.state.opt_state,
         }
-    sizes = {
-        name: sum(
-            p.bytes_per_device for p in sharding.placements(tree, mesh, WEIGHTS if name == "frozen parts" else STATE)
-        )
-        for name, tree in parts.items()
-    }
-    arguments = stats.argument_size_in_bytes
-    # The new state lies where the old one lay; what is not aliased is new.
-    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    sizes["batch and results"] = max(0, arguments - sum(sizes.values())) + results
-    sizes["activations and temporaries"] = stats.temp_size_in_bytes
-    sizes["program"] = stats.generated_code_size_in_bytes
-    return {name: size / GIB for name, size in sizes.items()}
+    sizes = {}
+    for name, tree in parts.items():
+        split = WEIGHTS if name == "frozen parts" else STATE
+        sizes[name] = sum(p.bytes_per_device for p in sharding.placements(tree, mesh, split)) / GIB
+    return sizes | {"activations and the rest": total - sum(sizes.values())}
 
 
 def ideal_wire(program: Program, mesh: Mesh) -> dict[str, float]:
@@ -99,32 +91,33 @@ def ideal_wire(program: Program, mesh: Mesh) -> dict[str, float]:
 
 
 def report(
+    name: str,
     topology: str,
     chip: Chip,
     mesh: Mesh,
     program: Program,
-    compiled: jax.stages.Compiled,
+    compiled: jax.stages.Compiled | None,
     *,
+    hbm_gib: float,
     batch: int,
     remat: str,
     flops: float,
     trace_s: float,
     compile_s: float,
 ) -> Report:
-    """Everything about a program that was compiled."""
-    found = collectives(compiled.as_text())
-    sizes = memory(compiled, program, mesh)
-    total, wire = sum(sizes.values()), sum(c.total_bytes for c in found)
-    traffic = 2 * sum(sizes.values()) * GIB
+    """Everything about a program that was compiled, or of which `None` says that it does not fit."""
+    found = collectives(compiled.as_text()) if compiled else []
+    wire = sum(c.total_bytes for c in found)
     return Report(
+        program=name,
         topology=topology,
         mesh=dict(mesh.shape),
         batch=batch,
         remat=remat,
-        fits=total <= chip.hbm_gib,
-        hbm_gib=total,
+        fits=compiled is not None and hbm_gib <= chip.hbm_gib,
+        hbm_gib=hbm_gib,
         hbm_limit_gib=chip.hbm_gib,
-        memory_gib=sizes,
+        memory_gib=memory(program, mesh, hbm_gib),
         wire_gib=wire / GIB,
         ideal_wire_gib=ideal_wire(program, mesh),
         collectives=summary(found),
@@ -132,7 +125,7 @@ def report(
         flops=flops,
         seconds={
             "compute": flops / mesh.size / chip.flops,
-            "HBM": traffic / chip.hbm_bandwidth,
+            "HBM": 2 * hbm_gib * GIB / chip.hbm_bandwidth,
             "links": wire / chip.link_bandwidth,
         },
         trace_s=trace_s,
@@ -153,7 +146,7 @@ def table(result: Report, chip: Chip) -> str:
     verdict = "fits" if result.fits else "does NOT fit"
     free = result.hbm_limit_gib - result.hbm_gib
     lines = [
-        f"{result.topology}: {math.prod(result.mesh.values())} chips ({chip.kind}), mesh {mesh}",
+        f"{result.program} on {result.topology}: {math.prod(result.mesh.values())} chips ({chip.kind}), mesh {mesh}",
         f"batch {result.batch} over {math.prod(result.mesh[a] for a in BATCH)} rows, remat {result.remat}",
         "",
         f"{verdict}: {result.hbm_gib:.2f} of {result.hbm_limit_gib:.2f} GiB a chip ({free:+.2f} free)",

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -73,8 +73,19 @@ def work(stage: Stage, cinema: Cinema, trained: list[str], batch: Shapes, remat:
     def gradient(params, frozen, batch, keys):
         return jax.value_and_grad(lambda params: loss({**frozen, **params}, batch, keys), has_aux=True)(params)
 
+    return Work(products(gradient, (params, frozen, batch, keys)), dit_tokens(cinema, batch))
+
+
+def products(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
+    """Floating-point operations of the products in one call, on however many devices; traced, not run."""
+
+    def plain(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x
+
+    # Not on the mesh that the arguments may lie on.
+    arguments = jax.tree.map(plain, arguments)
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=_NO_DEVICE)):
-        return Work(matmul_flops(gradient, params, frozen, batch, keys), dit_tokens(cinema, batch))
+        return matmul_flops(function, *arguments)
 
 
 def dit_tokens(cinema: Cinema, batch: Shapes) -> int | None:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from absl import flags
 from tiny import tiny_values
 
-from cinema_jax import checkpoint, command, sharding, train
+from cinema_jax import checkpoint, command, sharding
 from cinema_jax.config import Config, parse
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "saving": signal.SIGKILL}
@@ -57,6 +57,9 @@ def noted(make):
 
 
 if __name__ == "__main__":
+    # Not above: the test's own process has other commands' flags.
+    from cinema_jax import train
+
     moment, step, processes = sys.argv[1:4]
     del sys.argv[1:4]
     me = next((word.split("=")[1] for word in sys.argv if word.startswith("--process_id=")), "0")
