@@ -17,15 +17,19 @@ from cinema_jax.axes import BATCH, CONTEXT, TENSOR
 LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     # What one block hands to the next, (B, S, D).
     "carry": (BATCH, (CONTEXT,), ()),
-    # Queries, keys, values and what attention makes of them, (B, S, N, D).
-    "q": (BATCH, (CONTEXT,), (TENSOR,), ()),
-    "k": (BATCH, (CONTEXT,), (TENSOR,), ()),
-    "v": (BATCH, (CONTEXT,), (TENSOR,), ()),
-    "attention_output": (BATCH, (CONTEXT,), (TENSOR,), ()),
+    # Queries, keys, values and what attention makes of them, (B, S, N x D): a last axis of one head's size would be
+    # padded to 128 numbers on TPUs.
+    "q": (BATCH, (CONTEXT,), (TENSOR,)),
+    "k": (BATCH, (CONTEXT,), (TENSOR,)),
+    "v": (BATCH, (CONTEXT,), (TENSOR,)),
+    "attended": (BATCH, (CONTEXT,), (TENSOR,)),
     # The wide layer of a feed-forward network, (B, S, D).
     "hidden": (BATCH, (CONTEXT,), (TENSOR,)),
+    # What comes back to the residual stream, (B, S, D).
+    "projection": (BATCH, (CONTEXT,), ()),
 }
 
+# The last one is named by attention itself: see `attention.splash`.
 _SAVED = ("q", "k", "v", "attention_output")
 
 # What the backward pass finds of each block; it computes the rest again.
@@ -42,10 +46,7 @@ REMAT: dict[str, Callable | None] = {
     # ... with all that attention reads and writes, so that attention is not computed again, ...
     "attention": jax.checkpoint_policies.save_only_these_names(*_SAVED),
     # ... or with the result of every product with a parameter.
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(*_SAVED),
-    ),
+    "dots": jax.checkpoint_policies.save_only_these_names(*_SAVED, "hidden", "projection"),
 }
 
 

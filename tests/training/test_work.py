@@ -30,7 +30,7 @@ def cinema():
         out_channels=4,
         text_embed_dim=config.t5_model.d_model,
         max_text_seq_length=TEXT,
-        remat=True,
+        remat="full",
     )
     condition = dataclasses.replace(config.condition, text_tokens=TEXT)
     config = dataclasses.replace(config, condition=condition, dit_model=dit)
@@ -69,7 +69,7 @@ def test_a_trained_part_counts_three_times_and_a_frozen_one_once(cinema):
 
 def test_recomputation_does_not_count(cinema):
     plain = Cinema(
-        cinema.config, cinema.part_configs | {"dit": dataclasses.replace(cinema.part_configs["dit"], remat=False)}
+        cinema.config, cinema.part_configs | {"dit": dataclasses.replace(cinema.part_configs["dit"], remat="none")}
     )
     stage, paths = STAGES["pretrain"], trained(cinema, "dit")
     assert work(stage, cinema, paths, batch()) == work(stage, plain, paths, batch())

@@ -8,11 +8,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from cinema_jax.models import layers
 from cinema_jax.models.attention import dense, mesh
-from cinema_jax.models.attention.splash import splash
+from cinema_jax.models.attention.splash import OUTPUT, splash
 
 # Head sizes that cuDNN's fused attention takes on every GPU it supports: multiples of 8 up to this.
 _CUDNN_MAX_HEAD_SIZE = 128
@@ -92,5 +93,8 @@ def attention(
     pair = None if segments is None else (segments, segments)
     # A kernel cannot be partitioned by XLA, and the exchange is written for one device.
     if way or (backend == "splash" and jax.sharding.get_abstract_mesh().size > 1):
-        return mesh.attend_on_mesh(attend, way, q, k, v, kv_lengths, pair)
-    return attend(q, k, v, kv_lengths, pair)
+        out = mesh.attend_on_mesh(attend, way, q, k, v, kv_lengths, pair)
+    else:
+        out = attend(q, k, v, kv_lengths, pair)
+    # Splash names what it keeps by itself; a second copy would be kept as well.
+    return out if backend == "splash" else checkpoint_name(out, OUTPUT)

@@ -107,9 +107,9 @@ class Block(nnx.Module):
         q, k = self.norm_q(q), self.norm_k(k)
         if context.rotary is not None:
             q, k = rotate_pairs(q, *context.rotary), rotate_pairs(k, *context.rotary)
-        q, k, v = named(q, "q"), named(k, "k"), named(v, "v")
-        out = named(attention(q, k, v, kv_lengths=context.lengths), "attention_output")
-        return self.to_out(out.reshape(x.shape))
+        q, k, v = (named(y.reshape(x.shape), name).reshape(y.shape) for y, name in ((q, "q"), (k, "k"), (v, "v")))
+        out = attention(q, k, v, kv_lengths=context.lengths)
+        return named(self.to_out(named(out.reshape(x.shape), "attended")), "projection")
 
     def __call__(self, x: Float[Array, "B S D"], context: _Context) -> Float[Array, "B S D"]:
         """All tokens after this block."""
@@ -117,7 +117,8 @@ class Block(nnx.Module):
         y, gate = self.norm1(x, context)
         x = x + gate * self._attend(y, context)
         y, gate = self.norm2(x, context)
-        return x + gate * self.down(jax.nn.gelu(named(self.up(y), "hidden"), approximate=True))
+        hidden = jax.nn.gelu(named(self.up(y), "hidden"), approximate=True)
+        return x + gate * named(self.down(hidden), "projection")
 
 
 class FinalNorm(nnx.Module):
