@@ -114,7 +114,11 @@ def test_16_bit_inputs_lose_only_their_own_precision(backend):
         ("cpu", jnp.float32, 1506, 64, False, "xla_heads"),
         ("cpu", jnp.float32, 1506, 64, True, "xla"),
         ("cpu", jnp.float32, 32, 64, False, "xla"),
-        ("tpu", jnp.bfloat16, 4096, 64, False, "xla"),
+        ("tpu", jnp.bfloat16, 4096, 64, False, "splash"),
+        ("tpu", jnp.float32, 1024, 128, False, "splash"),
+        ("tpu", jnp.bfloat16, 4096, 80, False, "xla"),
+        ("tpu", jnp.bfloat16, 4096, 64, True, "xla"),
+        ("tpu", jnp.bfloat16, 226, 64, False, "xla"),
     ],
 )
 def test_the_backend_is_chosen_by_platform_type_and_shape(platform, dtype, tokens, head_size, bias, backend):

@@ -1,0 +1,88 @@
+"""How many queries and keys splash attention holds in a core's fast memory at once."""
+
+import dataclasses
+
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import BlockSizes
+
+# Every block is a power of two, at least this: the lanes of the chip.
+LANES = 128
+# A block may add this share of padding to a sequence; else the next smaller one is taken.
+_MAX_PADDING = 1 / 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Sizes of the blocks of one pass.
+
+    Attributes:
+        queries: queries of a block.
+        keys: keys that are loaded at once.
+        keys_at_once: keys that are multiplied at once; divides `keys`.
+    """
+
+    queries: int
+    keys: int
+    keys_at_once: int
+
+
+# Device kind -> head size -> (forward, backward).
+#
+# None of these was measured: nobody has run this on a TPU yet. They are the sizes that others use on these chips, cut
+# down to what the compiler accepts for each generation (it refuses blocks that do not fit its 16 MB of fast memory).
+# `python -m cinema_jax.models.attention.tune` finds better ones on the chip itself, and prints the row.
+TABLE: dict[str, dict[int, tuple[Blocks, Blocks]]] = {
+    "TPU v4": {
+        64: (Blocks(1024, 1024, 512), Blocks(512, 1024, 512)),
+        128: (Blocks(1024, 1024, 512), Blocks(512, 1024, 512)),
+    },
+    "TPU v5 lite": {
+        64: (Blocks(1024, 1024, 512), Blocks(512, 1024, 512)),
+        128: (Blocks(1024, 1024, 512), Blocks(512, 1024, 512)),
+    },
+    # v5p.
+    "TPU v5": {
+        64: (Blocks(1024, 1024, 512), Blocks(1024, 1024, 512)),
+        128: (Blocks(1024, 1024, 512), Blocks(1024, 1024, 512)),
+    },
+    "TPU v6 lite": {
+        64: (Blocks(2048, 2048, 512), Blocks(1024, 1024, 512)),
+        128: (Blocks(2048, 2048, 512), Blocks(1024, 1024, 512)),
+    },
+}
+# For every other chip and head size.
+DEFAULT = (Blocks(512, 512, 512), Blocks(512, 512, 512))
+
+
+def block_sizes(device_kind: str, head_size: int, queries: int, keys: int) -> BlockSizes:
+    """The table's blocks for a chip, made smaller where they would pad so many queries and keys by much."""
+    forward, backward = TABLE.get(device_kind, {}).get(head_size, DEFAULT)
+    return fit(forward, backward, queries, keys)
+
+
+def fit(forward: Blocks, backward: Blocks, queries: int, keys: int) -> BlockSizes:
+    """Blocks of both passes, none larger than what so many queries and keys are padded to a multiple of."""
+    q = _multiple(max(forward.queries, backward.queries), queries)
+    kv = _multiple(max(forward.keys, backward.keys), keys)
+    return BlockSizes(
+        block_q=min(forward.queries, q),
+        block_kv=min(forward.keys, kv),
+        block_kv_compute=min(forward.keys_at_once, kv),
+        block_q_dkv=min(backward.queries, q),
+        block_kv_dkv=min(backward.keys, kv),
+        block_kv_dkv_compute=min(backward.keys_at_once, kv),
+        block_q_dq=min(backward.queries, q),
+        block_kv_dq=min(backward.keys, kv),
+    )
+
+
+def padded(blocks: BlockSizes, queries: int, keys: int) -> tuple[int, int]:
+    """So many queries and keys filled up to whole blocks."""
+    q, kv = max(blocks.block_q, blocks.block_q_dkv), max(blocks.block_kv, blocks.block_kv_dkv)
+    return queries + -queries % q, keys + -keys % kv
+
+
+def _multiple(block: int, tokens: int) -> int:
+    """The largest power of two up to `block` that pads `tokens` by little, or `LANES`."""
+    while block > LANES and -tokens % block > tokens * _MAX_PADDING:
+        block //= 2
+    return block
