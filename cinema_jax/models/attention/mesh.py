@@ -44,7 +44,13 @@ def context_exchange(heads: int, context: int, tensor: int) -> str:
     return way
 
 
-def exchange(q: Float[Array, "B S N D"], k: Float[Array, "B S2 N2 D"], *, causal: bool, bias: bool) -> str | None:
+def exchange(
+    q: Float[Array, "B S N D"] | jax.ShapeDtypeStruct,
+    k: Float[Array, "B S2 N2 D"] | jax.ShapeDtypeStruct,
+    *,
+    causal: bool,
+    bias: bool,
+) -> str | None:
     """What is exchanged over `context` for this call; None: it is computed as without such an axis.
 
     Long self-attention is exchanged. Not so, because little is to be won: short sequences; cross-attention (few queries

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float, Int
@@ -13,6 +14,9 @@ from cinema_jax.models.attention.mesh import Segments
 # A remat policy that saves this name does not run the forward kernel again: both its results bear it, the output and
 # the log-sum-exp of the logits.
 OUTPUT = "attention_output"
+# The names of what the kernel reads: one that saves these too (and not what the caller gives to `attention`) does not
+# repeat the exchange of tokens either.
+INPUTS = ("attention_q", "attention_k", "attention_v")
 # The segment of masked keys: no query's.
 _NOWHERE = jnp.iinfo(jnp.int32).min
 
@@ -38,6 +42,7 @@ def splash(
     # The kernel takes heads before tokens, and does not scale.
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * scale, k, v))
     q, k, v = (_pad(x, 2, length) for x, length in ((q, shape[0]), (k, shape[1]), (v, shape[1])))
+    q, k, v = (checkpoint_name(x, name) for x, name in zip((q, k, v), INPUTS, strict=True))
     mask = masks.CausalMask(shape) if causal else masks.FullMask(shape)
     attend = kernel.make_splash_mha_single_device(
         masks.MultiHeadMask([mask] * q.shape[1]),
