@@ -27,8 +27,9 @@ class Blocks:
 
 # Device kind -> head size -> (forward, backward).
 #
-# None of these was measured: nobody has run this on a TPU yet. They are the sizes that others use on these chips, cut
-# down to what the compiler accepts for each generation (it refuses blocks that do not fit its 16 MB of fast memory).
+# None of these was timed: nobody has run this on a TPU yet. They are guesses, larger where a core has more fast memory,
+# and all that is known of them is that the compiler accepts them for their generation, in 16 and 32 bits.
+# `python -m cinema_jax.models.attention.tune` finds better ones on the chip itself, and prints the row.
 TABLE: dict[str, dict[int, tuple[Blocks, Blocks]]] = {
     "TPU v4": {
         64: (Blocks(1024, 1024, 512), Blocks(512, 1024, 512)),
