@@ -18,6 +18,7 @@ from cinema_jax import distributed
 from cinema_jax.checkpoint import complete_steps, step_path
 from cinema_jax.errors import InputError
 from cinema_jax.stored import open_stored
+from cinema_jax.training.progress import PERFORMANCE
 
 HERE = Path(__file__).parent
 CHECKPOINTS = "checkpoints/mllm"
@@ -67,7 +68,8 @@ def state(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def rows(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: x for name, x in line.items() if not name.startswith(PERFORMANCE)} for line in lines]
 
 
 def batches(workdir: Path) -> list[list[int]]:
