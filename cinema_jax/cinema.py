@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -39,7 +40,9 @@ class Cinema:
 
     def __init__(self, config: Config, part_configs: Mapping[str, Any]):
         self.config = config
+        # What networks compute in, and what is trained is held in.
         self.dtype = jnp.dtype(config.precision)
+        self.state_dtype = np.promote_types(self.dtype, np.float32)
         self.part_configs = dict(part_configs)
         vae = self.part_configs.get("vae")
         if config.flow.tiled_decoding and vae is not None and not isinstance(vae, CogVideoXVAEConfig):

@@ -34,8 +34,8 @@ def main() -> None:
     config = parse(values)
     if STAGE.value not in ("pretrain", "align", "finetune"):
         raise InputError(f"--stage is {STAGE.value!r}; accepted: pretrain, align, finetune")
+    from cinema_jax.chips import chip_of
     from cinema_jax.planning import planner, report
-    from cinema_jax.planning.chips import chip_of
 
     chip = chip_of(TOPOLOGY.value)
     run = planner.Run(config, Path("planned"))

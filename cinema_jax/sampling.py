@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from cinema_jax import distributed
 from cinema_jax.cinema import Cinema, Conditions, Params
+from cinema_jax.config import Config
 from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.diffusion import flow
@@ -58,10 +59,15 @@ def load_sampler(workdir: Path) -> tuple[Run, "Sampler"]:
     return run, sampler_of(run)
 
 
+def needed_parts(config: Config) -> tuple[str, ...]:
+    """The parts that generate a video."""
+    reading = ("mllm", "aligner") if config.condition.conditioner == "mllm" else ("t5",)
+    return ("vae", *reading, "dit")
+
+
 def sampler_of(run: Run) -> "Sampler":
     """That of a run which is loaded. Raises InputError where a part is not trained yet."""
-    reading = ("mllm", "aligner") if run.config.condition.conditioner == "mllm" else ("t5",)
-    needed = ("vae", *reading, "dit")
+    needed = needed_parts(run.config)
     missing = [name for name in needed if name in ("aligner", "dit") and run.folder(name) is None]
     if missing:
         raise InputError(

@@ -75,21 +75,13 @@ print(string.Template("".join(lines)).substitute(values), end="")
 : "${CINEMA_NAME:=cinema}" "${CINEMA_NAMESPACE:=default}" "${CINEMA_TOPOLOGY:=}" "${CINEMA_NODE_COUNT:=1}"
 : "${CINEMA_CHIPS_PER_HOST:=}" "${CINEMA_SPOT:=no}" "${CINEMA_IMAGE:=}" "${CINEMA_SERVICE_ACCOUNT:=default}"
 : "${CINEMA_CONFIG:=}" "${CINEMA_WORKDIR:=}" "${CINEMA_MAX_RESTARTS:=20}" "${CINEMA_GRACE_SECONDS:=600}"
-DRY_RUN=
-MORE=()
-while (($# > 0)); do
-  case $1 in
+for word in "$@"; do
+  case $word in
     --help | -h) echo "$USAGE" && exit ;;
-    --dry-run) DRY_RUN=yes ;;
-    --)
-      shift
-      MORE=("$@")
-      break
-      ;;
-    *) set_option "$1" "$OPTIONS" ;;
+    --) break ;;
   esac
-  shift
 done
+read_options "$@"
 check
 FILLED=$(fill)
 if [[ -n $DRY_RUN ]]; then

@@ -100,3 +100,22 @@ check_training() {
     refuse "--workdir=$CINEMA_WORKDIR: hosts that come and go ($1 here) need a gs://bucket/folder that all reach"
   fi
 }
+
+# The command line: options into the CINEMA_ variables that OPTIONS allows, --dry-run into DRY_RUN, and what comes after
+# -- into MORE.
+read_options() {
+  DRY_RUN=
+  MORE=()
+  while (($# > 0)); do
+    case $1 in
+      --dry-run) DRY_RUN=yes ;;
+      --)
+        shift
+        MORE=("$@")
+        break
+        ;;
+      *) set_option "$1" "$OPTIONS" ;;
+    esac
+    shift
+  done
+}

@@ -246,20 +246,7 @@ esac
 : "${CINEMA_NAME:=cinema}" "${CINEMA_ZONE:=}" "${CINEMA_PROJECT:=}" "${CINEMA_TOPOLOGY:=}" "${CINEMA_NODE_COUNT:=1}"
 : "${CINEMA_SPOT:=yes}" "${CINEMA_RUNTIME_VERSION:=}" "${CINEMA_GCLOUD:=}" "${CINEMA_SSH:=}"
 : "${CINEMA_GIT:=}" "${CINEMA_CONFIG:=}" "${CINEMA_WORKDIR:=}" "${CINEMA_MAX_RESTARTS:=20}" "${CINEMA_POLL:=60}"
-DRY_RUN=
-MORE=()
-while (($# > 0)); do
-  case $1 in
-    --dry-run) DRY_RUN=yes ;;
-    --)
-      shift
-      MORE=("$@")
-      break
-      ;;
-    *) set_option "$1" "$OPTIONS" ;;
-  esac
-  shift
-done
+read_options "$@"
 check
 case $COMMAND in
   logs | stop) on_hosts "bash worker.sh $COMMAND" ;;

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from cinema_jax import sharding
@@ -15,10 +14,10 @@ from cinema_jax.axes import WEIGHTS
 from cinema_jax.cinema import Cinema
 from cinema_jax.diffusion.guidance import guidance_coefficients
 from cinema_jax.diffusion.samplers import start
-from cinema_jax.sampling import Sampler
+from cinema_jax.sampling import Sampler, needed_parts
 from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.run import Run
+from cinema_jax.training.run import Run, outer_sizes
 from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.state import TrainState
 
@@ -37,27 +36,13 @@ class Program:
 
 def part_configs(run: Run, names: tuple[str, ...]) -> dict[str, Any]:
     """The sizes of parts: of their weights where they are named, else of the config's own sections."""
-    known = {name: run.part_config(name) for name in names if run.folder(name) is not None}
 
     def size(name: str) -> Any:
-        return known.get(name, getattr(run.config, f"{name}_model"))
+        if run.folder(name) is not None:
+            return run.part_config(name)
+        return dataclasses.replace(getattr(run.config, f"{name}_model"), **outer_sizes(name, size, run.config))
 
-    outer = {
-        "aligner": {
-            "input_dim": size("mllm").hidden_size,
-            "output_dim": size("t5").d_model,
-            "num_latents": run.config.condition.text_tokens,
-        },
-        "dit": {
-            "in_channels": size("vae").z_dim,
-            "out_channels": size("vae").z_dim,
-            "text_embed_dim": size("t5").d_model,
-            "max_text_seq_length": run.config.condition.text_tokens,
-        },
-    }
-    return {
-        name: size(name) if name in known else dataclasses.replace(size(name), **outer.get(name, {})) for name in names
-    }
+    return {name: size(name) for name in names}
 
 
 def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
@@ -66,8 +51,7 @@ def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     cinema = Cinema(run.config, part_configs(run, stage.needed(run.config)))
     trained, frozen = state.trainable(cinema.shapes, config.trainable)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    wide = np.promote_types(np.float32, cinema.dtype)
-    params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, wide) for path in trained}
+    params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.state_dtype) for path in trained}
     held = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.dtype) for path in frozen}
     abstract_state, held = state.abstract(params, optimizer, mesh), sharding.abstract(held, mesh, WEIGHTS)
     step = make_step(stage, cinema, optimizer, abstract_state)
@@ -124,8 +108,7 @@ def example_shapes(cinema: Cinema, stage: str) -> dict[str, tuple[tuple[int, ...
 
 def sampler_programs(run: Run, mesh: Mesh) -> dict[str, Program]:
     """What generates one video, in the order in which it runs: the conditions, a guided step, the decoder."""
-    needed = ("vae", "mllm", "aligner", "dit") if run.config.condition.conditioner == "mllm" else ("vae", "t5", "dit")
-    cinema = Cinema(run.config, part_configs(run, needed))
+    cinema = Cinema(run.config, part_configs(run, needed_parts(run.config)))
     held = {path: jax.ShapeDtypeStruct(x.shape, cinema.dtype) for path, x in cinema.shapes.items()}
     params = sharding.abstract(held, mesh, WEIGHTS)
     sampler = Sampler(cinema, params, None)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from cinema_jax import sharding
 from cinema_jax.axes import BATCH, DATA, SLICE, STATE, WEIGHTS
-from cinema_jax.planning.chips import Chip
+from cinema_jax.chips import Chip
 from cinema_jax.planning.collectives import Collective, collectives, summary
 from cinema_jax.planning.program import Program
 

@@ -95,8 +95,7 @@ class Trainer:
         frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}
         self.frozen = sharding.place(frozen, mesh, WEIGHTS)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
-        wide = np.promote_types(np.float32, self.cinema.dtype)
-        self.initial = {path: params[path].astype(wide) for path in trained}
+        self.initial = {path: params[path].astype(self.cinema.state_dtype) for path in trained}
         self.work = WorkCounter(stage, self.cinema, trained)
         # Records that were replaced: their ids, and what is wrong with them. Those of this process alone until the next
         # log or checkpoint.

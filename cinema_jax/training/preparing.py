@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -267,7 +268,7 @@ class Preparation:
         with tempfile.TemporaryDirectory() as scratch:
             _write_dataset_info(Path(scratch), self.key["shape"], notes)
             for name in ("features.json", records.INFO):
-                self.output.publish(name, functools.partial(_copy, Path(scratch, name)))
+                self.output.publish(name, functools.partial(shutil.copyfile, Path(scratch, name)))
         logger.info(
             "%s: %d records in %d shards, %d videos rejected", self.output.path, len(ids), len(notes), len(rejected)
         )
@@ -356,7 +357,3 @@ def _write_dataset_info(folder: Path, shape: list[int], notes: list[dict[str, An
     split = tfds.core.SplitInfo(name=records.SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template)
     info.set_splits(tfds.core.splits.SplitDict([split]))
     info.write_to_directory(folder)
-
-
-def _copy(file: Path, to: Path) -> None:
-    to.write_bytes(file.read_bytes())

@@ -138,7 +138,7 @@ def real_video(sampler: Sampler, source: Source, index: int) -> Group:
     if not isinstance(source, EncodedSource):
         return Group("real video", spread(source.video(index), 4))
     latents = source.latents[index].astype(np.float32)[None]
-    decoded = np.asarray(sampler.decode(sampler.params, latents))
+    decoded = distributed.fetch(sampler.decode(sampler.params, latents))
     return Group("real video, decoded", spread(decoded[0], 4))
 
 

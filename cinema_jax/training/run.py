@@ -13,7 +13,7 @@ workdir/
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,23 +178,7 @@ class Run:
             tokenizer = self.tokenizer()
             image = tokenizer.convert_tokens_to_ids(self.template.image_token)
             return dataclasses.replace(size, vocab_size=len(tokenizer), image_token_id=image)
-        if part == "aligner":
-            return dataclasses.replace(
-                size,
-                input_dim=self.part_config("mllm").hidden_size,
-                output_dim=self.part_config("t5").d_model,
-                num_latents=self.config.condition.text_tokens,
-            )
-        if part == "dit":
-            channels = self.part_config("vae").z_dim
-            return dataclasses.replace(
-                size,
-                in_channels=channels,
-                out_channels=channels,
-                text_embed_dim=self.part_config("t5").d_model,
-                max_text_seq_length=self.config.condition.text_tokens,
-            )
-        return size
+        return dataclasses.replace(size, **outer_sizes(part, self.part_config, self.config))
 
     def params(self, part: str, stage: str | None = None) -> dict[str, Array]:
         """A part's weights in fp32, drawn now or read when somebody asks for them."""
@@ -258,6 +242,19 @@ class Run:
         return Critters(
             split, seed=self.config.seed, max_subjects=data.max_references, subjects_dir=data.subjects or None, **size
         )
+
+
+def outer_sizes(part: str, part_config: Callable[[str], Any], config: Config) -> dict[str, int]:
+    """Those sizes of a part that follow from the parts it is joined to."""
+    tokens = config.condition.text_tokens
+    if part == "aligner":
+        outputs = part_config("t5").d_model
+        return {"input_dim": part_config("mllm").hidden_size, "output_dim": outputs, "num_latents": tokens}
+    if part == "dit":
+        channels, text = part_config("vae").z_dim, part_config("t5").d_model
+        own = {"in_channels": channels, "out_channels": channels}
+        return own | {"text_embed_dim": text, "max_text_seq_length": tokens}
+    return {}
 
 
 def _differences(old: Any, new: Any, path: str = "config") -> Iterable[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from cinema_jax.chips import CHIPS
 from cinema_jax.cinema import Cinema
 from cinema_jax.flops import matmul_flops
 from cinema_jax.models.cogvideox.transformer import token_layout
@@ -18,11 +19,9 @@ from cinema_jax.training.stages import Stage
 # fits counts.
 PEAKS = {
     "TPU v4 lite": 138.0,
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5": 459.0,
-    "TPU v6": 918.0,
+    "TPU v5e": CHIPS["v5e"].flops / 1e12,
+    **{chip.kind: chip.flops / 1e12 for chip in CHIPS.values()},
+    "TPU v6": CHIPS["v6e"].flops / 1e12,
     "NVIDIA A100": 312.0,
     "NVIDIA H100 PCIe": 756.0,
     "NVIDIA H100 NVL": 835.0,

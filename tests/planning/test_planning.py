@@ -9,10 +9,10 @@ import pytest
 from tiny import TPU_ENVIRONMENT, process_environment, tiny_config
 
 from cinema_jax import sharding
+from cinema_jax.chips import chip_of
 from cinema_jax.cinema import Cinema
 from cinema_jax.errors import InputError
 from cinema_jax.planning import program
-from cinema_jax.planning.chips import chip_of
 from cinema_jax.planning.collectives import collectives, summary
 from cinema_jax.training import loop
 from cinema_jax.training.run import Run
