@@ -62,8 +62,8 @@ import json, os, string, sys
 label = "cloud.google.com/gke-"
 nodes = {label + "tpu-accelerator": os.environ["ACCELERATOR"], label + "tpu-topology": os.environ["SHAPE"]}
 nodes |= {label + "spot": "true"} if os.environ["SPOT"] == "yes" else {}
-# Kubernetes takes $$ for a dollar.
-command = [word.replace("$", "$$") for word in sys.argv[2:]]
+# Buckets are folders in the pod, and Kubernetes takes $$ for a dollar.
+command = [word.replace("gs://", "/gcs/").replace("$", "$$") for word in sys.argv[2:]]
 values = {**os.environ, "NODE_SELECTOR": json.dumps(nodes), "COMMAND": json.dumps(command)}
 values |= {name: json.dumps(os.environ[name]) for name in ("NAME", "NAMESPACE", "IMAGE", "SERVICE_ACCOUNT")}
 lines = [line for line in open(sys.argv[1]) if not line.lstrip().startswith("#")]

@@ -2,7 +2,8 @@
 # What tpu_vm.sh runs on each TPU VM. It keeps, in ~/cinema_run, the newest run's log, process id and exit code.
 #
 #   worker.sh install [URL [REVISION]]   the package from ~/cinema_jax.tar.gz, or from a git repository
-#   worker.sh start WORKDIR [OPTIONS]    python -m cinema_jax.train OPTIONS --workdir=WORKDIR, in the background
+#   worker.sh start WORKDIR [OPTIONS]    python -m cinema_jax.train OPTIONS --workdir=WORKDIR, in the background;
+#                                        gs://BUCKET/x anywhere in them is /gcs/BUCKET/x, by Cloud Storage FUSE
 #   worker.sh status                     one line: CINEMA <host> running | exit <code> | lost | idle
 #   worker.sh logs                       the end of the newest log
 #   worker.sh stop                       SIGTERM: training saves and ends with exit code 143
@@ -11,6 +12,7 @@ set -euo pipefail
 CODE=$HOME/cinema_jax
 VENV=$HOME/cinema_venv
 RUN=$HOME/cinema_run
+BUCKETS=${CINEMA_BUCKETS:-/gcs}
 
 # The images' own Python is older than what jax needs; uv brings one.
 install() {
@@ -27,6 +29,22 @@ install() {
   python3 -m uv pip install --quiet --python "$VENV/bin/python" -e "${CODE}[tpu]"
 }
 
+# All buckets that this host may use, as folders.
+mount_buckets() {
+  if mountpoint -q "$BUCKETS"; then return; fi
+  if ! command -v gcsfuse >/dev/null; then
+    local apt=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+    curl -fsS "$apt/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+    echo "deb [signed-by=$key] $apt gcsfuse-$(lsb_release -cs) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+    sudo apt-get update -qq
+    sudo apt-get install -qq gcsfuse >/dev/null
+  fi
+  sudo mkdir -p "$BUCKETS"
+  sudo chown "$(id -un)" "$BUCKETS"
+  # Checkpoints appear under their name when they are whole: a folder is renamed.
+  gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$BUCKETS" >/dev/null
+}
+
 running() { [[ -f $RUN/pid ]] && kill -0 "$(<"$RUN/pid")" 2>/dev/null; }
 
 start() {
@@ -34,6 +52,8 @@ start() {
     echo "error: $(hostname) is training already; stop it first" >&2
     exit 2
   fi
+  if [[ "$*" == *gs://* ]]; then mount_buckets; fi
+  set -- "${@//gs:\/\//$BUCKETS/}"
   mkdir -p "$RUN"
   rm -f "$RUN/exit_code"
   local log
@@ -60,8 +80,8 @@ attend() {
 }
 
 keep_log() {
-  if [[ $1 == gs://* ]]; then
-    gcloud storage cp --quiet "$(readlink "$RUN/newest.log")" "$1/logs/$(hostname)/" 2>/dev/null || true
+  if [[ $1 == "$BUCKETS"/* ]]; then
+    { mkdir -p "$1/logs/$(hostname)" && cp "$(readlink "$RUN/newest.log")" "$1/logs/$(hostname)/"; } 2>/dev/null || true
   fi
 }
 

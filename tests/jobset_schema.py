@@ -11,6 +11,10 @@ def one(schema: dict) -> dict:
     return {"type": "array", "items": schema, "minItems": 1, "maxItems": 1}
 
 
+def each(*schemas: dict) -> dict:
+    return {"type": "array", "prefixItems": list(schemas), "minItems": len(schemas), "maxItems": len(schemas)}
+
+
 NUMBER = {"type": "integer", "minimum": 1}
 NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"}
 TPU = {"type": "object", "required": ["google.com/tpu"], "properties": {"google.com/tpu": {"enum": [1, 4, 8]}}}
@@ -25,14 +29,20 @@ CONTAINER = needs(
     image={"type": "string"},
     command={"type": "array", "items": {"type": "string"}, "minItems": 5},
     resources=needs(limits=TPU, requests=TPU),
-    volumeMounts=one(needs(name={"type": "string"}, mountPath="/dev/shm")),
+    volumeMounts=each(needs(name="shared-memory", mountPath="/dev/shm"), needs(name="buckets", mountPath="/gcs")),
 )
 POD = needs(
     restartPolicy="Never",  # what podFailurePolicy asks for
     terminationGracePeriodSeconds={"type": "integer", "minimum": 60},
     nodeSelector=SELECTOR,
     containers=one(CONTAINER),
-    volumes=one(needs(emptyDir=needs(medium="Memory"))),
+    volumes=each(
+        needs(name="shared-memory", emptyDir=needs(medium="Memory")),
+        needs(
+            name="buckets",
+            csi=needs(driver="gcsfuse.csi.storage.gke.io", volumeAttributes=needs(bucketName="_")),
+        ),
+    ),
 )
 BAD_INPUT = needs(action="FailJob", onExitCodes=needs(containerName="train", operator="In", values=one({"const": 2})))
 JOB = needs(
@@ -41,7 +51,8 @@ JOB = needs(
     parallelism=NUMBER,
     backoffLimit=0,
     podFailurePolicy=needs(rules=one(BAD_INPUT)),
-    template=needs(spec=POD),
+    # Without the annotation the driver refuses the volume.
+    template=needs(metadata=needs(annotations=needs(**{"gke-gcsfuse/volumes": "true"})), spec=POD),
 )
 FAIL = needs(action="FailJobSet", onJobFailureReasons=one({"const": "PodFailurePolicy"}))
 JOBSET = needs(

@@ -171,6 +171,11 @@ def test_a_command_ends_with_one_sentence_and_status_two(folder):
         assert message in ended.stderr
 
 
+def test_a_run_in_a_bucket_is_refused():
+    with pytest.raises(InputError, match=r"--workdir is in a bucket .*gcsfuse"):
+        Run.open(tiny_config(), Path("gs://bucket/run"))
+
+
 def test_flags_may_be_spelled_with_dashes():
     spelled = ["--guidance-text=-2", "--output=my-video.mp4", "--prompt", "a-b", "-v=1", "--"]
     assert [command._underscored(argument) for argument in spelled] == [

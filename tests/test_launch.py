@@ -254,7 +254,8 @@ def test_nothing_is_created_without_a_login(tmp_path):
 
 def worker(home: Path, *arguments: str) -> str:
     path = f"{home}:{os.environ['PATH']}"
-    result = shell(str(LAUNCH / "worker.sh"), *arguments, HOME=str(home), PATH=path)
+    values = {"HOME": str(home), "PATH": path, "CINEMA_BUCKETS": str(home / "gcs")}
+    result = shell(str(LAUNCH / "worker.sh"), *arguments, **values)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -285,15 +286,17 @@ def test_worker_keeps_exit_code_and_log(home):
     assert wait_until_ended(home) == "exit 0"
 
 
-def test_worker_copies_its_log_to_the_bucket(home):
-    (home / "gcloud").write_text(f'#!/bin/bash\necho "$*" > {home}/copied\n')
-    (home / "gcloud").chmod(0o755)
-    worker(home, "start", "gs://bucket/run", "--exit=0")
+def test_worker_mounts_buckets_and_keeps_its_log_there(home):
+    stand_ins = {"sudo": '"$@"', "gcsfuse": f'echo "$*" > {home}/mounted', "mountpoint": "false"}
+    for name, does in stand_ins.items():
+        (home / name).write_text(f"#!/bin/bash\n{does}\n")
+        (home / name).chmod(0o755)
+    worker(home, "start", "gs://bucket/run", "--exit=0", "--config.init=gs://other/weights")
     assert wait_until_ended(home) == "exit 0"
-    copied = (home / "copied").read_text().split()
-    assert copied[:3] == ["storage", "cp", "--quiet"]
-    assert "exit code 0" in Path(copied[3]).read_text()
-    assert copied[4].startswith("gs://bucket/run/logs/")
+    assert (home / "mounted").read_text().split()[-1] == f"{home}/gcs"
+    assert f"--config.init={home}/gcs/other/weights --workdir={home}/gcs/bucket/run\n" in worker(home, "logs")
+    (log,) = (home / "gcs/bucket/run/logs").glob("*/*.log")
+    assert "exit code 0" in log.read_text()
 
 
 def test_worker_stops_training_with_sigterm(home):
@@ -339,7 +342,8 @@ def test_jobset_takes_slices_nodes_of_four_and_any_option():
     assert replicated["template"]["spec"]["completions"] == 2
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     # Kubernetes takes $$ for a dollar.
-    assert pod["containers"][0]["command"][3:] == [TRAIN, "--workdir=gs://bucket/run", '--config.x="$$(a): b"']
+    assert pod["containers"][0]["command"][3:] == [TRAIN, "--workdir=/gcs/bucket/run", '--config.x="$$(a): b"']
+    assert {volume["mountPath"] for volume in pod["containers"][0]["volumeMounts"]} == {"/dev/shm", "/gcs"}
 
 
 def test_gke_asks_the_cluster_before_it_applies(tmp_path):

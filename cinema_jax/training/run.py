@@ -57,6 +57,12 @@ class Run:
     @classmethod
     def open(cls, config: Config, workdir: Path) -> "Run":
         """Start a run, or go on with the one in `workdir`; InputError names the fields in which that one differs."""
+        # "gs://bucket/x" as a path is "gs:/bucket/x": a local folder that nobody meant.
+        if str(workdir).startswith(("gs:", "s3:")):
+            raise InputError(
+                f"--workdir is in a bucket ({workdir}); name a folder: Cloud Storage FUSE makes /gcs/BUCKET of "
+                "gs://BUCKET (gcsfuse --implicit-dirs --rename-dir-limit=1000000 /gcs), which launch/ does by itself"
+            )
         cls(config, workdir)._check_prediction()
         distributed.agree("their --config", to_dict(config))
         distributed.in_first(lambda: cls._enter(config, workdir))
