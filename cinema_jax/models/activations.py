@@ -15,6 +15,9 @@ from cinema_jax.axes import BATCH, CONTEXT, TENSOR
 
 # Name: mesh axes of each array axis.
 LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    # What a vocabulary's table holds of tokens, (B, S, D). The table is split by D: unless told otherwise, XLA would
+    # split all that follows like it, and every device compute every sample.
+    "looked_up": (BATCH, (), ()),
     # What one block hands to the next, (B, S, D).
     "carry": (BATCH, (CONTEXT,), ()),
     # Queries, keys, values and what attention makes of them, (B, S, N x D): a last axis of one head's size would be

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLCogVideoX
 from flax import nnx
 
 from cinema_jax.errors import InputError
-from cinema_jax.models.cogvideox.tiling import tile_axes
+from cinema_jax.models.cogvideox.tiling import even_axes, tile_axes
 from cinema_jax.models.cogvideox.vae import CogVideoXVAE
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig, Tiles
 from cinema_jax.models.cogvideox.vae_weights import TABLE, config_from_hf, config_to_hf
@@ -26,6 +26,7 @@ SMALL = CogVideoXVAEConfig(
 )
 SHORT = dataclasses.replace(SMALL, block_out_channels=(4, 8), temporal_compression_ratio=2)
 TILED = dataclasses.replace(SMALL, block_out_channels=(8, 4), temporal_compression_ratio=1)
+TILED = dataclasses.replace(TILED, sample_height=40, sample_width=48)
 CONFIGS = {
     "small": SMALL,
     "two blocks": dataclasses.replace(SHORT, layers_per_block=2),
@@ -146,6 +147,34 @@ def test_tiles_are_coded_and_blended_as_in_diffusers(size):
 def test_tiles_of_the_released_vae_fit_together():
     encode, decode = tile_axes("height", 240, Tiles(240, 360).overlap_height, 8)
     assert (encode.stride, encode.keep, decode.stride, decode.keep) == (200, 25, 25, 200)
+
+
+def test_tiles_of_the_released_vae_are_of_one_size_unless_told_otherwise():
+    encode, decode = even_axes(60, 30, 1 / 6, 8)
+    assert (encode.size, encode.stride, encode.blend, encode.keep) == (192, 144, 6, 18)
+    assert (decode.size, decode.stride, decode.blend, decode.keep) == (24, 18, 48, 144)
+    assert list(decode.starts(60)) == [0, 18, 36]
+
+
+@pytest.mark.parametrize("latents", range(1, 90))
+@pytest.mark.parametrize("overlap", [0.01, 0.2, 0.5])
+def test_even_tiles_cover_a_frame_and_overlap(latents, overlap):
+    encode, decode = even_axes(latents, 10, overlap, 8)
+    starts = decode.starts(latents)
+    assert decode.size <= 10
+    assert starts[-1] + decode.size == latents
+    assert len(starts) == 1 or decode.blend >= 8 * max(1, int(10 * overlap))
+    assert list(encode.starts(8 * latents)) == [8 * start for start in starts]
+
+
+def test_even_tiles_are_nearly_the_whole():
+    latents = np.random.default_rng(0).normal(size=(1, 3, 21, 27, 3)).astype(np.float32)
+    smooth = np.asarray(jax.image.resize(latents[:, :, ::7, ::9], latents.shape, "linear"))
+    mine, whole = (ours("tiled", name, smooth) for name in ("decode_tiled", "decode"))
+    assert mine.shape == whole.shape
+    lost = psnr(mine, whole)
+    print(f"even tiles against whole: {lost:.1f} dB")
+    assert 25 < lost < 60
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(36, 0.25), (32, 0.3), (8, 0.5)])

@@ -19,6 +19,29 @@ class Axis(NamedTuple):
     # Of the output: how much a tile blends with the one before it, and how much of it is kept.
     blend: int
     keep: int
+    # Whether the last tile is as large as the others and ends where the frame does.
+    even: bool = False
+
+    def starts(self, total: int) -> range:
+        """Where the tiles of a frame of `total` begin."""
+        return range(0, total - (self.size - self.stride) * self.even, self.stride)
+
+
+def even_axes(latents: int, most: int, overlap: float, compression: int) -> tuple[Axis, Axis]:
+    """As `tile_axes`, for the fewest tiles of one size: a program has the network once for each size of tiles.
+
+    Args:
+        latents: of the frame.
+        most: latents of a tile.
+        overlap: the least part of `most` that overlaps with the next tile.
+        compression: pixels to a latent.
+    """
+    shared, count = max(1, int(most * overlap)), 1
+    while (size := latents - (count - 1) * (stride := max(1, (latents - shared) // count))) > most:
+        count += 1
+    blend = size - stride if count > 1 else 0
+    decode = Axis(size, size - blend, blend * compression, (size - blend) * compression, even=True)
+    return Axis(size * compression, (size - blend) * compression, blend, size - blend, even=True), decode
 
 
 def tile_axes(name: str, size: int, overlap: float, compression: int) -> tuple[Axis, Axis]:
@@ -54,7 +77,7 @@ def in_tiles(
 ) -> Float[Array, "B F2 H2 W2 C2"]:
     """`code` of one tile of `x` after the other, put together."""
     batch, frames, height, width, channels = x.shape
-    tops, lefts = range(0, height, rows.stride), range(0, width, columns.stride)
+    tops, lefts = rows.starts(height), columns.starts(width)
     groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for top in tops:
         for left in lefts:
@@ -79,7 +102,9 @@ def in_tiles(
                 tiles[top, left] = _blend(tiles[top - rows.stride, left], tiles[top, left], rows.blend, axis=2)
             if left:
                 tiles[top, left] = _blend(tiles[top, left - columns.stride], tiles[top, left], columns.blend, axis=3)
-            row.append(tiles[top, left][:, :, : rows.keep, : columns.keep])
+            # The last ones are kept to their end.
+            tall, wide = (None if top == tops[-1] else rows.keep), (None if left == lefts[-1] else columns.keep)
+            row.append(tiles[top, left][:, :, :tall, :wide])
         result.append(jnp.concatenate(row, axis=3))
     return jnp.concatenate(result, axis=2)
 

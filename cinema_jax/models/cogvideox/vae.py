@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cinema_jax.models.chunks import in_chunks, latent_shape
-from cinema_jax.models.cogvideox.tiling import Axis, in_tiles, tile_axes
+from cinema_jax.models.cogvideox.tiling import Axis, even_axes, in_tiles, tile_axes
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig, Tiles
 from cinema_jax.models.wan.layers import CausalConv, Conv2d, conv2d, upsample_conv2d
 from cinema_jax.models.wan.layers import Stream as CausalStream
@@ -228,10 +228,11 @@ class CogVideoXVAE(nnx.Module):
     ) -> Float[Array, "B F H W C"]:
         """`encode` in tiles, in less memory but not quite the same; frames that fit in one are encoded whole.
 
-        `tiles` None: half the config's sample size. Raises InputError as `latent_shape` does, or if tiles do not fit.
+        `tiles` None: tiles of one size, at most half the config's sample size. Raises InputError as `latent_shape`
+        does, or if tiles do not fit.
         """
-        self.latent_shape(*video.shape[1:4])
-        (rows, _), (columns, _) = self._tile_axes(tiles)
+        _, height, width, _ = self.latent_shape(*video.shape[1:4])
+        (rows, _), (columns, _) = self._tile_axes(tiles, height, width)
         if video.shape[2] <= rows.size and video.shape[3] <= columns.size:
             return self.encode(video)
         moments = in_tiles(self._encode, video, rows, columns)
@@ -242,9 +243,9 @@ class CogVideoXVAE(nnx.Module):
     ) -> Float[Array, "B frames height width 3"]:
         """`decode` in tiles, in less memory but not quite the same; latents that fit in one are decoded whole.
 
-        `tiles` None: half the config's sample size. Raises InputError if tiles do not fit.
+        `tiles` None: tiles of one size, at most half the config's sample size. Raises InputError if tiles do not fit.
         """
-        (_, rows), (_, columns) = self._tile_axes(tiles)
+        (_, rows), (_, columns) = self._tile_axes(tiles, *latents.shape[2:4])
         if latents.shape[2] <= rows.size and latents.shape[3] <= columns.size:
             return self.decode(latents)
         return jnp.clip(in_tiles(self.decode_raw, latents / self.config.scaling_factor, rows, columns), -1, 1)
@@ -259,11 +260,20 @@ class CogVideoXVAE(nnx.Module):
     def _encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C2"]:
         return _run(self.encoder, video, ENCODED, max(1, ENCODED // self.config.temporal_compression))
 
-    def _tile_axes(self, tiles: Tiles | None) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
-        tiles = tiles or Tiles(self.config.sample_height // 2, self.config.sample_width // 2)
+    def _tile_axes(
+        self, tiles: Tiles | None, height: int, width: int
+    ) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
+        """Of pixels and of latents, along height and along width, for so many latents."""
+        space = self.config.spatial_compression
+        if tiles is None:
+            most = Tiles(self.config.sample_height // 2, self.config.sample_width // 2)
+            return (
+                even_axes(height, most.height // space, most.overlap_height, space),
+                even_axes(width, most.width // space, most.overlap_width, space),
+            )
         return (
-            tile_axes("height", tiles.height, tiles.overlap_height, self.config.spatial_compression),
-            tile_axes("width", tiles.width, tiles.overlap_width, self.config.spatial_compression),
+            tile_axes("height", tiles.height, tiles.overlap_height, space),
+            tile_axes("width", tiles.width, tiles.overlap_width, space),
         )
 
     def decode(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from cinema_jax import distributed
 from cinema_jax.errors import InputError
+from cinema_jax.models.activations import named
 from cinema_jax.models.attention import attention
 from cinema_jax.models.layers import Linear, RMSNorm, SwiGLU, rotate_halves, scan_layers, stack_layers
 from cinema_jax.models.qwen_vl.config import MLLMInputs, Qwen2VLConfig, Qwen2VLVisionConfig, Qwen25VLVisionConfig
@@ -108,7 +109,7 @@ class Qwen2VL(nnx.Module):
 
     def embed(self, inputs: MLLMInputs) -> Float[Array, "B L D"]:
         """Token embeddings, those of image tokens replaced by the merged patches, in order."""
-        x = self.embed_tokens(inputs.tokens)
+        x = named(self.embed_tokens(inputs.tokens), "looked_up")
         if inputs.patches.shape[1] == 0:
             return x
         images = self.visual(inputs.patches, inputs.patch_segments, inputs.patch_positions)

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from cinema_jax.models.activations import named
 from cinema_jax.models.attention import attention
 from cinema_jax.models.layers import Linear, RMSNorm, scan_layers, stack_layers
 from cinema_jax.models.t5.config import T5Config
@@ -97,6 +98,6 @@ class T5Encoder(nnx.Module):
             remat: what the backward pass finds of each layer; see `scan_layers`.
         """
         bias = self.position_bias(tokens.shape[1])
-        x = jnp.take(self.token_embedding[...], tokens, axis=0)
+        x = named(jnp.take(self.token_embedding[...], tokens, axis=0), "looked_up")
         x = scan_layers(self.blocks, x, lambda block, x: block(x, bias, lengths), remat=remat)
         return self.final_norm(x)

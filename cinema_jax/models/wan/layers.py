@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from cinema_jax.models.layers import platform
 from cinema_jax.numerics import at_least_fp32
 
 _KERNEL_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -93,7 +94,7 @@ def _materialised(x: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
     make `x`, and compute them in an order that takes several times as long as the convolution. A matrix product keeps
     it from that; `optimization_barrier` is removed too early to.
     """
-    return x @ jnp.eye(x.shape[-1], dtype=x.dtype) if jax.default_backend() == "cpu" else x
+    return x @ jnp.eye(x.shape[-1], dtype=x.dtype) if platform() == "cpu" else x
 
 
 def causal_conv3d_native(
@@ -137,7 +138,7 @@ def causal_conv3d(
         return conv2d(x, kernel[-1])
     if past is not None:
         x = jnp.concatenate([past, x], axis=1)
-    conv = causal_conv3d_by_taps if jax.default_backend() == "cpu" else causal_conv3d_native
+    conv = causal_conv3d_by_taps if platform() == "cpu" else causal_conv3d_native
     return conv(x, kernel, 0 if past is None else past.shape[1])
 
 
