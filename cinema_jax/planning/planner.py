@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import math
 import re
 import tempfile
 import time
@@ -28,15 +29,16 @@ logger = logging.getLogger(__name__)
 PRESETS = ("dots", "attention", "full", "offload")
 
 
-def devices(topology: str) -> list[Any]:
-    """The chips of a topology.
+def devices(topology: str, slices: int = 1) -> list[Any]:
+    """The chips of a topology, or of several slices of it.
 
     Raises:
         InputError: libtpu is not installed, or does not know the topology.
     """
     chip_of(topology)
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=slices)
+        return list(found.devices)
     except ModuleNotFoundError:
         raise InputError("planning compiles with libtpu, which is not installed: pip install libtpu") from None
     except Exception as error:
@@ -45,8 +47,9 @@ def devices(topology: str) -> list[Any]:
 
 
 def mesh_of(run: Run, topology: str) -> Mesh:
-    """The config's mesh over the chips of a topology."""
-    return sharding.make_mesh(**vars(run.config.mesh), devices=devices(topology))
+    """The config's mesh over the chips of a topology, for each of its slices."""
+    mesh = run.config.mesh
+    return sharding.make_mesh(**vars(mesh), devices=devices(topology, max(1, mesh.slice)))
 
 
 def placement_table(run: Run, stage: str, topology: str) -> str:
@@ -109,7 +112,7 @@ def _compile(run: Run, name: str, topology: str, mesh: Mesh, planned: program.Pr
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             compiled = lowered.compile(compiler_options=options)
-            needed = _hbm_bytes(Path(folder)) / GIB
+            needed = (_hbm_bytes(Path(folder)) + _unused_bytes(planned, compiled)) / GIB
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -130,6 +133,13 @@ def _compile(run: Run, name: str, topology: str, mesh: Mesh, planned: program.Pr
         trace_s=trace_s,
         compile_s=compile_s,
     )
+
+
+def _unused_bytes(planned: program.Program, compiled: jax.stages.Compiled) -> int:
+    """Of arguments that the program has no use for and jax does not hand on: they lie on the chip all the same."""
+    leaves = jax.tree.leaves(planned.arguments)
+    given = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    return max(0, given - compiled.memory_analysis().argument_size_in_bytes)
 
 
 def _hbm_bytes(folder: Path) -> int:

@@ -8,10 +8,11 @@ import jax
 from jax.sharding import Mesh
 
 from cinema_jax import sharding
-from cinema_jax.axes import BATCH, DATA, SLICE, STATE, WEIGHTS
+from cinema_jax.axes import BATCH, DATA, STATE, WEIGHTS
 from cinema_jax.chips import Chip
-from cinema_jax.planning.collectives import Collective, collectives, summary
+from cinema_jax.planning.collectives import BETWEEN_SLICES, Collective, collectives, summary
 from cinema_jax.planning.program import Program
+from cinema_jax.planning.traffic import bytes_moved
 
 GIB = 2**30
 
@@ -23,10 +24,12 @@ class Report:
     Attributes:
         fits: whether `hbm_gib` is within `hbm_limit_gib`.
         hbm_gib: all that the program holds at its peak, by parts in `memory_gib`.
-        wire_gib: what each chip sends in a step.
+        wire_gib: what each chip sends in a step over the links of its slice.
+        between_slices_gib: what it sends to other slices, over the data centre's network.
         ideal_wire_gib: trained parameters gathered twice in bf16 and their gradients reduced once, (across copies of
             the state, each gradient shard all-reduced), and frozen parts gathered once.
         flops: floating-point operations of the products of a step on all chips, recomputation included.
+        hbm_traffic_gib: what each chip reads from and writes to its main memory, as `traffic.bytes_moved` counts.
         seconds: lower bounds of a step's time, by what bounds it.
     """
 
@@ -40,10 +43,12 @@ class Report:
     hbm_limit_gib: float
     memory_gib: dict[str, float]
     wire_gib: float
+    between_slices_gib: float
     ideal_wire_gib: dict[str, float]
     collectives: dict[str, dict[str, int | float]]
     largest: list[str]
     flops: float
+    hbm_traffic_gib: float
     seconds: dict[str, float]
     trace_s: float
     compile_s: float
@@ -77,7 +82,7 @@ def memory(program: Program, mesh: Mesh, total: float) -> dict[str, float]:
 def ideal_wire(program: Program, mesh: Mesh) -> dict[str, float]:
     """What each chip must send in a step, in GiB: see `Report.ideal_wire_gib`."""
     parts = math.prod(mesh.shape[axis] for axis in WEIGHTS)
-    copies = mesh.shape[DATA] * mesh.shape[SLICE]
+    copies = mesh.shape[DATA]
     share = (parts - 1) / parts
     trained = sum(math.prod(x.shape) for x in program.state.params.values()) if program.state else 0
     # Vocabularies are looked up where they lie, and an output layer that no step uses is not moved.
@@ -106,8 +111,10 @@ def report(
     compile_s: float,
 ) -> Report:
     """Everything about a program that was compiled, or of which `None` says that it does not fit."""
-    found = collectives(compiled.as_text()) if compiled else []
-    wire = sum(c.total_bytes for c in found)
+    text = compiled.as_text() if compiled else ""
+    found, moved = (collectives(text), bytes_moved(text)) if text else ([], 0)
+    between = sum(c.total_bytes for c in found if c.kind == BETWEEN_SLICES)
+    wire = sum(c.total_bytes for c in found) - between
     return Report(
         program=name,
         topology=topology,
@@ -119,17 +126,27 @@ def report(
         hbm_limit_gib=chip.hbm_gib,
         memory_gib=memory(program, mesh, hbm_gib),
         wire_gib=wire / GIB,
+        between_slices_gib=between / GIB,
         ideal_wire_gib=ideal_wire(program, mesh),
         collectives=summary(found),
         largest=[_line(c) for c in found[:5]],
         flops=flops,
+        hbm_traffic_gib=moved / GIB,
         seconds={
             "compute": flops / mesh.size / chip.flops,
-            "HBM": 2 * hbm_gib * GIB / chip.hbm_bandwidth,
+            "HBM": moved / chip.hbm_bandwidth,
             "links": wire / chip.link_bandwidth,
         },
         trace_s=trace_s,
         compile_s=compile_s,
+    )
+
+
+def _rates(chip: Chip) -> tuple[str, str, str]:
+    return (
+        f"{chip.flops / 1e12:.0f} TFLOP/s of bf16",
+        f"{chip.hbm_bandwidth / 1e9:.0f} GB/s",
+        f"{chip.link_bandwidth / 1e9:.0f} GB/s over all links",
     )
 
 
@@ -161,10 +178,13 @@ def table(result: Report, chip: Chip) -> str:
         *(f"    {line}" for line in result.largest),
         "",
         f"{result.flops / 1e12:,.0f} TFLOP a step on all chips, recomputation included",
-        f"a step takes at least, bound by {result.bound}:",
-        *(f"  {name:<10} {seconds:8.3f} s" for name, seconds in result.seconds.items()),
-        f"  (at {chip.flops / 1e12:.0f} TFLOP/s of bf16, {chip.hbm_bandwidth / 1e9:.0f} GB/s of HBM, where all is",
-        f"  written and read once, and {chip.link_bandwidth / 1e9:.0f} GB/s over all links: no run reaches these)",
+        f"a step takes at least {result.seconds[result.bound]:.3f} s, bound by {result.bound}, if the rest overlaps:",
+        *(
+            f"  {name:<8} {seconds:8.3f} s  {seconds / result.seconds[result.bound]:4.0%} of the bound, at {rate}"
+            for (name, seconds), rate in zip(result.seconds.items(), _rates(chip), strict=True)
+        ),
+        f"  HBM: {result.hbm_traffic_gib:.1f} GiB that the program's operations read and write, kernels' once.",
+        "  No run reaches these rates; what does not overlap is added.",
         "",
         f"traced in {result.trace_s:.1f} s, compiled in {result.compile_s:.0f} s",
     ]

@@ -260,9 +260,7 @@ class CogVideoXVAE(nnx.Module):
     def _encode(self, video: Float[Array, "B frames height width 3"]) -> Float[Array, "B F H W C2"]:
         return _run(self.encoder, video, ENCODED, max(1, ENCODED // self.config.temporal_compression))
 
-    def _tile_axes(
-        self, tiles: Tiles | None, height: int, width: int
-    ) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
+    def _tile_axes(self, tiles: Tiles | None, height: int, width: int) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
         """Of pixels and of latents, along height and along width, for so many latents."""
         space = self.config.spatial_compression
         if tiles is None:
