@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # From the least recomputation to the least memory.
 PRESETS = ("dots", "attention", "full", "offload")
+# Meshes that a search compiles for.
+MOST_MESHES = 4
 
 
 def devices(topology: str, slices: int = 1) -> list[Any]:
@@ -77,19 +79,33 @@ def plan_sampler(run: Run, topology: str) -> list[Report]:
 
 
 def search(run: Run, stage: str, topology: str) -> list[Report]:
-    """The presets and meshes that fit, the fastest by the roofline first. On each mesh the first preset that fits."""
-    count, batch = len(devices(topology)), getattr(run.config, stage).batch_size
-    found = []
-    for fsdp, context in _meshes(count, batch):
+    """The presets and meshes that fit, the fastest by the roofline first.
+
+    Of all meshes those are compiled that need to send least, and on each the first preset that fits. All meshes have as
+    many tokens on a chip, so a preset that did not fit on one is not tried on the next.
+    """
+    slices = max(1, run.config.mesh.slice)
+    count, batch = len(devices(topology, slices)) // slices, getattr(run.config, stage).batch_size // slices
+
+    def on(fsdp: int, context: int, **dit: Any) -> Run:
         mesh = dataclasses.replace(run.config.mesh, data=-1, fsdp=fsdp, context=context, tensor=1)
-        for remat in PRESETS:
-            dit = dataclasses.replace(run.config.dit_model, remat=remat)
-            tried = dataclasses.replace(run, config=dataclasses.replace(run.config, mesh=mesh, dit_model=dit))
-            result = plan_step(tried, stage, topology)
-            logger.info("fsdp %d, context %d, %s: %s", fsdp, context, remat, "fits" if result.fits else "does not fit")
+        sizes = dataclasses.replace(run.config.dit_model, **dit)
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, mesh=mesh, dit_model=sizes))
+
+    def sent(sizes: tuple[int, int]) -> float:
+        mesh = mesh_of(on(*sizes), topology)
+        return sum(report.ideal_wire(program.train_program(on(*sizes), stage, mesh), mesh).values())
+
+    found, presets = [], list(PRESETS)
+    for sizes in sorted(_meshes(count, batch), key=sent)[:MOST_MESHES]:
+        while presets:
+            result = plan_step(on(*sizes, remat=presets[0]), stage, topology)
+            verdict = "fits" if result.fits else "does not fit"
+            logger.info("fsdp %d, context %d, %s: %s", *sizes, presets[0], verdict)
             if result.fits:
                 found.append(result)
                 break
+            presets.pop(0)
     return sorted(found, key=lambda result: max(result.seconds.values()))
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from tiny import TPU_ENVIRONMENT, process_environment, tiny_config
 from cinema_jax import sharding
 from cinema_jax.chips import chip_of
 from cinema_jax.cinema import Cinema
+from cinema_jax.config import parse
 from cinema_jax.errors import InputError
-from cinema_jax.planning import program
+from cinema_jax.planning import planner, program
 from cinema_jax.planning.collectives import collectives, summary
+from cinema_jax.planning.report import Report
 from cinema_jax.training import loop
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
+from configs import cogvideox_2b
 
 PROGRAM = """\
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -99,6 +103,30 @@ def test_a_planned_batch_is_what_the_trainer_makes(stage, tmp_path):
 def test_a_topology_that_is_none_is_refused(topology):
     with pytest.raises(InputError, match=r"--topology is .* v5p:4x4x4"):
         chip_of(topology)
+
+
+def test_a_search_compiles_meshes_that_send_least_and_presets_until_one_fits(monkeypatch):
+    values = cogvideox_2b.get_config()
+    values.data.path, values.finetune.batch_size = "planned", 8
+    tried = []
+
+    def plan_step(run, stage, topology):
+        mesh, remat = run.config.mesh, run.config.dit_model.remat
+        tried.append((mesh.fsdp, mesh.context, remat))
+        return Mock(Report, fits=remat == "full", seconds={"compute": 1.0, "links": float(mesh.fsdp)})
+
+    # As if smaller meshes had to send less.
+    monkeypatch.setattr(planner, "devices", lambda topology, slices: [None] * 16)
+    monkeypatch.setattr(planner, "mesh_of", lambda run, topology: 10 * run.config.mesh.fsdp + run.config.mesh.context)
+    monkeypatch.setattr(planner.program, "train_program", lambda run, stage, mesh: None)
+    monkeypatch.setattr(planner.report, "ideal_wire", lambda planned, mesh: {"all": float(mesh)})
+    monkeypatch.setattr(planner, "plan_step", plan_step)
+    found = planner.search(Run(parse(values), Path("planned")), "finetune", "v6e:4x4")
+    assert tried == [
+        *((2, 4, remat) for remat in ("dots", "attention", "full")),
+        *((fsdp, context, "full") for fsdp, context in ((4, 2), (4, 4), (8, 2))),
+    ]
+    assert [result.seconds["links"] for result in found] == [2.0, 4.0, 4.0, 8.0]
 
 
 # Released widths, but two layers and few tokens.
