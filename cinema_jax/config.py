@@ -168,7 +168,7 @@ class MeshConfig:
     fsdp: int = option(1, "Devices that share batch and state; 0: as many of 16 as divide what the others leave.")
     context: int = option(1, "Devices that share each sequence, and the state.")
     tensor: int = option(1, "Devices that share heads and features.")
-    slice: int = option(1, "Groups of devices that a slower network joins.")
+    slice: int = option(0, "Groups of devices that a slower network joins; 0: as many slices as there are.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,26 +75,28 @@ def make_mesh(
     fsdp: int = 1,
     context: int = 1,
     tensor: int = 1,
-    slice: int = 1,
+    slice: int = 0,
     *,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh with the axes `slice, data, fsdp, context, tensor` over `devices` (default: all).
 
     One size may be -1: it takes the devices that the others leave. `fsdp` may be 0: the largest power of two, up to 16,
-    that divides what the others leave.
+    that divides what the others leave. `slice` 0: as many as the devices come from.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
+    # Hosts of GPUs count as slices too, and a mesh may well cut across them.
+    found = sorted({device.slice_index for device in devices if device.platform == "tpu"})
+    slice = slice or max(1, len(found))
     shape = tuple(mesh_shape(len(devices), data, fsdp, context, tensor, slice).values())
+    if len(found) not in (0, 1, slice):
+        raise InputError(f"mesh slice {slice} does not fit devices of {len(found)} slices: it must be {len(found)}")
     if slice == 1:
         arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    found = sorted({getattr(device, "slice_index", 0) for device in devices})
-    if len(found) not in (1, slice):
-        raise InputError(f"mesh slice {slice} does not fit devices of {len(found)} slices: it must be {len(found)}")
     # Devices without slices of their own (those of a host) are cut into equal groups.
     size = len(devices) // slice
     groups = (
