@@ -31,6 +31,23 @@ def keep(asked: str | None, default: str) -> None:
     jax.config.update("jax_compilation_cache_dir", folder or None)
 
 
+def for_shapes(function: Any, others: tuple[Any, ...], batches: Mapping[str, Mapping[str, Any]]) -> Any:
+    """`function(*others, batch)`, compiled beforehand for every shape of batch.
+
+    Args:
+        function: what `jax.jit` made.
+        others: its first arguments, or arrays like them.
+        batches: name (for the log) to arrays, or `jax.ShapeDtypeStruct`s, like those of a batch.
+    """
+
+    def shapes(batch: Mapping[str, Any]) -> tuple:
+        return tuple(sorted((name, x.shape) for name, x in batch.items()))
+
+    compiled = compile_all({name: (function, (*others, batch)) for name, batch in batches.items()})
+    programs = {shapes(batch): compiled[name] for name, batch in batches.items()}
+    return lambda *arguments: programs[shapes(arguments[-1])](*arguments)
+
+
 def compile_all(programs: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, jax.stages.Compiled]:
     """Compile several programs, lowered one after the other and compiled in parallel threads.
 

@@ -53,6 +53,11 @@ class DataConfig:
     reference_height: int = option(64, "Pixels of a reference as the VAE sees it.")
     reference_width: int = option(64, "Pixels of a reference as the VAE sees it.")
     max_references: int = option(3, "Most references a sample may have.")
+    buckets: tuple[tuple[int, int, int, int], ...] = option(
+        (),
+        "Several sizes in one run, each (frames, height, width, references): a clip trains in the bucket of the "
+        "nearest aspect that it has the frames for. Empty: frames, height, width and max_references alone.",
+    )
     train_videos: int = option(0, "How many training videos are encoded and used; 0: all of the source.")
     validation_videos: int = option(64, "How many held-out videos the evaluation uses.")
     validation_fraction: float = option(0.1, "The share of a user's clips held out, by hash of their name.")
@@ -273,6 +278,18 @@ def _parse(value: Any, kind: Any, name: str) -> Any:
     return value
 
 
+def _frames(name: str, value: int) -> None:
+    if value < 1 or value % 4 != 1:
+        nearest = max(1, round((value - 1) / 4) * 4 + 1)
+        raise InputError(f"{name} is {value}; it must be 4k+1, for example {nearest}")
+
+
+def _pixels(name: str, value: int) -> None:
+    if value < 16 or value % 16:
+        nearest = max(16, round(value / 16) * 16)
+        raise InputError(f"{name} is {value}; it must be a multiple of 16, for example {nearest}")
+
+
 def _validate(config: Config) -> None:
     for i, stage in enumerate(config.stages):
         if stage not in STAGES:
@@ -280,14 +297,19 @@ def _validate(config: Config) -> None:
         if stage in config.stages[:i]:
             raise InputError(f"config.stages holds {stage!r} twice")
     data = config.data
-    if data.frames < 1 or data.frames % 4 != 1:
-        nearest = max(1, round((data.frames - 1) / 4) * 4 + 1)
-        raise InputError(f"config.data.frames is {data.frames}; it must be 4k+1, for example {nearest}")
+    _frames("config.data.frames", data.frames)
     for name in ("height", "width", "reference_height", "reference_width"):
-        value = getattr(data, name)
-        if value < 16 or value % 16:
-            nearest = max(16, round(value / 16) * 16)
-            raise InputError(f"config.data.{name} is {value}; it must be a multiple of 16, for example {nearest}")
+        _pixels(f"config.data.{name}", getattr(data, name))
+    for i, (frames, height, width, references) in enumerate(data.buckets):
+        name = f"config.data.buckets[{i}]"
+        _frames(f"{name}[0] (frames)", frames)
+        _pixels(f"{name}[1] (height)", height)
+        _pixels(f"{name}[2] (width)", width)
+        if not 1 <= references <= data.max_references:
+            accepted = f"from 1 to config.data.max_references, {data.max_references}"
+            raise InputError(f"{name}[3] (references) is {references}; it must be {accepted}")
+        if data.buckets[i] in data.buckets[:i]:
+            raise InputError(f"{name} is {data.buckets[i]}, as one before it; each bucket is named once")
     if data.source in ("folder", "records") and not data.path:
         held = "manifest.jsonl" if data.source == "folder" else "what cinema_jax.prepare wrote"
         raise InputError(

@@ -47,10 +47,11 @@ def main() -> None:
     elif SAMPLER.value:
         results = planner.plan_sampler(run, TOPOLOGY.value)
     else:
-        results = [planner.plan_step(run, STAGE.value, TOPOLOGY.value)]
+        results = [planner.plan_step(bucket, STAGE.value, TOPOLOGY.value) for bucket in run.buckets]
     if JSON.value:
         found = [result.as_json() for result in results]
-        print(json.dumps(found if SEARCH.value or SAMPLER.value else found[0], indent=2))
+        several = SEARCH.value or SAMPLER.value or config.data.buckets
+        print(json.dumps(found if several else found[0], indent=2))
     else:
         print(f"\n\n{'-' * 80}\n\n".join(report.table(result, chip) for result in results))
 

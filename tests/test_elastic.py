@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_config
 
 from cinema_jax.data.loader import Loader, LoaderConfig
-from cinema_jax.data.pipeline import Examples
+from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.diffusion.flow import logit_normal_times, sample_noise
 from cinema_jax.training.run import Run
 from cinema_jax.training.state import sample_keys
@@ -21,14 +21,14 @@ BATCH = 4
 def examples(tmp_path_factory):
     run = Run.open(tiny_config(), tmp_path_factory.mktemp("run"))
     latents = np.random.default_rng(0).standard_normal((6, 2, 4, 4, 4), np.float32)
-    return Examples(run.source("train"), run.preprocessor(), range(6), latents)
+    return Mixture((Examples(run.source("train"), run.preprocessor(), range(6), latents),))
 
 
 def host_batches(examples, hosts, host):
     """What one of several hosts loads for steps 1 and 2, and the noise and times it draws."""
     size = BATCH // hosts
     loader = Loader(
-        len(examples.indices),
+        examples.sizes,
         functools.partial(examples.make, "finetune"),
         LoaderConfig(BATCH, seed=3, num_threads=1),
         rows=slice(host * size, (host + 1) * size),

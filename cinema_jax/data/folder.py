@@ -1,16 +1,21 @@
 """A user's own clips: a folder with a `manifest.jsonl`, as a `Source`."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from cinema_jax.data.buckets import Bucket, choose, probe_all
 from cinema_jax.data.choices import Split, choose_views, entries_of_split
 from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.data.images import check_aspect, read_image, read_mask
 from cinema_jax.data.manifest import Entry, ReferenceEntry, manifest_file, read_manifest
 from cinema_jax.data.video import frame_at, read_frames
 from cinema_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class Folder:
@@ -38,21 +43,26 @@ class Folder:
         validation_fraction: float | int = 0.05,
         max_references: int = 4,
         second_view: float | int = 0.0,
+        buckets: Sequence[Bucket] = (),
+        bucket: int = 0,
     ):
         """Checks the whole manifest. Raises `InputError` if anything in it, or an empty split, would stop training.
 
         Clips are `frames` frames at `fps`, covering `height x width`. `validation_fraction` of the examples, chosen by
         a hash of their ids (so they stay when the folder grows), are validation. `second_view`: probability that
-        an entity with several views is shown by two of them, as long as `max_references` allows.
+        an entity with several views is shown by two of them, as long as `max_references` allows. With `buckets` only
+        clips that belong to number `bucket` of them are there, perhaps none; the videos' headers are read for that.
         """
         if not 0 <= second_view <= 1:
             raise InputError(f"second_view is {second_view}; it must be a probability between 0 and 1")
         self._frames, self._height, self._width, self._fps = frames, height, width, fps
         self._max_references, self._second_view = max_references, second_view
-        entries = read_manifest(path, max_references)
-        for entry in entries:
-            _check_length(manifest_file(path), entry, frames, fps)
+        entries = read_manifest(path, max([max_references, *(each.references for each in buckets)]))
         self._entries = entries_of_split(path, entries, split, validation_fraction)
+        if buckets:
+            self._entries = _of_bucket(self._entries, buckets, bucket, fps)
+        for entry in self._entries:
+            _check_length(manifest_file(path), entry, frames, fps)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -91,6 +101,30 @@ class Folder:
     def prompt(self, index: int) -> str:
         """What the multimodal model reads with video `index`."""
         return self._entries[index].prompt
+
+
+def _of_bucket(entries: Sequence[Entry], buckets: Sequence[Bucket], bucket: int, fps: float | int) -> tuple[Entry, ...]:
+    """The clips of a bucket. One that cannot be read is in the first, where reading it says what is wrong."""
+    found: list[list[Entry]] = [[] for _ in buckets]
+    unfit = []
+    for entry, info in zip(entries, probe_all([entry.video for entry in entries]), strict=True):
+        if info is None:
+            found[0].append(entry)
+            continue
+        seconds = (info.duration if entry.end is None else min(entry.end, info.duration)) - entry.start
+        # Half a frame of slack: the last frame need only begin before the end.
+        frames = seconds * fps + 0.5
+        subjects = len({reference.subject for reference in entry.references})
+        place = choose(buckets, info.height, info.width, frames, subjects)
+        (unfit if place is None else found[place]).append(entry)
+    if unfit and bucket == 0:
+        logger.warning(
+            "%d of %d clips fit no bucket, being too short or of too many subjects, and are left out: %s",
+            len(unfit),
+            len(entries),
+            ", ".join(entry.id for entry in unfit[:10]) + (", ..." if len(unfit) > 10 else ""),
+        )
+    return tuple(found[bucket])
 
 
 def _check_length(path: Path, entry: Entry, frames: int, fps: float | int) -> None:

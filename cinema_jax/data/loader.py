@@ -3,10 +3,14 @@
 Example number `i` of a run (counted over all batches and epochs) is dataset entry `Order(...)[i]`, its random numbers
 come from `example_rng(seed, purpose, i)`, and step `s` is the examples `s * global_batch ... (s+1) * global_batch - 1`.
 Any process can therefore load any rows of any step, and the state of the iteration is the step.
+
+Where examples have several shapes (buckets), all examples of a step are of one bucket, and step `s` belongs to a bucket
+by `s` and the buckets' sizes alone.
 """
 
+import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
@@ -19,6 +23,8 @@ from cinema_jax.data.worker import Loaded, MakeExample, Maker, Workers
 
 # Batches made ahead of the one in use.
 BATCHES_AHEAD = 2
+# More than any run takes.
+_STEPS = 2**40
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,26 @@ class Order:
         return int(self._order[global_index])
 
 
+class BucketOrder:
+    """Global example number -> entry, as a pure function; the numbers of entries run through all buckets.
+
+    Each bucket has as many of the steps as it has of the entries, spread evenly, and an `Order` of its own.
+    """
+
+    def __init__(self, sizes: Sequence[int], global_batch: int, seed: int, shuffle: bool):
+        self._batch = global_batch
+        self._orders = [Order(size, seed, shuffle) for size in sizes]
+        self._starts = [0, *itertools.accumulate(sizes)]
+        # (bucket, which of its steps) of every step.
+        steps = [grain.MapDataset.range(_STEPS).map(lambda step, bucket=i: (bucket, step)) for i in range(len(sizes))]
+        self._steps = grain.MapDataset.mix(steps, weights=[size / sum(sizes) for size in sizes])
+
+    def __getitem__(self, global_index: int) -> int:
+        step, row = divmod(global_index, self._batch)
+        bucket, own_step = self._steps[step] if len(self._orders) > 1 else (0, step)
+        return self._starts[bucket] + self._orders[bucket][own_step * self._batch + row]
+
+
 class Loader:
     """Steps of batches from `make_example`, for this process's rows.
 
@@ -72,14 +98,14 @@ class Loader:
 
     def __init__(
         self,
-        size: int,
+        sizes: Sequence[int],
         make_example: MakeExample,
         config: LoaderConfig,
         *,
         rows: slice | None = None,
         on_failure: Callable[[int, int, str], None] | None = None,
     ):
-        """`size`: entries of the dataset. `rows`: the contiguous rows of the global batch to load; None for all."""
+        """`sizes`: entries of each bucket. `rows`: the contiguous rows of the global batch to load; None for all."""
         self.config = config
         self.failures: dict[int, str] = {}
         self.replaced = 0
@@ -90,8 +116,8 @@ class Loader:
                 f"Loader.rows is {rows}; it must be contiguous, not empty and within {config.global_batch}"
             )
         self._rows = range(first, last)
-        self._order = Order(size, config.seed, config.shuffle)
-        self._maker = Maker(make_example, size, config.seed, config.purpose)
+        self._order = BucketOrder(sizes, config.global_batch, config.seed, config.shuffle)
+        self._maker = Maker(make_example, tuple(sizes), config.seed, config.purpose)
 
     def steps(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """(step, batch) from step `start` on, up to but without `stop` (None: endless).

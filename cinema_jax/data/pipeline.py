@@ -1,6 +1,8 @@
 """From a source's samples to the arrays a stage's step takes. Runs in data workers: numpy only."""
 
+import bisect
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -111,10 +113,6 @@ class Examples:
     def __call__(self, stage: str, row: int, rng: np.random.Generator) -> Arrays:
         return getattr(self, stage)(row, rng)
 
-    def make(self, stage: str, row: int, global_index: int, rng: np.random.Generator) -> Arrays:
-        """The same, called as a `Loader` does."""
-        return self(stage, row, rng)
-
     def vae(self, row: int, rng: np.random.Generator) -> Arrays:
         """A clip."""
         return {"video": self.source.video(self.indices[row])}
@@ -191,3 +189,33 @@ class Examples:
     def _latents(self, row: int) -> np.ndarray:
         assert self.latents is not None, "this stage trains on cached latents"
         return np.asarray(self.latents[row], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """The examples of all buckets. Their numbers run through one bucket after the other."""
+
+    buckets: tuple[Examples, ...]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many examples each bucket has."""
+        return tuple(len(examples.indices) for examples in self.buckets)
+
+    def id(self, number: int) -> str:
+        """The name of an example."""
+        examples, row = self._find(number)
+        return examples.source.id(examples.indices[row])
+
+    def make(self, stage: str, number: int, global_index: int, rng: np.random.Generator) -> Arrays:
+        """An example of a stage, called as a `Loader` does."""
+        examples, row = self._find(number)
+        return examples(stage, row, rng)
+
+    def _find(self, number: int) -> tuple[Examples, int]:
+        ends = list(itertools.accumulate(self.sizes))
+        bucket = bisect.bisect_right(ends, number)
+        return self.buckets[bucket], number - ends[bucket] + self.sizes[bucket]

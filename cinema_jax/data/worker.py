@@ -3,6 +3,8 @@
 No jax and no Grain here (Grain imports jax): worker processes import this file and what their examples need.
 """
 
+import bisect
+import itertools
 import multiprocessing
 import os
 import signal
@@ -35,12 +37,12 @@ def example_rng(seed: int, purpose: str, global_index: int, attempt: int = 0) ->
 class Maker:
     """Makes the example of a global number; an entry that raises `InputError` is replaced by another one.
 
-    Which, is a function of the example's number alone, so that all processes agree.
+    Which, is a function of the example's number and bucket alone, so that all processes agree.
     """
 
     make_example: MakeExample
-    # Entries of the dataset.
-    size: int
+    # Entries of each bucket of the dataset; their numbers run through all buckets.
+    sizes: tuple[int, ...]
     seed: int
     purpose: str
 
@@ -57,13 +59,16 @@ class Maker:
                 example = self.make_example(entry, global_index, rng)
             except InputError as error:
                 failures.append((global_index, entry, str(error)))
-                entry = self._replacement(global_index, attempt + 1)
+                entry = self._replacement(global_index, entry, attempt + 1)
                 continue
             return {**example, "index": np.int32(global_index)}, failures
         raise InputError(f"{MAX_ATTEMPTS} examples in a row could not be read; the last one: {failures[-1][2]}")
 
-    def _replacement(self, global_index: int, attempt: int) -> int:
-        return int(np.random.SeedSequence([self.seed, global_index, attempt]).generate_state(1)[0]) % self.size
+    def _replacement(self, global_index: int, entry: int, attempt: int) -> int:
+        number = int(np.random.SeedSequence([self.seed, global_index, attempt]).generate_state(1)[0])
+        ends = list(itertools.accumulate(self.sizes))
+        bucket = bisect.bisect_right(ends, entry)
+        return ends[bucket] - self.sizes[bucket] + number % self.sizes[bucket]
 
 
 class Workers:

@@ -67,7 +67,8 @@ def plan_step(run: Run, stage: str, topology: str) -> Report:
     mesh = mesh_of(run, topology)
     with jax.set_mesh(mesh):
         planned = program.train_program(run, stage, mesh)
-        return _compile(run, f"{stage} step", topology, mesh, planned, getattr(run.config, stage).batch_size)
+        name = f"{stage} step" + (f" of bucket {run.bucket_name}" if run.bucket_name else "")
+        return _compile(run, name, topology, mesh, planned, getattr(run.config, stage).batch_size)
 
 
 def plan_sampler(run: Run, topology: str) -> list[Report]:

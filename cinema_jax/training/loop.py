@@ -14,10 +14,11 @@ from cinema_jax import distributed, parts, sharding
 from cinema_jax.axes import WEIGHTS
 from cinema_jax.checkpoint import Checkpoints, digest
 from cinema_jax.cinema import Cinema
+from cinema_jax.compilation import for_shapes
 from cinema_jax.config import ImageFirstStageConfig, StageConfig
-from cinema_jax.data.example import EncodedSource
+from cinema_jax.data.example import EncodedSource, Source
 from cinema_jax.data.loader import Loader, LoaderConfig
-from cinema_jax.data.pipeline import Examples
+from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import reports, state, watchdog
@@ -31,6 +32,7 @@ from cinema_jax.training.progress import Progress
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
+from cinema_jax.training.step import TrainStep
 from cinema_jax.training.watch import Supply, check_unreadable
 from cinema_jax.training.work import WorkCounter
 
@@ -122,14 +124,14 @@ class Trainer:
                 watchdog.begin(f"the closing report of {name}")
                 params = {**self.frozen, **current.ema}
                 configs = self._write_parts(params, held_out)
-                report = reports.stage_report(self.run, name, configs, params, metrics)
+                report = reports.stage_report(self.run.buckets[0], name, configs, params, metrics)
             self.run.finish(
                 name,
                 {"steps": self.config.steps, **closing, **report, "parts": self.origins, "digests": self.digests},
             )
 
     def _loop(self, current, examples, held_out, checkpoints, metrics) -> tuple[TrainState, dict[str, float]]:
-        config, step_fn = self.config, make_step(self.stage, self.cinema, self.optimizer, current)
+        config, step_fn = self.config, self._step(current, examples)
         closing: dict[str, float] = {}
         batches = Supply(self.batches(examples, int(current.step)))
         starts = {int(current.step), *(first for first, *_ in self._phases())}
@@ -148,7 +150,7 @@ class Trainer:
                 batches.busy_with = values["skipped"]
                 last, signal = done == config.steps, self.interruption.agreed()
                 if last or done % config.log_every == 0:
-                    self._share_unreadable(len(examples.indices))
+                    self._share_unreadable(len(examples))
                 progress.add(done, batch, values, replaced=len(self.unreadable))
                 if last or (config.eval_every and done % config.eval_every == 0):
                     with progress.pause("evaluation"):
@@ -157,7 +159,7 @@ class Trainer:
                 if last or signal or done % config.checkpoint_every == 0:
                     watchdog.begin(f"the checkpoint of step {done} of {self.stage.name}")
                     with progress.pause("checkpoint"):
-                        self._share_unreadable(len(examples.indices))
+                        self._share_unreadable(len(examples))
                         checkpoints.save(current, self._description())
                     self.goodput.write(saved_step=done)
                 if signal and not last:
@@ -168,7 +170,24 @@ class Trainer:
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
 
-    def _progress(self, current: TrainState, examples: Examples, supply: Supply, metrics: MetricsWriter) -> Progress:
+    def _step(self, current: TrainState, examples: Mixture) -> TrainStep:
+        """The step; of several buckets, compiled for all of their shapes at once."""
+        step = make_step(self.stage, self.cinema, self.optimizer, current)
+        if len(examples.buckets) == 1:
+            return step
+        watchdog.begin(f"compiling the steps of {self.stage.name}")
+        batches, place = {}, sharding.batch_sharding(self.mesh)
+        for number, bucket in enumerate(examples.buckets):
+            for *_, kind, size in self._phases():
+                alone = Mixture((bucket,))
+                config = LoaderConfig(1, self.run.config.seed, num_threads=0, purpose=kind)
+                _, one = next(Loader(alone.sizes, functools.partial(alone.make, kind), config).steps(0, 1))
+                batches[f"{kind}, bucket {number}"] = {
+                    name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=place) for name, x in one.items()
+                }
+        return for_shapes(step, (current, self.frozen), batches)
+
+    def _progress(self, current: TrainState, examples: Mixture, supply: Supply, metrics: MetricsWriter) -> Progress:
         return Progress(
             metrics,
             supply,
@@ -205,16 +224,25 @@ class Trainer:
         logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
         return restored
 
-    def examples(self, split: str, augment: bool = True) -> Examples:
-        """The split's examples, its videos encoded if the stage trains on them."""
-        source = self.run.source(split)
-        preprocessor = self.run.preprocessor()
+    def examples(self, split: str, augment: bool = True) -> Mixture:
+        """The split's examples, their videos encoded if the stage trains on them; of several buckets, those of each."""
+        found = []
+        for run in self.run.buckets:
+            source = run.source(split)
+            if len(source):
+                found.append(self._examples(run, source, split, augment))
+            elif split == "train":
+                raise InputError(f"config.data.buckets: no clip belongs to {run.bucket_name}; leave it out")
+        return Mixture(tuple(found))
+
+    def _examples(self, run: Run, source: Source, split: str, augment: bool) -> Examples:
+        preprocessor = run.preprocessor()
         held_out = split != "train"
-        count = self.run.config.data.validation_videos if held_out else self.run.config.data.train_videos
+        count = run.config.data.validation_videos if held_out else run.config.data.train_videos
         count = min(count or len(source), len(source))
         if not (self.stage.latents or (held_out and "dit" in self.stage.parts)):
             return Examples(source, preprocessor, range(count if held_out else len(source)), augment=augment)
-        data, vae = self.run.config.data, self.cinema.part_configs["vae"]
+        data, vae = run.config.data, self.cinema.part_configs["vae"]
         if isinstance(source, EncodedSource):
             source.check_vae(vae_key(self.digests["vae"], vae))
             return Examples(source, preprocessor, range(count), source.latents, augment=augment)
@@ -251,19 +279,20 @@ class Trainer:
 
     def _held_out(self) -> list[Batch]:
         """Held-out batches, fixed for the whole run."""
-        examples = self.examples("validation", augment=False)
-        size = min(self.config.batch_size, len(examples.indices))
-        batches = []
-        for start in range(0, len(examples.indices), size):
-            # One shape for all: the last batch reaches back.
-            first, rows = min(start, len(examples.indices) - size), []
-            for row in range(first, first + size):
-                rng = np.random.default_rng([self.run.config.seed, row])
-                rows.append(examples(self.stage.name, row, rng) | {"index": np.int32(row)})
-            batches.append(sharding.whole_batch(collate(rows), self.mesh, size))
+        examples, batches, before = self.examples("validation", augment=False), [], 0
+        for count in examples.sizes:
+            size = min(self.config.batch_size, count)
+            for start in range(0, count, size):
+                # One shape for all of a bucket: its last batch reaches back.
+                first, rows = before + min(start, count - size), []
+                for row in range(first, first + size):
+                    rng = np.random.default_rng([self.run.config.seed, row])
+                    rows.append(examples.make(self.stage.name, row, row, rng) | {"index": np.int32(row)})
+                batches.append(sharding.whole_batch(collate(rows), self.mesh, size))
+            before += count
         return batches
 
-    def batches(self, examples: Examples, start: int) -> Iterator[tuple[int, Batch]]:
+    def batches(self, examples: Mixture, start: int) -> Iterator[tuple[int, Batch]]:
         """Training batches from step `start` on, on the devices."""
         for first, last, kind, size in self._phases():
             if start >= last:
@@ -278,9 +307,9 @@ class Trainer:
             self.unreadable |= told
         check_unreadable(self.unreadable, records, "records")
 
-    def _loader(self, examples: Examples, kind: str, size: int, rows: slice | None = None) -> Loader:
+    def _loader(self, examples: Mixture, kind: str, size: int, rows: slice | None = None) -> Loader:
         def replaced(global_index: int, row: int, message: str) -> None:
-            record = examples.source.id(examples.indices[row])
+            record = examples.id(row)
             logger.warning("%s was replaced: %s", record, message)
             self.unreadable[record] = message
 
@@ -290,15 +319,15 @@ class Trainer:
         )
         make = functools.partial(examples.make, kind)
         rows = rows or sharding.local_rows(self.mesh, size)
-        return Loader(len(examples.indices), make, config, rows=rows, on_failure=replaced)
+        return Loader(examples.sizes, make, config, rows=rows, on_failure=replaced)
 
-    def _not_finite(self, steps: list[int], examples: Examples) -> InputError:
+    def _not_finite(self, steps: list[int], examples: Mixture) -> InputError:
         """The end of a run whose loss or gradient is not finite any more; writes down what it was shown."""
         shown = {}
         for step in steps:
             _, _, kind, size = next(phase for phase in self._phases() if phase[0] <= step < phase[1])
             rows = self._loader(examples, kind, size, slice(None)).entries(step)
-            shown[step + 1] = [examples.source.id(examples.indices[row]) for row in rows]
+            shown[step + 1] = [examples.id(row) for row in rows]
         file = self.run.workdir / "not_finite.json"
         if distributed.is_first():
             parts.write_json(file, {"stage": self.stage.name, "examples": shown})

@@ -13,6 +13,7 @@ workdir/
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cinema_jax import distributed, parts
 from cinema_jax.config import Config, parse, to_dict
+from cinema_jax.data.buckets import Bucket
 from cinema_jax.data.critters.grammar import vocabulary
 from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.example import Source
@@ -53,6 +55,25 @@ class Run:
 
     config: Config
     workdir: Path
+    # With `config.data.buckets`, the one whose shapes `config.data` has.
+    bucket: int | None = None
+
+    @property
+    def buckets(self) -> tuple["Run", ...]:
+        """This run at the shapes of each bucket; itself where there are none."""
+        data = self.config.data
+        return tuple(self._in_bucket(i) for i in range(len(data.buckets))) or (self,)
+
+    def _in_bucket(self, number: int) -> "Run":
+        frames, height, width, references = self.config.data.buckets[number]
+        sizes = {"frames": frames, "height": height, "width": width, "max_references": references}
+        data = dataclasses.replace(self.config.data, **sizes)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data), bucket=number)
+
+    @property
+    def bucket_name(self) -> str:
+        """For instance 49x480x720x4; empty where there are no buckets."""
+        return "" if self.bucket is None else Bucket(*self.config.data.buckets[self.bucket]).name
 
     @classmethod
     def open(cls, config: Config, workdir: Path) -> "Run":
@@ -234,20 +255,21 @@ class Run:
 
     def source(self, split: str) -> Source:
         """The training or held-out data ("train", "validation"; "test" for critters only)."""
-        data = self.config.data
+        data, bucket = self.config.data, self.bucket or 0
         size = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
         if data.source in ("folder", "records"):
             size |= {"max_references": data.max_references, "validation_fraction": data.validation_fraction}
         if data.source == "folder":
-            return Folder(data.path, split=split, **size)
+            buckets = [Bucket(*sizes) for sizes in data.buckets]
+            return Folder(data.path, split=split, buckets=buckets if self.bucket_name else (), bucket=bucket, **size)
         if data.source == "records":
             # Imported here: TensorFlow Datasets costs every process 0.2 s and 32 MiB.
             from cinema_jax.data.records import Records
 
-            return Records(data.path, split=split, **size)
-        return Critters(
-            split, seed=self.config.seed, max_subjects=data.max_references, subjects_dir=data.subjects or None, **size
-        )
+            return Records(os.path.join(data.path, self.bucket_name), split=split, **size)
+        subjects = {"max_subjects": data.max_references, "subjects_dir": data.subjects or None}
+        # Each bucket draws scenes of its own.
+        return Critters(split, seed=self.config.seed + bucket, **subjects, **size)
 
 
 def outer_sizes(part: str, part_config: Callable[[str], Any], config: Config) -> dict[str, int]:

@@ -21,7 +21,7 @@ SIZE = 23
 
 def loader(rows=None, corrupt=(), on_failure=None, **config):
     config = {"global_batch": 8, "seed": 3, "num_threads": 2, **config}
-    return Loader(SIZE, Examples(corrupt), LoaderConfig(**config), rows=rows, on_failure=on_failure)
+    return Loader((SIZE,), Examples(corrupt), LoaderConfig(**config), rows=rows, on_failure=on_failure)
 
 
 def batches(loader, start=0, stop=6):
@@ -74,7 +74,7 @@ def test_another_batch_size_sees_the_same_examples():
 
 def test_worker_processes_change_nothing_and_never_import_jax():
     config = LoaderConfig(global_batch=8, seed=3, num_threads=1, num_workers=2)
-    made = Loader(SIZE, Environment(Examples((5,))), config, rows=slice(2, 6))
+    made = Loader((SIZE,), Environment(Examples((5,))), config, rows=slice(2, 6))
     found = batches(made, stop=3)
     processes = {tuple(row) for batch in found for row in batch.pop("process")}
     assert_same(found, batches(loader(slice(2, 6), corrupt=(5,)), stop=3))
@@ -143,7 +143,7 @@ def test_other_errors_are_not_taken_for_corrupt_data():
         raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
-        batches(Loader(SIZE, fail, LoaderConfig(global_batch=4)))
+        batches(Loader((SIZE,), fail, LoaderConfig(global_batch=4)))
 
 
 def test_random_numbers_depend_on_seed_purpose_and_example_alone():
@@ -165,7 +165,7 @@ def test_bad_configurations_are_refused_by_name():
         with pytest.raises(ValueError, match=r"Loader\.rows is slice.*contiguous"):
             loader(rows)
     with pytest.raises(ValueError, match="at least 1 example"):
-        Loader(0, Examples(), LoaderConfig(global_batch=2))
+        Loader((0,), Examples(), LoaderConfig(global_batch=2))
 
 
 def test_input_errors_travel_between_processes():

@@ -34,5 +34,5 @@ class Environment:
 
 def start():
     """Starts a worker, and prints which process it is."""
-    made, _ = Workers(Maker(Environment(Examples()), 1, 0, "train"), 1)(0, 0)
+    made, _ = Workers(Maker(Environment(Examples()), (1,), 0, "train"), 1)(0, 0)
     print(made["process"][0], flush=True)
