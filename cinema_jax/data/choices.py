@@ -22,10 +22,13 @@ class Named(Protocol):
 Entry = TypeVar("Entry", bound=Named)
 
 
-def entries_of_split(path: object, entries: Sequence[Entry], split: str, fraction: float | int) -> tuple[Entry, ...]:
+def entries_of_split(
+    path: object, entries: Sequence[Entry], split: str, fraction: float | int, may_be_empty: bool = False
+) -> tuple[Entry, ...]:
     """Those of a split; `fraction` of them, by a hash of their ids, are validation: they stay when the dataset grows.
 
-    Raises `InputError`, which names `path`, for an unknown split, a fraction that is none, or a side that is empty.
+    Raises `InputError`, which names `path`, for an unknown split, a fraction that is none, or a side that is empty
+    and, as the part of a larger dataset, may not be.
     """
     if not 0 <= fraction < 1:
         raise InputError(f"validation_fraction is {fraction}; it must be at least 0 and below 1")
@@ -37,7 +40,7 @@ def entries_of_split(path: object, entries: Sequence[Entry], split: str, fractio
     train = tuple(entry for entry in entries if _position(entry.id) >= fraction)
     if fraction == 0 and split == "validation":
         raise InputError(f"{path}: there is no validation split, because validation_fraction is 0")
-    if fraction > 0 and not (train and validation):
+    if fraction > 0 and not (train and validation) and not may_be_empty:
         raise InputError(
             f"{path}: validation_fraction {fraction:g} of {len(entries)} examples leaves {len(train)} for training and "
             f"{len(validation)} for validation; each side needs at least 1: change validation_fraction or add examples"

@@ -99,11 +99,13 @@ class Records:
         max_references: int,
         split: str = "train",
         validation_fraction: float | int = 0.05,
+        of_bucket: bool = False,
     ):
         """Opens a folder, on disk or `gs://`.
 
         Raises `InputError` if it is not whole, was prepared for clips of another length, size or rate or for more
-        references, or if the split is empty; splits are those that `Folder` makes of the same videos.
+        references, or if the split is empty (but for the records of one bucket of several); splits are those that
+        `Folder` makes of the same videos.
         """
         self._folder, self._max_references = epath.Path(path), max_references
         if not (self._folder / INFO).exists():
@@ -123,7 +125,7 @@ class Records:
             )
         ids = json.loads((self._folder / IDS).read_text())
         entries = [_Entry(name, record) for record, name in enumerate(ids)]
-        self._entries = entries_of_split(path, entries, split, validation_fraction)
+        self._entries = entries_of_split(path, entries, split, validation_fraction, may_be_empty=of_bucket)
         self._records = ArrayRecordDataSource(self._files())
 
     def _files(self) -> list[str]:

@@ -266,7 +266,8 @@ class Run:
             # Imported here: TensorFlow Datasets costs every process 0.2 s and 32 MiB.
             from cinema_jax.data.records import Records
 
-            return Records(os.path.join(data.path, self.bucket_name), split=split, **size)
+            path = os.path.join(data.path, self.bucket_name)
+            return Records(path, split=split, of_bucket=bool(self.bucket_name), **size)
         subjects = {"max_subjects": data.max_references, "subjects_dir": data.subjects or None}
         # Each bucket draws scenes of its own.
         return Critters(split, seed=self.config.seed + bucket, **subjects, **size)
