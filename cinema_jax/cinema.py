@@ -17,6 +17,7 @@ from cinema_jax.errors import InputError
 from cinema_jax.models.cogvideox.transformer import TIMESTEPS
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.models.qwen_vl.model import MLLMInputs
+from cinema_jax.numerics import at_least_fp32
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -140,12 +141,12 @@ class Cinema:
 
 def to_float(video: UInt8[Array, "..."]) -> Float[Array, "..."]:
     """0..255 to [-1, 1]."""
-    return video.astype(jnp.float32) / 127.5 - 1.0
+    return video.astype(float) / 127.5 - 1.0
 
 
 def to_uint8(video: Float[Array, "..."]) -> UInt8[Array, "..."]:
     """[-1, 1] to 0..255, rounded and clipped."""
-    return jnp.clip(jnp.round((video.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+    return jnp.clip(jnp.round((at_least_fp32(video) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def _keys(path: str) -> list[str | int]:

@@ -82,7 +82,7 @@ def evaluation_times(count: int) -> Float[Array, "n"]:
     """The fixed times of a held-out loss: the midpoints of `count` equal parts of [0, 1]."""
     if count < 1:
         raise ValueError(f"count of evaluation times is {count}; it must be at least 1")
-    return (jnp.arange(count, dtype=jnp.float32) + 0.5) / count
+    return (jnp.arange(count, dtype=float) + 0.5) / count
 
 
 def evaluation_noise(

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from cinema_jax.numerics import at_least_fp32
+
 
 class Branch(NamedTuple):
     """One set of conditions: with or without the references, with the prompt or the empty (or negative) one."""
@@ -96,10 +98,10 @@ def guided(
     def field(z, time):
         if in_turn:
             each = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(conditions[branch] for branch in branches))
-            v = jax.lax.map(lambda told: velocity(z, time, told).astype(jnp.float32), each)
+            v = jax.lax.map(lambda told: at_least_fp32(velocity(z, time, told)), each)
             return sum(coefficients[branch] * v[i] for i, branch in enumerate(branches))
-        v = velocity(jnp.repeat(z, count, axis=0), jnp.repeat(time, count, axis=0), stacked)
-        v = v.astype(jnp.float32).reshape(len(z), count, *v.shape[1:])
+        v = at_least_fp32(velocity(jnp.repeat(z, count, axis=0), jnp.repeat(time, count, axis=0), stacked))
+        v = v.reshape(len(z), count, *v.shape[1:])
         # A plain sum and not a matrix product, which TPUs would round to bf16.
         return sum(coefficients[branch] * v[:, i] for i, branch in enumerate(branches))
 

@@ -30,7 +30,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
     """The schedule: step (0 = first update) to learning rate, for a stage of `steps` updates."""
 
     def schedule(step):
-        step = jnp.asarray(step, jnp.float32)
+        step = jnp.asarray(step, float)
         # The first update already moves: warm-up counts from 1.
         warmup = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
         if config.schedule == "constant":

@@ -16,6 +16,7 @@ from cinema_jax.config import Config
 from cinema_jax.diffusion import flow
 from cinema_jax.models.aligner.model import alignment_loss
 from cinema_jax.models.qwen_vl.model import MLLMInputs
+from cinema_jax.numerics import at_least_fp32
 from cinema_jax.training.optimizer import Optimizer
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import Share, TrainStep, make_train_step
@@ -97,8 +98,8 @@ def mllm_loss(cinema: Cinema) -> Loss:
 
     def loss(params, batch, keys):
         inputs = MLLMInputs.from_batch(batch)
-        logits = cinema.part(params, "mllm").logits(inputs)[:, :-1].astype(jnp.float32)
-        targets, mask = batch["tokens"][:, 1:], batch["loss_mask"][:, 1:].astype(jnp.float32)
+        logits = at_least_fp32(cinema.part(params, "mllm").logits(inputs)[:, :-1])
+        targets, mask = batch["tokens"][:, 1:], batch["loss_mask"][:, 1:].astype(logits.dtype)
         log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
         correct = (logits.argmax(-1) == targets) * mask
         return -(log_likelihood * mask).sum() / mask.sum(), {"token_accuracy": correct.sum() / mask.sum()}
@@ -125,7 +126,7 @@ def by_time(errors: Float[Array, "B"], times: Float[Array, "B"]) -> Metrics:
     bucket = jnp.minimum((times * TIME_BUCKETS).astype(jnp.int32), TIME_BUCKETS - 1)
     inside = [bucket == i for i in range(TIME_BUCKETS)]
     return {
-        f"loss_t{i}": Share(jnp.where(here, errors, 0.0).mean(), here.astype(jnp.float32).mean())
+        f"loss_t{i}": Share(jnp.where(here, errors, 0.0).mean(), here.astype(errors.dtype).mean())
         for i, here in enumerate(inside)
     }
 

@@ -79,6 +79,7 @@ def create(params: Params, optimizer: Optimizer, mesh: Mesh, *, seed: int) -> Tr
 
 def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
     """The moving average after update number `step` (0 = first), with decay min(decay, (1 + step) / (10 + step))."""
+    step = jnp.asarray(step, float)
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda mean, new: mean + rate.astype(mean.dtype) * (new - mean), ema, params)
 

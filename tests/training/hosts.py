@@ -1,4 +1,4 @@
-"""One process of a tiny run, trained by the real command, in which something goes wrong after a chosen step:
+"""One process of the run of `float64.py`, by the real command, in which something goes wrong after a chosen step:
 
 python hosts.py MOMENT STEP PROCESSES --workdir=... --coordinator=... --num_processes=... --process_id=...
 
@@ -6,30 +6,40 @@ MOMENT is `kill`, `stop`, `term`, `saving` or `never`; it happens to those of PR
 process was shown goes to <workdir>.batches, one line for each step.
 """
 
+import dataclasses
 import json
 import os
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import float64
 from absl import flags
-from tiny import tiny_values
+from tiny import process_environment
 
 from cinema_jax import checkpoint, command, sharding
-from cinema_jax.config import Config, parse
+from cinema_jax.config import Config
+from cinema_jax.training import reports
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "saving": signal.SIGKILL}
-STEPS = 8
 
 
-def config() -> Config:
-    """One stage over 8 devices, a checkpoint after every second step."""
-    values = tiny_values()
-    values.stages = ("mllm",)
-    values.mesh.data, values.mesh.fsdp = 2, 4
-    values.mllm.steps, values.mllm.image_steps, values.mllm.batch_size = STEPS, 0, 8
-    values.mllm.checkpoint_every, values.mllm.log_every, values.mllm.keep = 2, 1, 20
-    return parse(values)
+def environment(folder: Path, devices: int) -> dict[str, str]:
+    """Of a process with so many devices, which finds in `folder` what others have compiled."""
+    return process_environment() | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "GLIBC_TUNABLES": "",
+    }
+
+
+def config(frozen: Path) -> Config:
+    """The run of `float64.py` over 8 devices, a checkpoint after every second step."""
+    config = float64.config(frozen, data=2, fsdp=4)
+    stage = dataclasses.replace(config.finetune, checkpoint_every=2, log_every=1, keep=20)
+    return dataclasses.replace(config, finetune=stage)
 
 
 def after(owner: object, name: str, step: int, number: int) -> None:
@@ -68,6 +78,8 @@ if __name__ == "__main__":
         # Orbax writes in the background: the checkpoint is not complete yet.
         owner, name = (checkpoint.Checkpoints, "save") if moment == "saving" else (sharding, "global_batch")
         after(owner, name, int(step), SIGNALS[moment])
-    train.parse = lambda _: config()
+    # What a stage shows of itself takes longer to compile than its step.
+    reports.stage_report = lambda *_: {}
+    train.parse = lambda _: config(Path(flags.FLAGS.workdir).parent)
     train.CONFIG = SimpleNamespace(value=None)
     command.run(train.main)

@@ -61,7 +61,7 @@ def _join_axes(tables: Sequence[np.ndarray], order: tuple[int, int, int]) -> Flo
     grid = tuple(map(len, tables))
     parts = []
     for axis in order:
-        table = np.expand_dims(tables[axis].astype(np.float32), [i for i in range(3) if i != axis])
+        table = np.expand_dims(tables[axis], [i for i in range(3) if i != axis])
         parts.append(jnp.broadcast_to(table, (*grid, table.shape[-1])))
     return jnp.concatenate(parts, axis=-1).reshape(math.prod(grid), -1)
 

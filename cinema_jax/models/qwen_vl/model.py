@@ -25,7 +25,7 @@ from cinema_jax.models.qwen_vl.vision25 import Qwen25VLVisionTower
 def mrope(positions: Int[Array, "B 3 L"], config: Qwen2VLConfig) -> Rotary:
     """Each token's rotation: the first pairs turn with time, the next with the row, the last with the column."""
     axis = np.repeat(np.arange(3), config.mrope_section)
-    turning = positions[:, axis].swapaxes(1, 2).astype(jnp.float32)
+    turning = positions[:, axis].swapaxes(1, 2).astype(float)
     angles = turning * inverse_frequencies(config.rope_theta, config.head_dim)
     return jnp.cos(angles), jnp.sin(angles)
 

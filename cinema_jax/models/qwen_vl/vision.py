@@ -24,7 +24,7 @@ Rotary = tuple[Float[Array, "B S half"], Float[Array, "B S half"]]  # cosines an
 
 def patch_rotary(positions: Int[Array, "B P 2"], theta: float, head_dim: int) -> Rotary:
     """Each patch's rotation: the first half of a head's pairs turns with the row, the other with the column."""
-    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(theta, head_dim // 2)
+    angles = positions[..., None].astype(float) * inverse_frequencies(theta, head_dim // 2)
     angles = angles.reshape(*angles.shape[:2], -1)
     return jnp.cos(angles), jnp.sin(angles)
 
