@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from cinema_jax.evaluation.figures import Figure, figure
 from cinema_jax.evaluation.judging import Eyes
+from cinema_jax.evaluation.large import Metric
 from cinema_jax.evaluation.measures import Measured, Names, Sums, consistency, measure
 from cinema_jax.evaluation.suite import Case, Suite
 
@@ -55,15 +56,25 @@ def partners(cases: Sequence[Case]) -> list[int]:
     return found
 
 
-def judge(eyes: Eyes, names: Names, cases: Sequence[Case], videos: Sequence[Video], what: str) -> Result:
-    """Measure one video of each case; `what` names them on the progress bar."""
+def judge(
+    eyes: Eyes,
+    names: Names,
+    cases: Sequence[Case],
+    videos: Sequence[Video],
+    what: str,
+    metrics: Sequence[Metric] = (),
+) -> Result:
+    """Measure one video of each case, by the judge and by `metrics`; `what` names them on the progress bar."""
     others = partners(cases)
     own: list[Measured] = []
     wrong: list[Measured] = []
     for case, other, video in zip(cases, others, tqdm(videos, desc=f"judge {what}", unit="video"), strict=True):
         look = eyes.look(video)
-        own.append(measure(eyes, names, case, video, look))
-        wrong.append(measure(eyes, names, cases[other], video, look))
+        for measured, asked in ((own, case), (wrong, cases[other])):
+            found = measure(eyes, names, asked, video, look)
+            for metric in metrics:
+                found.sums.update(metric(asked.prompt, asked.references, video))
+            measured.append(found)
     return Result(
         [m.sums | {"consistency": consistency(m, m)} for m in own],
         [m.sums | {"consistency": consistency(own[row], own[others[row]])} for row, m in enumerate(wrong)],

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 RESAMPLES = 2000
 SEED = 0
@@ -24,9 +24,8 @@ class Figure:
     count: int
 
 
-def figure(sums: Float[np.ndarray, "cases"], counts: Float[np.ndarray, "cases"]) -> Figure | None:
+def figure(sums: Float[np.ndarray, "cases"], counts: Int[np.ndarray, "cases"]) -> Figure | None:
     """The mean of what each case adds up to over how many it counts; None where nothing was counted."""
-    sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
     kept = counts > 0
     sums, counts = sums[kept], counts[kept]
     if not len(counts):

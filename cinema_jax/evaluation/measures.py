@@ -51,8 +51,10 @@ def measure(
     own = names.references[case.id]
     rivals = np.concatenate([names.others(case, subject) for subject in range(case.count)])
     tracked = track(look, np.concatenate([own, rivals]), case.count, eyes.scale)
+    beaten = np.array([_beaten(eyes, names, case, look, subject) for subject in range(case.count)])
     sums = {
-        "identity": _sum([_recognised(eyes, names, case, look, subject) for subject in range(case.count)]),
+        "identity": _sum(beaten == 1),
+        "pairwise": _sum(beaten),
         "strangers": _strangers(eyes, look, own, rivals),
         "present": _present(look, case.count),
         "motion": _sum(_paths(tracked)),
@@ -70,8 +72,8 @@ def consistency(begun: Measured, ended: Measured) -> tuple[float, int]:
     return _sum((begun.first[:count] * ended.last[:count]).sum(axis=-1))
 
 
-def _recognised(eyes: Eyes, names: Names, case: Case, look: Look, subject: int) -> bool:
-    """Whether of all candidates the subject's own reference is seen in the video best.
+def _beaten(eyes: Eyes, names: Names, case: Case, look: Look, subject: int) -> float:
+    """The share of the other candidates of whom less is seen in the video than of the subject's own reference.
 
     Every place of every frame shares its votes out among the candidates and the video's other references, which thus
     explain their own places. A candidate counts with its best place of each frame.
@@ -80,7 +82,7 @@ def _recognised(eyes: Eyes, names: Names, case: Case, look: Look, subject: int) 
     candidates = np.concatenate([own[subject : subject + 1], names.others(case, subject)])
     maps = chances(look, np.concatenate([candidates, np.delete(own, subject, axis=0)]), eyes.scale)
     votes = maps[..., : len(candidates)].max(axis=(1, 2)).mean(axis=0)
-    return bool(votes.argmax() == 0 and votes[0] > votes[1:].max())
+    return float((votes[0] > votes[1:]).mean())
 
 
 def _strangers(

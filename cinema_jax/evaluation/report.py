@@ -15,6 +15,7 @@ from cinema_jax.evaluation.videos import Gallery, Video
 # What each measure is called for people, and whether it is a share (in per cent).
 MEASURES = {
     "identity": ("identity: own reference first of 64", True),
+    "pairwise": ("identity: own reference before another one", True),
     "strangers": ("detected subjects of no reference", True),
     "present": ("detected subjects over asked for", True),
     "binding": ("binding: everybody plays its own role", True),
@@ -25,6 +26,9 @@ MEASURES = {
     "motion": ("path of a subject, frame heights", False),
     "change": ("change from frame to frame, of 1", False),
     "copy_paste": ("closeness to a pasted reference, of 1", False),
+    "clip_t": ("CLIP-T", False),
+    "clip_i": ("CLIP-I", False),
+    "dino_i": ("DINO-I", False),
 }
 COLUMNS = ("generated", "generated_shuffled", "real", "real_shuffled", "reconstructed")
 Figures = dict[str, dict[str, dict[str, Figure | None]]]
@@ -33,7 +37,7 @@ Figures = dict[str, dict[str, dict[str, Figure | None]]]
 def table(found: Figures) -> str:
     """All measures over all cases, and identity by group, as plain text."""
     rows = [["", *(name.replace("_", ", ") for name in COLUMNS)]]
-    for name, (title, share) in MEASURES.items():
+    for name, (title, share) in ((name, MEASURES[name]) for name in MEASURES if name in found):
         rows.append([title, *(_text(found[name][column]["all"], share) for column in COLUMNS)])
     for measure in ("identity", "binding"):
         for group in list(found[measure]["real"])[1:]:
