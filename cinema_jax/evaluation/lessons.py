@@ -3,6 +3,7 @@
 Only the train split is drawn from. numpy alone: worker processes import this.
 """
 
+import dataclasses
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float32, UInt8
 from tqdm import tqdm
 
 from cinema_jax.data.critters.background import PLACES
+from cinema_jax.data.critters.identity import COLORS, HATS, HORNED, Identity, bodies
 from cinema_jax.data.critters.source import Critters, reference
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import letterbox
@@ -45,11 +47,33 @@ def centre_bumps(masks: Bool[np.ndarray, "K height width"]) -> Float32[np.ndarra
     return bumps
 
 
-def draw(index: int, size: int = 64, reference_size: int = 32) -> Lessons:
+def twin(identity: Identity, rng: np.random.Generator) -> Identity:
+    """Somebody of the train split who differs in little: mostly in what is on the head, else in pattern or accent."""
+    if rng.random() < 0.3:
+        others = [
+            body
+            for body in bodies("train", identity.species)
+            if body[0] == identity.color and body[1:] != (identity.accent, identity.pattern)
+        ]
+        color, accent, pattern = others[rng.integers(len(others))]
+        return dataclasses.replace(identity, color=color, accent=accent, pattern=pattern)
+    while True:
+        hat, color = HATS[rng.integers(len(HATS))], list(COLORS)[rng.integers(len(COLORS))]
+        if identity.hat != "none" and rng.random() < 0.5:
+            # The same hat in another colour, or another one in the same.
+            hat, color = (identity.hat, color) if rng.random() < 0.5 else (hat, identity.hat_color)
+        horns = bool(hat == "none" and identity.species in HORNED and rng.random() < 0.5)
+        other = dataclasses.replace(identity, hat=hat, hat_color="none" if hat == "none" else color, horns=horns)
+        if other.key != identity.key and color != identity.color:
+            return other
+
+
+def draw(index: int, twins: bool = False, size: int = 64, reference_size: int = 32) -> Lessons:
     """One lesson.
 
     `frame` [size size 3], `heat` and `cover` [K h w] (the bump of each subject's centre; the share of each place that
-    shows it), `references` [K s s 3], `count` of subjects and `place`; K is padded to `MOST_SUBJECTS`.
+    shows it), `references` [K s s 3], `count` of subjects and `place`; K is padded to `MOST_SUBJECTS`. With `twins`,
+    also a picture of somebody very like each subject.
     """
     source = Critters("train", height=size, width=size, size=index + 1)
     scene, rng = source.scene(index), np.random.default_rng([7, index])
@@ -68,14 +92,18 @@ def draw(index: int, size: int = 64, reference_size: int = 32) -> Lessons:
     lesson["cover"][: len(masks)] = masks.reshape(len(masks), cells, CELL, cells, CELL).mean(axis=(2, 4))
     for number, actor in enumerate(scene.actors):
         lesson["references"][number] = picture(reference(actor.subject, rng), reference_size)
+    if twins:
+        lesson["twins"] = np.full_like(lesson["references"], 255)
+        for number, actor in enumerate(scene.actors):
+            lesson["twins"][number] = picture(reference(twin(actor.subject, rng), rng), reference_size)
     return lesson
 
 
-def prepare(folder: Path, count: int, workers: int) -> Lessons:
-    """`count` lessons, stacked: read from files of an earlier call, and drawn by processes where there are none."""
+def prepare(folder: Path, first: int, count: int, workers: int, twins: bool = False) -> Lessons:
+    """`count` lessons from the shard `first` on, stacked: read from files of an earlier call, else drawn now."""
     folder.mkdir(parents=True, exist_ok=True)
-    shards = range(-(-count // SHARD))
-    missing = [(folder, shard) for shard in shards if not _file(folder, shard).exists()]
+    shards = range(first, first - (-count // SHARD))
+    missing = [(folder, shard, twins) for shard in shards if not _file(folder, shard).exists()]
     if missing:
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
             for _ in tqdm(pool.imap(_draw_shard, missing), total=len(missing), desc="draw", unit="file"):
@@ -98,9 +126,9 @@ def _file(folder: Path, shard: int) -> Path:
     return folder / f"{shard:04d}.npz"
 
 
-def _draw_shard(task: tuple[Path, int]) -> None:
-    folder, shard = task
-    lessons = [draw(index) for index in range(shard * SHARD, (shard + 1) * SHARD)]
+def _draw_shard(task: tuple[Path, int, bool]) -> None:
+    folder, shard, twins = task
+    lessons = [draw(index, twins) for index in range(shard * SHARD, (shard + 1) * SHARD)]
     partial = folder / f"{shard:04d}.partial.npz"
     np.savez(partial, **{name: np.stack([lesson[name] for lesson in lessons]) for name in lessons[0]})
     partial.replace(_file(folder, shard))

@@ -114,19 +114,29 @@ class Suite:
             vague=not grammar.tells_who(conditions.prompt, scene.story()),
             references=tuple(by_key[key] for key in keys),
             order=tuple(keys.index(picture.subject) for picture in conditions.references),
-            others=tuple(self._others(actor.subject, keys, rng) for actor in scene.actors),
+            others=tuple(self._others(number, scene, rng) for number in range(len(keys))),
         )
 
-    def _others(self, subject: Identity, keys: list[str], rng: np.random.Generator) -> tuple[int, ...]:
-        """A third of the species, a third of the body's colour, the rest anybody; none is described as one of `keys`.
+    def _others(self, number: int, scene: Scene, rng: np.random.Generator) -> tuple[int, ...]:
+        """A third of the species, a third of the body's colour, the rest anybody.
 
-        All come from the grammar and the split of the subject itself, so nothing but its looks tells it from them.
+        All come from the grammar and the split of the subject itself, so nothing but its looks tells it from them. Left
+        out are those who are described as it is, and those with the body of another subject of the video, who is seen.
         """
-        free = [number for number, other in enumerate(self._identities) if other.key not in keys]
-        species = [number for number in free if self._identities[number].species == subject.species]
-        color = [n for n in free if self._identities[n].color == subject.color and n not in species]
+        subject = scene.actors[number].subject
+        seen = [_body(actor.subject) for actor in scene.actors if actor.subject is not subject]
+        free = [
+            row for row, other in enumerate(self._identities) if other.key != subject.key and _body(other) not in seen
+        ]
+        species = [row for row in free if self._identities[row].species == subject.species]
+        color = [row for row in free if self._identities[row].color == subject.color and row not in species]
         chosen: list[int] = []
         for pool, upto in ((species, 21), (color, 42), (free, CANDIDATES - 1)):
-            left = [number for number in pool if number not in chosen]
+            left = [row for row in pool if row not in chosen]
             chosen += [left[i] for i in rng.permutation(len(left))[: upto - len(chosen)]]
         return tuple(chosen)
+
+
+def _body(identity: Identity) -> tuple[str, str, str, str]:
+    """All that can be named but what is on the head."""
+    return identity.species, identity.color, identity.accent, identity.pattern

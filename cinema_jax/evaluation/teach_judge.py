@@ -1,6 +1,6 @@
 """Make the packaged judge: `python -m cinema_jax.evaluation.teach_judge --workdir=runs/judge --package`.
 
-Draws its lessons from the train split, learns, and goes on where it was stopped. 20 minutes on two cores.
+Draws its lessons from the train split, learns, and goes on where it was stopped. Half an hour on two cores.
 """
 
 from pathlib import Path
@@ -10,23 +10,18 @@ from absl import flags
 from cinema_jax import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where lessons and the state go, for example runs/judge.")
-STEPS = flags.DEFINE_integer("steps", None, "Steps, if not as many as the packaged judge took.", lower_bound=1)
-LESSONS = flags.DEFINE_integer("lessons", None, "Scenes to draw, if not as many.", lower_bound=32)
 PACKAGE = flags.DEFINE_bool("package", False, "Replace the judge in cinema_jax/assets.")
 
 
 def main() -> None:
     """Teach, and write the judge's folder."""
-    import dataclasses
-
-    from cinema_jax.evaluation.teaching import Teaching, teach
+    from cinema_jax.evaluation.teaching import teach
     from cinema_jax.models.judge.config import JudgeConfig
     from cinema_jax.models.judge.weights import write_judge
     from cinema_jax.parts import PACKAGED
 
-    changes = {name: flag.value for name, flag in (("steps", STEPS), ("lessons", LESSONS)) if flag.value}
     config, workdir = JudgeConfig(), Path(WORKDIR.value)
-    params = teach(workdir, dataclasses.replace(Teaching(), **changes), config)
+    params = teach(workdir, config)
     for folder in [workdir / "judge"] + [PACKAGED / "judge"] * PACKAGE.value:
         write_judge(folder, config, params)
         print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.2f} MB")

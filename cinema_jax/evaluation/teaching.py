@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -23,45 +24,59 @@ from cinema_jax.training.optimizer import Optimizer, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Teaching:
-    """How long, and on what."""
+class Part:
+    """One part of the teaching: its scenes (from shard `first` of drawn ones on), and whether with twins."""
 
-    lessons: int = 16384
-    steps: int = 1600
-    batch_size: int = 32
-    learning_rate: float = 1e-2
-    save_every: int = 100
-    workers: int = 2
-    seed: int = 0
+    name: str
+    first: int
+    lessons: int
+    twins: bool
+    steps: int
+    learning_rate: float
 
+
+# First who is who at all, then what tells one from somebody very like it.
+PARTS = (
+    Part("state", 0, 16384, False, 1600, 1e-2),
+    Part("twins", 64, 8192, True, 900, 6e-3),
+)
+BATCH, SAVE_EVERY, WORKERS, SEED = 32, 100, 2, 0
+AVERAGE = 0.995
 
 Params = dict[str, Array]
 State = tuple[Params, Params, optax.OptState]  # parameters, their moving average, moments
-AVERAGE = 0.995
 
 
-def teach(folder: Path, teaching: Teaching, config: JudgeConfig) -> Params:
+def teach(folder: Path, config: JudgeConfig, parts: Sequence[Part] = PARTS) -> Params:
     """Train a judge in `folder`, going on where an earlier call was stopped; the averaged parameters."""
-    drawn = lessons.prepare(folder / "lessons", teaching.lessons, teaching.workers)
-    judge = Judge(config, rngs=nnx.Rngs(teaching.seed))
+    judge = Judge(config, rngs=nnx.Rngs(SEED))
+    params = weights.flatten(judge)
+    for part in parts:
+        params = _teach(folder, nnx.graphdef(judge), params, part)
+    return params
+
+
+def _teach(folder: Path, graph: nnx.GraphDef, params: Params, part: Part) -> Params:
     optimizer = make_optimizer(
         OptimizerConfig(
-            name="muon", learning_rate=teaching.learning_rate, warmup_steps=50, schedule="cosine", final_fraction=0.02
+            name="muon", learning_rate=part.learning_rate, warmup_steps=50, schedule="cosine", final_fraction=0.02
         ),
-        teaching.steps,
+        part.steps,
     )
-    params = weights.flatten(judge)
-    state = (params, params, optimizer.transform.init(params))
-    state, first = _restore(folder / "state.safetensors", state)
-    step = jax.jit(functools.partial(_step, nnx.graphdef(judge), optimizer))
-    steps = tqdm(range(first, teaching.steps), desc="teach", unit="step")
-    for number, batch in zip(steps, lessons.batches(drawn, teaching.batch_size, first, teaching.steps), strict=True):
-        key = jax.random.fold_in(jax.random.key(teaching.seed), number)
+    file = folder / f"{part.name}.safetensors"
+    state, first = _restore(file, (params, params, optimizer.transform.init(params)))
+    if first == part.steps:
+        return state[1]
+    drawn = lessons.prepare(folder / "lessons", part.first, part.lessons, WORKERS, part.twins)
+    step = jax.jit(functools.partial(_step, graph, optimizer))
+    steps = tqdm(range(first, part.steps), desc=part.name, unit="step")
+    for number, batch in zip(steps, lessons.batches(drawn, BATCH, first, part.steps), strict=True):
+        key = jax.random.fold_in(jax.random.key(SEED), number)
         state, seen = step(state, batch, key, number)
         if (number + 1) % 20 == 0:
             steps.set_postfix({name: f"{float(value):.3f}" for name, value in seen.items()})
-        if (number + 1) % teaching.save_every == 0 or number + 1 == teaching.steps:
-            _save(folder / "state.safetensors", state, number + 1)
+        if (number + 1) % SAVE_EVERY == 0 or number + 1 == part.steps:
+            _save(file, state, number + 1)
     return state[1]
 
 
@@ -88,26 +103,31 @@ def build(graph: nnx.GraphDef, params: Params) -> Judge:
 
 
 def lesson_loss(judge: Judge, batch: lessons.Lessons, key: Array) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Where subjects are (focal, as CenterNet), who they are (InfoNCE both ways), and the background's kind."""
+    """Where subjects are (focal, as CenterNet), who they are (InfoNCE both ways), and the background's kind.
+
+    `batch` holds stacked `lessons.draw`; pictures of twins are further ones that no place shows.
+    """
     keys = jax.random.split(key, 3)
     frames, heat, cover = mirrored(keys[0], batch["frame"], batch["heat"], batch["cover"])
     frames = disturbed(keys[1], frames)
     count, most = batch["references"].shape[:2]
-    pictures = batch["references"].reshape(count * most, *batch["references"].shape[2:])
+    shown = ["references", "twins"] if "twins" in batch else ["references"]
+    pictures = jnp.concatenate([batch[name].reshape(count * most, *batch[name].shape[2:]) for name in shown])
     seen = judge.frames(frames)
     names = judge.references(disturbed(keys[2], to_float(pictures)))
 
     where = _focal(seen.heat, heat.max(axis=1))
-    present = (jnp.arange(most) < batch["count"][:, None]).reshape(-1)
+    present = jnp.tile((jnp.arange(most) < batch["count"][:, None]).reshape(-1), len(shown))
     logits = judge.scale() * jnp.einsum("bhwe,re->brhw", seen.embeddings, names)
+    masked = jnp.where(present[None, :, None, None], logits, -1e9)
     # Each place that shows a subject, near its centre, votes for one of all pictures.
     votes = heat * (cover > 0.5) * heat.max(axis=(2, 3), keepdims=True)
     total = votes.sum()
     own = jnp.arange(count * most).reshape(count, most)
-    chances = jax.nn.log_softmax(jnp.where(present[None, :, None, None], logits, -1e9), axis=1)
+    chances = jax.nn.log_softmax(masked, axis=1)
     right = jnp.take_along_axis(chances, own[:, :, None, None], axis=1)
     who = -(votes * right).sum() / total
-    best = jnp.argmax(jnp.where(present[None, :, None, None], logits, -1e9), axis=1)
+    best = jnp.argmax(masked, axis=1)
     accuracy = (votes * (best[:, None] == own[:, :, None, None])).sum() / total
     back = _which_frame(logits, seen.heat, votes, own)
     place = optax.softmax_cross_entropy_with_integer_labels(seen.background, batch["place"]).mean()
