@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +39,13 @@ class Part:
 # First who is who at all, then what tells one from somebody very like it.
 PARTS = (
     Part("state", 0, 16384, False, 1600, 1e-2),
-    Part("twins", 64, 8192, True, 900, 6e-3),
+    Part("twins", 64, 8192, True, 400, 6e-3),
 )
 BATCH, SAVE_EVERY, WORKERS, SEED = 32, 100, 2, 0
 AVERAGE = 0.995
 
 Params = dict[str, Array]
+Batch = Mapping[str, Any]
 State = tuple[Params, Params, optax.OptState]  # parameters, their moving average, moments
 
 
@@ -80,7 +82,7 @@ def _teach(folder: Path, graph: nnx.GraphDef, params: Params, part: Part) -> Par
     return state[1]
 
 
-def _step(graph: nnx.GraphDef, optimizer: Optimizer, state: State, batch: lessons.Lessons, key: Array, number: Array):
+def _step(graph: nnx.GraphDef, optimizer: Optimizer, state: State, batch: Batch, key: Array, number: Any):
     params, average, moments = state
 
     def loss(params):
@@ -102,7 +104,7 @@ def build(graph: nnx.GraphDef, params: Params) -> Judge:
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
-def lesson_loss(judge: Judge, batch: lessons.Lessons, key: Array) -> tuple[Float[Array, ""], dict[str, Array]]:
+def lesson_loss(judge: Judge, batch: Batch, key: Array) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Where subjects are (focal, as CenterNet), who they are (InfoNCE both ways), and the background's kind.
 
     `batch` holds stacked `lessons.draw`; pictures of twins are further ones that no place shows.
