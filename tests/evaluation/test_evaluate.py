@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 from tiny import tiny_config
 
 from cinema_jax import evaluate, parts
+from cinema_jax.data.video import probe
 from cinema_jax.errors import InputError
+from cinema_jax.evaluation import suite as suites
 from cinema_jax.evaluation.videos import Gallery, claim
 from cinema_jax.models.judge.weights import read_judge, write_judge
 from cinema_jax.sampling import Sampler
@@ -29,7 +32,13 @@ def workdir(tmp_path_factory):
 
 def evaluated(workdir, **options):
     flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(checkpoint=str(workdir), cases=2, steps=1, batch_size=2, **options):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        flagsaver.flagsaver(
+            checkpoint=str(workdir), **{"cases": 2, "steps": 1, "batch_size": 2, "compilation_cache": ""} | options
+        ),
+    ):
+        patch.setattr(suites, "_GALLERY", 80)
         evaluate.main()
 
 
@@ -82,6 +91,25 @@ def test_videos_are_not_made_twice(workdir, output, monkeypatch):
 def test_videos_of_other_settings_are_refused(workdir, output):
     with pytest.raises(InputError, match="settings differ; name a new --output"):
         evaluated(workdir, guidance_text=3.5)
+
+
+def test_a_list_of_opens2v_becomes_videos(workdir, tmp_path):
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / "cup.png")
+    (tmp_path / "list.json").write_text(json.dumps({"singleobj_1": {"prompt": "it jumps", "img_paths": ["cup.png"]}}))
+    output = tmp_path / "videos"
+    evaluated(workdir, suite="opens2v", samples=str(tmp_path / "list.json"), output=str(output))
+    found = probe(output / "singleobj_1.mp4")
+    assert (found.frames, found.height, found.width) == (5, 32, 32)
+
+
+def test_opens2v_wants_its_list(workdir):
+    with pytest.raises(InputError, match="needs --samples"):
+        evaluated(workdir, suite="opens2v")
+
+
+def test_a_checkpoint_is_asked_for():
+    with pytest.raises(InputError, match="--checkpoint is missing"):
+        evaluated("")
 
 
 def test_claims_of_the_same_are_welcome(tmp_path):

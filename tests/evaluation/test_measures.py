@@ -9,6 +9,7 @@ import pytest
 from cinema_jax.data.critters.background import PLACES
 from cinema_jax.data.critters.source import reference
 from cinema_jax.evaluation import actions, benchmark
+from cinema_jax.evaluation import suite as suites
 from cinema_jax.evaluation.figures import figure
 from cinema_jax.evaluation.judging import Eyes
 from cinema_jax.evaluation.lessons import centre_bumps
@@ -25,7 +26,9 @@ def eyes():
 
 @pytest.fixture(scope="module")
 def suite():
-    return Suite(9, 64, 64, per_count=6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "_GALLERY", 160)
+        return Suite(9, 64, 64, per_count=6)
 
 
 @pytest.fixture(scope="module")

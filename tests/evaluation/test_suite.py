@@ -15,7 +15,7 @@ def suite():
 
 def test_the_prompts_never_change(suite):
     text = "\n".join(f"{case.id} {case.index} {case.prompt} {case.order} {case.others}" for case in suite.cases)
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "686faf0ff5521907"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "0ff0ecfd7a9bb0d9"
 
 
 def test_each_number_of_subjects_is_asked_for_72_times_and_in_both_ways(suite):
@@ -35,15 +35,14 @@ def test_candidates_are_others_of_the_same_kind(suite):
     for actor, rows in zip(case.scene.actors, case.others, strict=True):
         others = [suite._identities[row] for row in rows]
         assert len(set(rows)) == CANDIDATES - 1
-        assert actor.subject.key not in {other.key for other in others}
         assert sum(other.species == actor.subject.species for other in others) >= 21
         assert sum(other.color == actor.subject.color for other in others) >= 21
 
 
-def test_no_candidate_has_the_body_of_another_subject_of_the_video(suite):
+def test_no_candidate_has_the_body_of_a_subject_of_the_video(suite):
     for case in suite.cases:
-        for number, rows in enumerate(case.others):
-            seen = {_body(actor.subject) for i, actor in enumerate(case.scene.actors) if i != number}
+        seen = {_body(actor.subject) for actor in case.scene.actors}
+        for rows in case.others:
             assert seen.isdisjoint(_body(suite._identities[row]) for row in rows)
 
 

@@ -52,7 +52,7 @@ class Judge(nnx.Module):
         self.heat = nnx.Linear(width, 1, rngs=rngs)
         self.pool = nnx.Linear(width, 1, rngs=rngs)
         self.background = nnx.Linear(deep, config.places, rngs=rngs)
-        self.log_scale = nnx.Param(jnp.log(jnp.full((), 10.0, jnp.float32)))
+        self.log_scale = nnx.Param(jnp.log(jnp.full((1,), 10.0, jnp.float32)))
 
     def frames(self, pictures: Float[Array, "B height width 3"]) -> Seen:
         """What frames show, for every place of 4x4 pixels."""
@@ -68,7 +68,7 @@ class Judge(nnx.Module):
 
     def scale(self) -> Float[Array, ""]:
         """What inner products of embeddings are multiplied by to be logits."""
-        return jnp.exp(self.log_scale[...])
+        return jnp.exp(self.log_scale[0])
 
     def _trunk(self, x: Float[Array, "B height width 3"]) -> tuple[Float[Array, "B h w C"], Float[Array, "B h2 w2 D"]]:
         x = self.down(jax.nn.gelu(self.stem(x)))
