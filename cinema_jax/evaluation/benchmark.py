@@ -91,8 +91,8 @@ def figures(cases: Sequence[Case], results: dict[str, Result]) -> dict[str, dict
         measure_name: {
             column: {
                 group: figure(
-                    np.array([sums[row][measure_name][0] for row in rows]),
-                    np.array([sums[row][measure_name][1] for row in rows]),
+                    np.array([sums[row][measure_name][0] for row in rows], np.float64),
+                    np.array([sums[row][measure_name][1] for row in rows], np.int64),
                 )
                 for group, rows in groups.items()
             }

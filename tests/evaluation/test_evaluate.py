@@ -89,7 +89,7 @@ def test_videos_are_not_made_twice(workdir, output, monkeypatch):
 
 
 def test_videos_of_other_settings_are_refused(workdir, output):
-    with pytest.raises(InputError, match="settings differ; name a new --output"):
+    with pytest.raises(InputError, match=r"\(settings differ\); name a new --output"):
         evaluated(workdir, guidance_text=3.5)
 
 
