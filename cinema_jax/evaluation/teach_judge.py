@@ -1,6 +1,6 @@
 """Make the packaged judge: `python -m cinema_jax.evaluation.teach_judge --workdir=runs/judge --package`.
 
-Draws its lessons from the train split, learns, and goes on where it was stopped. Half an hour on two cores.
+Draws its lessons from the train split, learns, and goes on where it was stopped. 40 minutes on two busy cores.
 """
 
 from pathlib import Path

@@ -38,7 +38,7 @@ class Part:
 
 # First who is who at all, then what tells one from somebody very like it.
 PARTS = (
-    Part("state", 0, 16384, False, 1600, 1e-2),
+    Part("subjects", 0, 16384, False, 1600, 1e-2),
     Part("twins", 64, 8192, True, 400, 6e-3),
 )
 BATCH, SAVE_EVERY, WORKERS, SEED = 32, 100, 2, 0

@@ -62,8 +62,10 @@ def claim(folder: Path, description: dict[str, Any]) -> None:
     """Say in a folder what its videos are made by.
 
     Raises:
-        InputError: it holds videos that were made by something else.
+        InputError: it holds videos that were made by something else, or is no folder.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file; name a folder for the videos")
     file = folder / "generation.json"
     if file.exists():
         there = parts.read_json(file)

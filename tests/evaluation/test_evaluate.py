@@ -117,6 +117,8 @@ def test_claims_of_the_same_are_welcome(tmp_path):
     claim(tmp_path, {"a": 1})
     with pytest.raises(InputError, match="a differ"):
         claim(tmp_path, {"a": 2})
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        claim(tmp_path / "generation.json", {"a": 1})
 
 
 def test_a_damaged_video_is_one_sentence(tmp_path):
