@@ -1,5 +1,6 @@
 """Scenes: who, where and what happens; rendered at any size and number of frames."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -100,19 +101,31 @@ class Scene:
         boxes = np.zeros((frames, count, 4), np.float32)
         visible = np.zeros((frames, count), np.float32)
         for index, t in enumerate(_times(frames)):
-            covered: Bool[np.ndarray, "height width"] = np.zeros((height, width), bool)
-            # From front to back: what is covered already is not seen.
-            for number, sprite in reversed(self._sprites([actor.track(t) for actor in self.actors], height, width)):
-                alpha = np.repeat(sprite.rgba[..., 3:], 4, axis=-1)
-                frame = np.zeros((height, width, 3), np.uint8)
-                paste(frame, Sprite(alpha, sprite.left, sprite.top))
-                mask = frame[..., 0] > 127
-                if number is not None:
-                    boxes[index, number] = sprite.box()
-                    visible[index, number] = (mask & ~covered).sum() / max(1, (sprite.rgba[..., 3] > 127).sum())
-                covered |= mask
+            for number, sprite, seen in self._seen(t, height, width):
+                boxes[index, number] = sprite.box()
+                visible[index, number] = seen.sum() / max(1, (sprite.rgba[..., 3] > 127).sum())
         centers = (boxes[..., :2] + boxes[..., 2:]) / 2
         return Tracks(boxes, centers, visible)
+
+    def masks(self, t: Number, height: int, width: int) -> Bool[np.ndarray, "subjects height width"]:
+        """The pixels of `frame(t)` that show each subject, in the order of the actors."""
+        found = {number: seen for number, _, seen in self._seen(t, height, width)}
+        return np.stack([found[number] for number in range(len(self.actors))])
+
+    def _seen(
+        self, t: Number, height: int, width: int
+    ) -> Iterator[tuple[int, Sprite, Bool[np.ndarray, "height width"]]]:
+        """Each actor's number and sprite, and the pixels that show it and nobody in front of it."""
+        covered: Bool[np.ndarray, "height width"] = np.zeros((height, width), bool)
+        # From front to back: what is covered already is not seen.
+        for number, sprite in reversed(self._sprites([actor.track(t) for actor in self.actors], height, width)):
+            alpha = np.repeat(sprite.rgba[..., 3:], 4, axis=-1)
+            frame = np.zeros((height, width, 3), np.uint8)
+            paste(frame, Sprite(alpha, sprite.left, sprite.top))
+            mask = frame[..., 0] > 127
+            if number is not None:
+                yield number, sprite, mask & ~covered
+            covered |= mask
 
     def _sprites(self, states: list[State], height: int, width: int) -> list[tuple[int | None, Sprite]]:
         """The sprites of a frame from back to front, with the number of their actor."""

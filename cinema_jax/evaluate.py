@@ -1,0 +1,131 @@
+"""Measure a checkpoint on held-out identities:
+
+    python -m cinema_jax.evaluate --checkpoint=runs/demo --suite=critters --json=out.json --output=runs/demo/evaluation
+
+docs/evaluate.md says what each figure is. Stopped, the same command goes on with the videos it has.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from cinema_jax import command
+from cinema_jax.diffusion.config import SOLVERS
+from cinema_jax.errors import InputError
+
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "The --workdir of a finished training run, an import, or a folder (or hub repository) in the layout of diffusers.",
+)
+SUITE = flags.DEFINE_enum("suite", "critters", ["critters", "opens2v"], "Which prompts and references.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder of the generated videos and the page that shows them; CHECKPOINT/evaluation if not given."
+)
+JSON = flags.DEFINE_string("json", None, "Where to write all figures; OUTPUT/figures.json if not given.")
+CASES = flags.DEFINE_integer("cases", None, "Prompts of each number of subjects, if not all.", lower_bound=2)
+BATCH = flags.DEFINE_integer("batch_size", 8, "Videos sampled at once.", lower_bound=1)
+CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIP as transformers saves it, for CLIP-T and CLIP-I.")
+DINO = flags.DEFINE_string("dino", None, "Folder of a DINO as transformers saves it, for DINO-I.")
+SAMPLES = flags.DEFINE_string("samples", None, "OpenS2V-Eval's list, for example OpenS2V-Eval/Open-Domain_Eval.json.")
+SCORES = flags.DEFINE_string("scores", None, "Folder of the score files of OpenS2V-Eval's scripts, to be merged.")
+DOMAIN = flags.DEFINE_enum("domain", "Open-Domain", ["Open-Domain", "Human-Domain", "Single-Domain"], "Of the scores.")
+STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own number if not given.", lower_bound=1)
+SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "How the noise is taken away; the run's own if not given.")
+GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance towards the prompt; 1 means none.")
+GUIDANCE_REFERENCE = flags.DEFINE_float("guidance_reference", None, "Guidance towards the references; 1 means none.")
+CACHE = command.compilation_cache_flag("~/.cache/cinema_jax")
+
+
+def main() -> None:
+    """Merge scores, or load the checkpoint and run the suite."""
+    if SCORES.value:
+        return _merge()
+    if not CHECKPOINT.value:
+        raise InputError("--checkpoint is missing; name the --workdir of a finished training run")
+    from cinema_jax import compilation
+    from cinema_jax.exchange import hub
+    from cinema_jax.sampling import sampler_of
+    from cinema_jax.training.run import Run
+
+    run = Run.load(hub.folder(CHECKPOINT.value))
+    if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
+        raise InputError(f"{run.workdir} reads no references, so there is no identity to measure")
+    compilation.keep(CACHE.value, "~/.cache/cinema_jax")
+    sampler = sampler_of(run)
+    settings = sampler.settings(
+        solver=SOLVER.value,
+        steps=STEPS.value,
+        guidance_text=GUIDANCE_TEXT.value,
+        guidance_reference=GUIDANCE_REFERENCE.value,
+    )
+    output = Path(OUTPUT.value) if OUTPUT.value else run.workdir / "evaluation"
+    (_critters if SUITE.value == "critters" else _opens2v)(sampler, settings, output)
+
+
+def _critters(sampler: Any, settings: Any, output: Path) -> None:
+    """Generate what is missing, judge everything, and write the report."""
+    from cinema_jax import parts
+    from cinema_jax.evaluation import benchmark, large, report, videos
+    from cinema_jax.evaluation.judging import Eyes
+    from cinema_jax.evaluation.suite import COUNTS, PER_COUNT, SEED, Suite
+
+    metrics = [large.Clip(Path(CLIP.value))] if CLIP.value else []
+    metrics += [large.Dino(Path(DINO.value))] if DINO.value else []
+    counts = tuple(count for count in COUNTS if count <= sampler.cinema.config.data.max_references)
+    size = settings.frames, settings.height, settings.width
+    suite = Suite(*size, per_count=CASES.value or PER_COUNT, counts=counts)
+    eyes, digests = Eyes(), videos.digests(sampler)
+    generated, seconds = videos.generate(sampler, settings, suite.cases, output, BATCH.value, digests)
+    begun = time.monotonic()
+    real = [suite.real(case) for case in suite.cases]
+    kinds = {"generated": generated, "real": real, "reconstructed": videos.reconstruct(sampler, real, BATCH.value)}
+    names = benchmark.read_names(eyes, suite)
+    results = {kind: benchmark.judge(eyes, names, suite.cases, them, kind, metrics) for kind, them in kinds.items()}
+    found = benchmark.figures(suite.cases, results)
+    about = {
+        "suite": SUITE.value,
+        "suite_seed": SEED,
+        "checkpoint": CHECKPOINT.value,
+        "digests": digests | {"judge": eyes.digest},
+        "settings": dataclasses.asdict(settings),
+        "seconds": {"generate": round(seconds, 1), "judge": round(time.monotonic() - begun, 1)},
+    }
+    text = report.table(found)
+    title = f"{CHECKPOINT.value}: suite critters (seed {SEED}), {len(suite.cases)} prompts"
+    page = report.write_page(output, text, suite.cases, results, real, title)
+    file = Path(JSON.value) if JSON.value else output / "figures.json"
+    file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    parts.write_json(file, report.as_json(found, suite.cases, results, about))
+    print(f"{title}\n\n{text}\n\ngenerated in {seconds:.0f} s, judged in {about['seconds']['judge']:.0f} s")
+    print(f"{file}, {page}")
+
+
+def _opens2v(sampler: Any, settings: Any, output: Path) -> None:
+    """Write the videos that OpenS2V-Eval's scripts score."""
+    from cinema_jax.evaluation import opens2v, videos
+
+    if not SAMPLES.value:
+        raise InputError("--suite=opens2v needs --samples, for example OpenS2V-Eval/Open-Domain_Eval.json")
+    samples = opens2v.read_samples(Path(SAMPLES.value))
+    about = {"suite": "opens2v", "digests": videos.digests(sampler), "settings": dataclasses.asdict(settings)}
+    made = opens2v.generate(sampler, settings, samples, output, about)
+    print(f"{output}: {len(samples)} videos, {made} of them made now; --scores merges what the benchmark says of them")
+
+
+def _merge() -> None:
+    """Print and write the total of OpenS2V-Eval."""
+    from cinema_jax import parts
+    from cinema_jax.evaluation import opens2v
+
+    merged = opens2v.merge(Path(SCORES.value), DOMAIN.value)
+    print("\n".join(f"{name:18} {100 * value:6.2f} %" for name, value in merged.items()))
+    if JSON.value:
+        parts.write_json(Path(JSON.value), merged)
+
+
+if __name__ == "__main__":
+    command.run(main)

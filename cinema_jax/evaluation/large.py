@@ -1,0 +1,108 @@
+"""CLIP-T, CLIP-I and DINO-I: figures of the field that need large networks, of which the user has the weights.
+
+They run in PyTorch, which this project does not require, from local folders in the layout of transformers; only
+safetensors are opened. A CLIP or DINO can judge photographs; on critters their figures mean little.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from cinema_jax.data.example import Reference
+from cinema_jax.data.images import on_white
+from cinema_jax.errors import InputError
+from cinema_jax.evaluation.measures import Sums
+
+# Frames that are shown to them, from first to last.
+FRAMES = 8
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A measure of one video beside the judge's own."""
+
+    def __call__(
+        self, prompt: str, references: Sequence[Reference], video: UInt8[np.ndarray, "frames height width 3"]
+    ) -> Sums: ...
+
+
+class Clip:
+    """`clip_t`: cosine of prompt and frames; `clip_i`: of each reference, cut out on white, and frames.
+
+    Raises:
+        InputError: PyTorch is not installed, or the folder holds no CLIP in safetensors.
+    """
+
+    def __init__(self, folder: Path):
+        self._torch, self._model, self._processor = _load(folder, "CLIPModel")
+
+    def __call__(
+        self, prompt: str, references: Sequence[Reference], video: UInt8[np.ndarray, "frames height width 3"]
+    ) -> Sums:
+        frames, pictures = self._images(_shown(video)), self._images([on_white(r.image, r.mask) for r in references])
+        tokens = self._processor(text=[prompt], return_tensors="pt", truncation=True, padding=True)
+        with self._torch.no_grad():
+            text = self._model.text_projection(self._model.text_model(**tokens).pooler_output)
+        return {"clip_t": _cosines(_unit(text), frames), "clip_i": _cosines(pictures, frames)}
+
+    def _images(self, images: Sequence[np.ndarray]) -> Float[np.ndarray, "N E"]:
+        pixels = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        with self._torch.no_grad():
+            return _unit(self._model.visual_projection(self._model.vision_model(**pixels).pooler_output))
+
+
+class Dino:
+    """`dino_i`: cosine of each reference, cut out on white, and frames.
+
+    Raises:
+        InputError: PyTorch is not installed, or the folder holds no DINO (v1, v2) in safetensors.
+    """
+
+    def __init__(self, folder: Path):
+        self._torch, self._model, self._processor = _load(folder, "AutoModel")
+
+    def __call__(
+        self, prompt: str, references: Sequence[Reference], video: UInt8[np.ndarray, "frames height width 3"]
+    ) -> Sums:
+        pictures = self._images([on_white(r.image, r.mask) for r in references])
+        return {"dino_i": _cosines(pictures, self._images(_shown(video)))}
+
+    def _images(self, images: Sequence[np.ndarray]) -> Float[np.ndarray, "N E"]:
+        pixels = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        with self._torch.no_grad():
+            return _unit(self._model(**pixels).last_hidden_state[:, 0])
+
+
+def _load(folder: Path, kind: str):
+    try:
+        import torch
+    except ImportError:
+        raise InputError("CLIP and DINO run in PyTorch, which is not installed: pip install torch") from None
+    import transformers
+
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} holds no *.safetensors; nothing else is opened")
+    processor = transformers.AutoProcessor if kind == "CLIPModel" else transformers.AutoImageProcessor
+    try:
+        model = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        return torch, model.eval(), processor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} cannot be read as transformers' {kind}: {error}") from None
+
+
+def _shown(video: UInt8[np.ndarray, "frames height width 3"]) -> list[np.ndarray]:
+    return list(video[np.linspace(0, len(video) - 1, min(FRAMES, len(video))).round().astype(int)])
+
+
+def _unit(features) -> Float[np.ndarray, "N E"]:
+    features = features.numpy()
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def _cosines(these: Float[np.ndarray, "K E"], frames: Float[np.ndarray, "N E"]) -> tuple[float, int]:
+    """The sum over `these` of their mean cosine with all frames."""
+    return float((these @ frames.T).mean(axis=1).sum()), len(these)

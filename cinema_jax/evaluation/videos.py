@@ -1,0 +1,115 @@
+"""The suite's videos from a checkpoint, kept in a folder so that none is made twice."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from cinema_jax import parts
+from cinema_jax.checkpoint import digest
+from cinema_jax.errors import InputError
+from cinema_jax.evaluation.suite import SEED, Case
+from cinema_jax.sampling import Request, Sampler, Settings
+
+Video = UInt8[np.ndarray, "frames height width 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """A folder of lossless videos, each one PNG with its frames side by side (also a contact sheet)."""
+
+    folder: Path
+
+    def file(self, name: str) -> Path:
+        """Where the video of a case lies."""
+        return self.folder / f"{name}.png"
+
+    def write(self, name: str, frames: Sequence[UInt8[np.ndarray, "height width 3"]] | np.ndarray) -> None:
+        """Keep a video, or a few pictures of one size; complete or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".{name}.partial"
+        Image.fromarray(np.concatenate(list(frames), axis=1)).save(partial, format="PNG")
+        partial.replace(self.file(name))
+
+    def read(self, name: str, frames: int, height: int, width: int) -> Video:
+        """A kept video. Raises InputError if its size is another or the file is damaged."""
+        try:
+            with Image.open(self.file(name)) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{self.file(name)} cannot be read ({error}); delete it to have it made anew") from None
+        if pixels.shape != (height, frames * width, 3):
+            raise InputError(f"{self.file(name)} is no video of {frames} frames of {width}x{height}; delete it")
+        return np.stack(np.split(pixels, frames, axis=1))
+
+
+def digests(sampler: Sampler) -> dict[str, str]:
+    """The sha256 of each part that generates."""
+    names = sorted({path.split("/")[0] for path in sampler.params})
+    return {
+        name: digest({p: np.asarray(x) for p, x in sampler.params.items() if p.startswith(f"{name}/")})
+        for name in names
+    }
+
+
+def claim(folder: Path, description: dict[str, Any]) -> None:
+    """Say in a folder what its videos are made by.
+
+    Raises:
+        InputError: it holds videos that were made by something else, or is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file; name a folder for the videos")
+    file = folder / "generation.json"
+    if file.exists():
+        there = parts.read_json(file)
+        wrong = sorted(name for name in there.keys() | description.keys() if there.get(name) != description.get(name))
+        if wrong:
+            raise InputError(
+                f"{folder} holds videos of another evaluation ({', '.join(wrong)} differ); name a new --output"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    parts.write_json(file, description)
+
+
+def generate(
+    sampler: Sampler,
+    settings: Settings,
+    cases: Sequence[Case],
+    folder: Path,
+    batch: int,
+    sampler_digests: dict[str, str],
+) -> tuple[list[Video], float]:
+    """The video of each case, in order, and the seconds that were spent on making those that were not kept yet."""
+    description = {"suite": "critters", "suite_seed": SEED, "digests": sampler_digests}
+    claim(folder, description | {"settings": dataclasses.asdict(settings)})
+    kept, begun = Gallery(folder), time.monotonic()
+    missing = [case for case in cases if not kept.file(case.id).exists()]
+    for start in tqdm(range(0, len(missing), batch), desc="generate", unit="batch", disable=not missing):
+        now = missing[start : start + batch]
+        filled = now + now[:1] * (batch - len(now))  # one shape, one compilation
+        videos = sampler([Request(case.prompt, case.shown, seed=case.index) for case in filled], settings)
+        for case, video in zip(now, videos, strict=False):
+            kept.write(case.id, video)
+    size = settings.frames, settings.height, settings.width
+    return [kept.read(case.id, *size) for case in cases], time.monotonic() - begun
+
+
+def reconstruct(sampler: Sampler, videos: Sequence[Video], batch: int) -> list[Video]:
+    """The videos through the VAE and back: what the best generator could show."""
+    import jax
+
+    encode = jax.jit(sampler.cinema.encode_video)
+    made: list[Video] = []
+    for start in tqdm(range(0, len(videos), batch), desc="reconstruct", unit="batch"):
+        now = list(videos[start : start + batch])
+        filled = np.stack(now + now[:1] * (batch - len(now)))
+        made += list(np.asarray(sampler.decode(sampler.params, encode(sampler.params, filled))))[: len(now)]
+    return made

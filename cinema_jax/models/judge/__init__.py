@@ -1,0 +1,1 @@
+"""The judge: a small encoder of frames and reference pictures that says who is where. It never sees a generator."""
