@@ -1,0 +1,147 @@
+"""The command on a tiny checkpoint, what it leaves behind, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+from tiny import tiny_config
+
+from cinema_jax import evaluate, parts
+from cinema_jax.data.video import probe
+from cinema_jax.errors import InputError
+from cinema_jax.evaluation import suite as suites
+from cinema_jax.evaluation.videos import Gallery, claim
+from cinema_jax.models.judge.weights import read_judge, write_judge
+from cinema_jax.sampling import Sampler
+from cinema_jax.training.run import Run
+from cinema_jax.weights import flatten
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run with random weights."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    run = Run.open(tiny_config(), workdir)
+    for name in ("vae", "t5", "mllm", "aligner", "dit"):
+        parts.write(name, run.part_config(name), run.params(name), workdir / "parts" / name)
+    return workdir
+
+
+def evaluated(workdir, **options):
+    flags.FLAGS.mark_as_parsed()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        flagsaver.flagsaver(
+            checkpoint=str(workdir), **{"cases": 2, "steps": 1, "batch_size": 2, "compilation_cache": ""} | options
+        ),
+    ):
+        patch.setattr(suites, "_GALLERY", 80)
+        evaluate.main()
+
+
+@pytest.fixture(scope="module")
+def output(workdir):
+    evaluated(workdir)
+    return workdir / "evaluation"
+
+
+def test_figures_of_every_measure_are_written(output):
+    found = json.loads((output / "figures.json").read_text())
+    assert len(found["cases"]) == 6
+    assert set(found["digests"]) >= {"vae", "mllm", "aligner", "dit", "judge"}
+    for name, columns in found["figures"].items():
+        assert set(columns) == {
+            f"{kind}{end}" for kind in ("generated", "real", "reconstructed") for end in ("", "_shuffled")
+        }
+        for groups in columns.values():
+            assert all(x is None or x["low"] <= x["value"] <= x["high"] for x in groups.values()), name
+
+
+def test_the_page_shows_every_video(output):
+    page = (output / "index.html").read_text()
+    for case in json.loads((output / "figures.json").read_text())["cases"]:
+        for folder in ("", "real/", "references/"):
+            assert f'src="{folder}{case["id"]}.png"' in page
+            assert (output / f"{folder}{case['id']}.png").is_file()
+
+
+def test_videos_are_not_made_twice(workdir, output, monkeypatch):
+    before = {file: file.stat().st_mtime_ns for file in output.glob("k*.png")}
+    missing = output / "k2-001.png"
+    pixels = missing.read_bytes()
+    missing.unlink()
+    asked, sample = [], Sampler.__call__
+
+    def counting(self, requests, settings):
+        asked.extend(request.prompt for request in requests)
+        return sample(self, requests, settings)
+
+    monkeypatch.setattr(Sampler, "__call__", counting)
+    evaluated(workdir)
+    assert len(set(asked)) == 1
+    assert missing.read_bytes() == pixels
+    assert {file: file.stat().st_mtime_ns for file in before if file != missing} == {
+        file: moment for file, moment in before.items() if file != missing
+    }
+
+
+def test_videos_of_other_settings_are_refused(workdir, output):
+    with pytest.raises(InputError, match=r"\(settings differ\); name a new --output"):
+        evaluated(workdir, guidance_text=3.5)
+
+
+def test_a_list_of_opens2v_becomes_videos(workdir, tmp_path):
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / "cup.png")
+    (tmp_path / "list.json").write_text(json.dumps({"singleobj_1": {"prompt": "it jumps", "img_paths": ["cup.png"]}}))
+    output = tmp_path / "videos"
+    evaluated(workdir, suite="opens2v", samples=str(tmp_path / "list.json"), output=str(output))
+    found = probe(output / "singleobj_1.mp4")
+    assert (found.frames, found.height, found.width) == (5, 32, 32)
+
+
+def test_opens2v_wants_its_list(workdir):
+    with pytest.raises(InputError, match="needs --samples"):
+        evaluated(workdir, suite="opens2v")
+
+
+def test_a_checkpoint_is_asked_for():
+    with pytest.raises(InputError, match="--checkpoint is missing"):
+        evaluated("")
+
+
+def test_claims_of_the_same_are_welcome(tmp_path):
+    claim(tmp_path, {"a": 1})
+    claim(tmp_path, {"a": 1})
+    with pytest.raises(InputError, match="a differ"):
+        claim(tmp_path, {"a": 2})
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        claim(tmp_path / "generation.json", {"a": 1})
+
+
+def test_a_damaged_video_is_one_sentence(tmp_path):
+    kept = Gallery(tmp_path)
+    kept.write("k1-000", np.zeros((3, 4, 5, 3), np.uint8))
+    assert kept.read("k1-000", 3, 4, 5).shape == (3, 4, 5, 3)
+    with pytest.raises(InputError, match="is no video of 3 frames of 8x8"):
+        kept.read("k1-000", 3, 8, 8)
+    kept.file("k1-000").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="cannot be read"):
+        kept.read("k1-000", 3, 4, 5)
+
+
+def test_a_judge_survives_its_folder(tmp_path):
+    config, judge = read_judge(parts.PACKAGED / "judge")
+    write_judge(tmp_path, config, flatten(judge))
+    again, copy = read_judge(tmp_path)
+    assert again == config
+    for path, x in flatten(judge).items():
+        np.testing.assert_array_equal(x, flatten(copy)[path])
+
+
+def test_a_folder_without_a_judge_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "AlignerNet"}')
+    with pytest.raises(InputError, match="does not describe a Judge"):
+        read_judge(tmp_path)
