@@ -1,4 +1,4 @@
-"""The command `evaluate`: `evaluate_cases.py`, in a process of its own, because other commands define the same flags."""
+"""The command `evaluate`: evaluate_cases.py in a process of its own, because other commands define the same flags."""
 
 import subprocess
 import sys
