@@ -89,7 +89,7 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else list(devices)
     # Hosts of GPUs count as slices too, and a mesh may well cut across them.
-    found = sorted({device.slice_index for device in devices if device.platform == "tpu"})
+    found = sorted({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
     slice = slice or max(1, len(found))
     shape = tuple(mesh_shape(len(devices), data, fsdp, context, tensor, slice).values())
     if len(found) not in (0, 1, slice):
