@@ -58,11 +58,12 @@ class Folder:
         self._frames, self._height, self._width, self._fps = frames, height, width, fps
         self._max_references, self._second_view = max_references, second_view
         entries = read_manifest(path, max([max_references, *(each.references for each in buckets)]))
+        # What is too short for one bucket may do for another, and is counted where it does for none.
+        for entry in () if buckets else entries:
+            _check_length(manifest_file(path), entry, frames, fps)
         self._entries = entries_of_split(path, entries, split, validation_fraction)
         if buckets:
             self._entries = _of_bucket(self._entries, buckets, bucket, fps)
-        for entry in self._entries:
-            _check_length(manifest_file(path), entry, frames, fps)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -167,6 +167,17 @@ def test_a_bad_line_is_named_with_its_number_field_and_value(folder, record, mes
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("opened", "bad"), [("train", "validation"), ("validation", "train")])
+def test_a_bad_line_is_named_whichever_split_is_opened(folder, opened, bad):
+    good = [{**GOOD, "id": str(i)} for i in range(20)]
+    write(folder, *good)
+    line = int(load(folder, split=bad, validation_fraction=0.5).id(0))
+    good[line] |= {"start": 1, "end": 1.5}
+    write(folder, *good)
+    with pytest.raises(InputError, match=rf"manifest.jsonl:{line + 1}: .* is 0\.50 s"):
+        load(folder, split=opened, validation_fraction=0.5)
+
+
 def test_links_that_stay_inside_are_followed(folder):
     (folder / "inside.mp4").symlink_to(folder / "a.mp4")
     write(folder, {**GOOD, "video": "inside.mp4"})
