@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from cinema_jax import parts, sharding
+from cinema_jax import parts, sharding, weights
 from cinema_jax.config import Config
 from cinema_jax.diffusion.discrete import as_velocity
 from cinema_jax.errors import InputError
@@ -60,8 +59,9 @@ class Cinema:
             if path.startswith(f"{name}/"):
                 x = sharding.in_use(path, x.astype(self.dtype))
                 # Stacked layers are gathered one by one, where they are used.
-                own[tuple(_keys(path))] = x if re.search(sharding.STACKED, path) else sharding.gathered(path, x)
-        return nnx.merge(self.graphs[name], nnx.from_flat_state([(path, nnx.Param(x)) for path, x in own.items()]))
+                x = x if re.search(sharding.STACKED, path) else sharding.gathered(path, x)
+                own[path.removeprefix(f"{name}/")] = x
+        return weights.build(self.graphs[name], own)
 
     def encode_video(self, params: Params, video: UInt8[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
         """Normalised latents (posterior mode) of clips."""
@@ -147,7 +147,3 @@ def to_float(video: UInt8[Array, "..."]) -> Float[Array, "..."]:
 def to_uint8(video: Float[Array, "..."]) -> UInt8[Array, "..."]:
     """[-1, 1] to 0..255, rounded and clipped."""
     return jnp.clip(jnp.round((at_least_fp32(video) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
-
-
-def _keys(path: str) -> list[str | int]:
-    return [int(key) if key.isdigit() else key for key in path.split("/")[1:]]

@@ -40,12 +40,14 @@ def for_shapes(function: Any, others: tuple[Any, ...], batches: Mapping[str, Map
         batches: name (for the log) to arrays, or `jax.ShapeDtypeStruct`s, like those of a batch.
     """
 
-    def shapes(batch: Mapping[str, Any]) -> tuple:
-        return tuple(sorted((name, x.shape) for name, x in batch.items()))
-
     compiled = compile_all({name: (function, (*others, batch)) for name, batch in batches.items()})
-    programs = {shapes(batch): compiled[name] for name, batch in batches.items()}
-    return lambda *arguments: programs[shapes(arguments[-1])](*arguments)
+    programs = {shapes_of(batch): compiled[name] for name, batch in batches.items()}
+    return lambda *arguments: programs[shapes_of(arguments[-1])](*arguments)
+
+
+def shapes_of(batch: Mapping[str, Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What tells batches apart that need programs of their own."""
+    return tuple(sorted((name, x.shape) for name, x in batch.items()))
 
 
 def compile_all(programs: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, jax.stages.Compiled]:

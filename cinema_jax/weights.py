@@ -89,6 +89,17 @@ def flatten(state: nnx.State | nnx.Module) -> dict[str, object]:
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
+def build(graph: nnx.GraphDef, arrays: Mapping[str, Any]) -> Any:
+    """The module of a graph that has these parameters, under the paths that `flatten` gives."""
+    leaves = [(tuple(map(_key, path.split("/"))), nnx.Param(x)) for path, x in arrays.items()]
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def _key(name: str) -> str | int:
+    """Of a list the modules have numbers."""
+    return int(name) if name.isdigit() else name
+
+
 def _pattern(template: str) -> re.Pattern:
     parts, end = [], 0
     for match in _PLACEHOLDER.finditer(template):

@@ -55,12 +55,8 @@ def choose(
 
 def probe_all(paths: Sequence[Path], threads: int = 8) -> list[VideoInfo | None]:
     """What each video holds, from its header and packets; None for one that cannot be read."""
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(paths), desc="probe", unit="video") as bar:
-        found = []
-        for info in pool.map(_probe, paths):
-            found.append(info)
-            bar.update()
-    return found
+    with ThreadPoolExecutor(threads) as pool:
+        return list(tqdm(pool.map(_probe, paths), total=len(paths), desc="probe", unit="video"))
 
 
 @functools.cache

@@ -84,7 +84,7 @@ class BucketOrder:
 
     def __getitem__(self, global_index: int) -> int:
         step, row = divmod(global_index, self._batch)
-        bucket, own_step = self._steps[step] if len(self._orders) > 1 else (0, step)
+        bucket, own_step = self._steps[step]
         return self._starts[bucket] + self._orders[bucket][own_step * self._batch + row]
 
 

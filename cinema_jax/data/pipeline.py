@@ -1,8 +1,6 @@
 """From a source's samples to the arrays a stage's step takes. Runs in data workers: numpy only."""
 
-import bisect
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,6 +13,7 @@ from cinema_jax.config import Config
 from cinema_jax.data.augment import augment_reference
 from cinema_jax.data.example import Conditions, Reference, Source
 from cinema_jax.data.images import letterbox, on_white
+from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import Processor
 
@@ -216,6 +215,5 @@ class Mixture:
         return examples(stage, row, rng)
 
     def _find(self, number: int) -> tuple[Examples, int]:
-        ends = list(itertools.accumulate(self.sizes))
-        bucket = bisect.bisect_right(ends, number)
-        return self.buckets[bucket], number - ends[bucket] + self.sizes[bucket]
+        bucket, row = bucket_of(self.sizes, number)
+        return self.buckets[bucket], row

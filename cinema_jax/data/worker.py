@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -31,6 +31,13 @@ MAX_ATTEMPTS = 8
 def example_rng(seed: int, purpose: str, global_index: int, attempt: int = 0) -> np.random.Generator:
     """The generator of one example: independent of row, host, worker and everything that came before."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), global_index, attempt])
+
+
+def bucket_of(sizes: Sequence[int], entry: int) -> tuple[int, int]:
+    """Which bucket an entry is in, and which of its entries it is; numbers run through one bucket after the other."""
+    ends = list(itertools.accumulate(sizes))
+    bucket = bisect.bisect_right(ends, entry)
+    return bucket, entry - ends[bucket] + sizes[bucket]
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,8 @@ class Maker:
 
     def _replacement(self, global_index: int, entry: int, attempt: int) -> int:
         number = int(np.random.SeedSequence([self.seed, global_index, attempt]).generate_state(1)[0])
-        ends = list(itertools.accumulate(self.sizes))
-        bucket = bisect.bisect_right(ends, entry)
-        return ends[bucket] - self.sizes[bucket] + number % self.sizes[bucket]
+        bucket, row = bucket_of(self.sizes, entry)
+        return entry - row + number % self.sizes[bucket]
 
 
 class Workers:

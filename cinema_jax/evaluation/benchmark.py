@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
 from tqdm import tqdm
 
 from cinema_jax.evaluation.figures import Figure, figure
@@ -12,8 +11,7 @@ from cinema_jax.evaluation.judging import Eyes
 from cinema_jax.evaluation.large import Metric
 from cinema_jax.evaluation.measures import Measured, Names, Sums, consistency, measure
 from cinema_jax.evaluation.suite import Case, Suite
-
-Video = UInt8[np.ndarray, "frames height width 3"]
+from cinema_jax.evaluation.videos import Video
 
 # Which cases each column of a report is about.
 GROUPS: dict[str, Callable[[Case], bool]] = {

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from cinema_jax import parts
 from cinema_jax.checkpoint import digest
+from cinema_jax.cinema import to_float
 from cinema_jax.data.example import Reference
 from cinema_jax.evaluation.lessons import picture
 from cinema_jax.models.judge.weights import read_judge
@@ -74,13 +74,9 @@ def _blocks(pictures: np.ndarray) -> list[np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _frames(graph: nnx.GraphDef, state: nnx.State, pictures: UInt8[Array, "B height width 3"]):
-    return tuple(nnx.merge(graph, state).frames(_to_float(pictures)))
+    return tuple(nnx.merge(graph, state).frames(to_float(pictures)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _references(graph: nnx.GraphDef, state: nnx.State, pictures: UInt8[Array, "B height width 3"]):
-    return nnx.merge(graph, state).references(_to_float(pictures))
-
-
-def _to_float(pictures: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    return pictures.astype(jnp.float32) / 127.5 - 1
+    return nnx.merge(graph, state).references(to_float(pictures))

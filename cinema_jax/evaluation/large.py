@@ -14,6 +14,7 @@ from PIL import Image
 
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import on_white
+from cinema_jax.data.sheets import spread
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation.measures import Sums
 
@@ -43,7 +44,8 @@ class Clip:
     def __call__(
         self, prompt: str, references: Sequence[Reference], video: UInt8[np.ndarray, "frames height width 3"]
     ) -> Sums:
-        frames, pictures = self._images(_shown(video)), self._images([on_white(r.image, r.mask) for r in references])
+        frames = self._images(spread(video, FRAMES))
+        pictures = self._images([on_white(r.image, r.mask) for r in references])
         tokens = self._processor(text=[prompt], return_tensors="pt", truncation=True, padding=True)
         with self._torch.no_grad():
             text = self._model.text_projection(self._model.text_model(**tokens).pooler_output)
@@ -69,7 +71,7 @@ class Dino:
         self, prompt: str, references: Sequence[Reference], video: UInt8[np.ndarray, "frames height width 3"]
     ) -> Sums:
         pictures = self._images([on_white(r.image, r.mask) for r in references])
-        return {"dino_i": _cosines(pictures, self._images(_shown(video)))}
+        return {"dino_i": _cosines(pictures, self._images(spread(video, FRAMES)))}
 
     def _images(self, images: Sequence[np.ndarray]) -> Float[np.ndarray, "N E"]:
         pixels = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
@@ -92,10 +94,6 @@ def _load(folder: Path, kind: str):
         return torch, model.eval(), processor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be read as transformers' {kind}: {error}") from None
-
-
-def _shown(video: UInt8[np.ndarray, "frames height width 3"]) -> list[np.ndarray]:
-    return list(video[np.linspace(0, len(video) - 1, min(FRAMES, len(video))).round().astype(int)])
 
 
 def _unit(features) -> Float[np.ndarray, "N E"]:

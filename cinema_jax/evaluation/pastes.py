@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from cinema_jax.data.example import Reference
+from cinema_jax.data.sheets import spread
 
 # Heights of the pasted subject, in frame heights; factors of the best of them that are tried next; frames searched.
 HEIGHTS = np.geomspace(0.3, 0.78, 8)
@@ -21,11 +22,11 @@ def closeness(
 
     Correlation of colours inside the mask after their means are taken off, in [-1, 1]; 1 is the very picture.
     """
-    frames = video[np.linspace(0, len(video) - 1, min(FRAMES, len(video))).round().astype(int)]
+    frames = spread(video, FRAMES)
     return np.array([_best(frames, reference) for reference in references])
 
 
-def _best(frames: np.ndarray, reference: Reference) -> float:
+def _best(frames: Sequence[np.ndarray], reference: Reference) -> float:
     image, mask = _cropped(reference)
     views = [(image, mask), (image[:, ::-1], mask[:, ::-1])]
     found = [

@@ -16,12 +16,14 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from cinema_jax import weights
+from cinema_jax.cinema import to_float
 from cinema_jax.evaluation import lessons
 from cinema_jax.models.judge.config import JudgeConfig
 from cinema_jax.models.judge.model import Judge
 from cinema_jax.shards import write_tensors
 from cinema_jax.training.config import OptimizerConfig
 from cinema_jax.training.optimizer import Optimizer, make_optimizer
+from cinema_jax.training.state import update_ema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,22 +88,13 @@ def _step(graph: nnx.GraphDef, optimizer: Optimizer, state: State, batch: Batch,
     params, average, moments = state
 
     def loss(params):
-        return lesson_loss(build(graph, params), batch, key)
+        return lesson_loss(weights.build(graph, params), batch, key)
 
     gradients, seen = jax.grad(loss, has_aux=True)(params)
     directions, moments = optimizer.transform.update(gradients, moments, params)
     rate = optimizer.learning_rate(number)
     params = jax.tree.map(lambda p, d: p - rate * d, params, directions)
-    decay = jnp.minimum(AVERAGE, (number + 1.0) / (number + 10.0))
-    average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
-    return (params, average, moments), seen
-
-
-def build(graph: nnx.GraphDef, params: Params) -> Judge:
-    """The judge with these parameters."""
-    keys = {path: tuple(int(key) if key.isdigit() else key for key in path.split("/")) for path in params}
-    leaves = [(keys[path], nnx.Param(x)) for path, x in params.items()]
-    return nnx.merge(graph, nnx.from_flat_state(leaves))
+    return (params, update_ema(average, params, number, AVERAGE), moments), seen
 
 
 def lesson_loss(judge: Judge, batch: Batch, key: Array) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -186,11 +179,6 @@ def disturbed(key: Array, pictures: Float[Array, "B height width 3"]) -> Float[A
     coarse = jax.random.normal(next(keys), (len(x), x.shape[1] // 4, x.shape[2] // 4, 3))
     blotches = 0.25 * jax.random.uniform(next(keys), size) ** 2 * jax.image.resize(coarse, x.shape, "linear")
     return jnp.clip(x + noise + blotches, -1, 1)
-
-
-def to_float(pictures: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    """0..255 to [-1, 1]."""
-    return jnp.asarray(pictures, jnp.float32) / 127.5 - 1
 
 
 def _save(file: Path, state: State, step: int) -> None:

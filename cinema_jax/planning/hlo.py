@@ -15,6 +15,7 @@ _BYTES = {"pred": 1, "bf16": 2, "c64": 8, "token": 0, "opaque": 0}
 
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation by its name, and the name of the one that the program begins with."""
     computations: dict[str, list[str]] = {}
     current, entry = [], ""
     for line in text.splitlines():
@@ -61,23 +62,23 @@ def _calls(lines: Iterator[str], computations: Mapping[str, list[str]]) -> Itera
 
 def _turns(condition: list[str], body: list[str]) -> int:
     """Of a loop that counts from 0 to a constant; 1 where it is another one."""
-    tests, steps = values(condition), values(body)
-    test = re.search(r"compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", root(condition))
+    tests, steps = _values(condition), _values(body)
+    test = re.search(r"compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", _root(condition))
     if not test or (limit := _constant(tests.get(test[2], ""))) is None:
         return 1
     place = int(re.search(r"index=(\d+)", tests[test[1]])[1])
     # `/*index=5*/` stands between the operands of long tuples.
-    operands = re.search(r" tuple\((.*?)\)", re.sub(r"/\*.*?\*/", "", root(body)))[1].split(",")
+    operands = re.search(r" tuple\((.*?)\)", re.sub(r"/\*.*?\*/", "", _root(body)))[1].split(",")
     added = re.search(r" add\(%([\w.\-]+), %([\w.\-]+)\)", steps.get(operands[place].strip().removeprefix("%"), ""))
     step = next((n for name in (added.groups() if added else ()) if (n := _constant(steps.get(name, "")))), 1)
     return -(-limit // step)
 
 
-def root(lines: list[str]) -> str:
+def _root(lines: list[str]) -> str:
     return next(line for line in lines if line.lstrip().startswith("ROOT "))
 
 
-def values(lines: list[str]) -> dict[str, str]:
+def _values(lines: list[str]) -> dict[str, str]:
     """Name of each value to the line that makes it."""
     return {match[1]: line for line in lines if (match := re.match(r"\s+(?:ROOT )?%([\w.\-]+) =", line))}
 

@@ -232,7 +232,7 @@ class Trainer:
             if len(source):
                 found.append(self._examples(run, source, split, augment))
             elif split == "train":
-                raise InputError(f"config.data.buckets: no clip belongs to {run.bucket_name}; leave it out")
+                raise run.no_clip()
         return Mixture(tuple(found))
 
     def _examples(self, run: Run, source: Source, split: str, augment: bool) -> Examples:

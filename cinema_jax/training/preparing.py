@@ -37,7 +37,6 @@ from cinema_jax.checkpoint import digest
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.config import Config
 from cinema_jax.data import records
-from cinema_jax.data.buckets import Bucket
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.manifest import manifest_file
 from cinema_jax.errors import InputError
@@ -67,37 +66,29 @@ def prepare(
     Raises `InputError` for a manifest, config or output that does not do, and as `Preparation.run` does.
     """
     run = Run(config, Path(output))
+    # First, because a mistake in the manifest is found at once.
+    sources = [(one, one.clips(manifest, "all")) for one in run.buckets]
+    if empty := [one for one, source in sources if not len(source)]:
+        raise empty[0].no_clip()
     configs, params, origins = run.load_parts(["vae"])
     if origins["vae"] == "random":
         raise InputError("the vae has no weights: name them as config.weights.vae, or a checkpoint as config.init")
     encode, together = make_encode(Cinema(config, configs), params), batch_size * jax.local_device_count()
     vae, whole = vae_key(digest(params), configs["vae"]), True
-    for one in run.buckets:
-        work = _preparation(one, manifest, epath.Path(output) / one.bucket_name, encode, together, vae, shard_size)
-        work = dataclasses.replace(work, retry_rejected=retry_rejected)
-        whole = work.run(encode, process, together, config.data.threads) and whole
+    for one, source in sources:
+        data = one.config.data
+        clips = jax.ShapeDtypeStruct((together, data.frames, data.height, data.width, 3), np.uint8)
+        key = {
+            "manifest": hashlib.sha256(manifest_file(manifest).read_bytes()).hexdigest()[:16],
+            "vae": vae,
+            "shape": list(jax.eval_shape(encode, clips).shape[1:]),
+            "shard_size": shard_size,
+            **{name: getattr(data, name) for name in ("frames", "height", "width", "fps", "max_references")},
+        }
+        folder = Output(epath.Path(output) / one.bucket_name)
+        work = Preparation(source, folder, key, shard_size, retry_rejected)
+        whole = work.run(encode, process, together, data.threads) and whole
     return whole
-
-
-def _preparation(
-    run: Run, manifest: Path, output: epath.Path, encode: Encode, together: int, vae: str, shard_size: int
-) -> "Preparation":
-    """Of the videos of one bucket, or of all where there are none."""
-    data = run.config.data
-    sizes = {name: getattr(data, name) for name in ("frames", "height", "width", "fps", "max_references")}
-    buckets = [Bucket(*bucket) for bucket in data.buckets]
-    source = Folder(manifest, split="all", buckets=buckets, bucket=run.bucket or 0, **sizes)
-    if not len(source):
-        raise InputError(f"config.data.buckets: no clip belongs to {run.bucket_name}; leave it out")
-    clips = jax.ShapeDtypeStruct((together, data.frames, data.height, data.width, 3), np.uint8)
-    key = {
-        "manifest": hashlib.sha256(manifest_file(manifest).read_bytes()).hexdigest()[:16],
-        "vae": vae,
-        "shape": list(jax.eval_shape(encode, clips).shape[1:]),
-        "shard_size": shard_size,
-        **sizes,
-    }
-    return Preparation(source, Output(output), key, shard_size)
 
 
 def make_encode(cinema: Cinema, params: Params) -> Encode:

@@ -255,14 +255,12 @@ class Run:
 
     def source(self, split: str) -> Source:
         """The training or held-out data ("train", "validation"; "test" for critters only)."""
-        data, bucket = self.config.data, self.bucket or 0
-        size = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
-        if data.source in ("folder", "records"):
-            size |= {"max_references": data.max_references, "validation_fraction": data.validation_fraction}
+        data = self.config.data
         if data.source == "folder":
-            buckets = [Bucket(*sizes) for sizes in data.buckets]
-            return Folder(data.path, split=split, buckets=buckets if self.bucket_name else (), bucket=bucket, **size)
+            return self.clips(data.path, split)
+        size = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
         if data.source == "records":
+            size |= {"max_references": data.max_references, "validation_fraction": data.validation_fraction}
             # Imported here: TensorFlow Datasets costs every process 0.2 s and 32 MiB.
             from cinema_jax.data.records import Records
 
@@ -270,7 +268,27 @@ class Run:
             return Records(path, split=split, of_bucket=bool(self.bucket_name), **size)
         subjects = {"max_subjects": data.max_references, "subjects_dir": data.subjects or None}
         # Each bucket draws scenes of its own.
-        return Critters(split, seed=self.config.seed + bucket, **subjects, **size)
+        return Critters(split, seed=self.config.seed + (self.bucket or 0), **subjects, **size)
+
+    def clips(self, manifest: str | Path, split: str) -> Folder:
+        """The clips of a manifest, as the config wants them; of one bucket, those that belong to it."""
+        data = self.config.data
+        return Folder(
+            manifest,
+            frames=data.frames,
+            height=data.height,
+            width=data.width,
+            fps=data.fps,
+            split=split,
+            validation_fraction=data.validation_fraction,
+            max_references=data.max_references,
+            buckets=() if self.bucket is None else [Bucket(*sizes) for sizes in data.buckets],
+            bucket=self.bucket or 0,
+        )
+
+    def no_clip(self) -> InputError:
+        """What is wrong where a bucket is empty."""
+        return InputError(f"config.data.buckets: no clip belongs to {self.bucket_name}; leave it out")
 
 
 def outer_sizes(part: str, part_config: Callable[[str], Any], config: Config) -> dict[str, int]:

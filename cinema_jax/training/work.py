@@ -11,6 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from cinema_jax.chips import CHIPS
 from cinema_jax.cinema import Cinema
+from cinema_jax.compilation import shapes_of
 from cinema_jax.flops import matmul_flops
 from cinema_jax.models.cogvideox.transformer import token_layout
 from cinema_jax.training.stages import Stage
@@ -115,7 +116,7 @@ class WorkCounter:
     def add(self, batch: Mapping[str, jax.Array]) -> None:
         """A step on such a batch was done."""
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
-        key = tuple(sorted((name, x.shape) for name, x in shapes.items()))
+        key = shapes_of(shapes)
         self._seen[key] += 1
         self._steps[key] += 1
         if self._seen[key] == _FIRST_STEPS:
