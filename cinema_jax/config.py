@@ -188,7 +188,8 @@ class Config:
     stages: tuple[str, ...] = option(("pretrain", "align", "finetune"), f"Stages to run, in order, of {STAGES}.")
     init: str = option(
         "",
-        "What parts without `weights` start from: a folder in the layout of diffusers, an import, or a finished run.",
+        "What parts without `weights` start from: a folder in the layout of diffusers, an import, a finished run, or "
+        '"packaged", the demo that ships with the project.',
     )
     data: DataConfig = section(DataConfig, "What is trained on.")
     weights: WeightsConfig = section(WeightsConfig, "Where initial weights come from.")

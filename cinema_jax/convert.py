@@ -36,7 +36,9 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
     sub = commands.add_parser(
         "export", help="a checkpoint as a folder for diffusers", parents=[processes], allow_abbrev=False
     )
-    sub.add_argument("--checkpoint", required=True, help="A run's --workdir, an import, or a pipeline of diffusers.")
+    sub.add_argument(
+        "--checkpoint", required=True, help="A run's --workdir, an import, a pipeline of diffusers, or packaged."
+    )
     sub.add_argument("--output", type=Path, required=True, help=new)
     sub.add_argument("--max-shard-size", default="5GB", help="Of one file; default: %(default)s.")
     sub.add_argument(
@@ -66,12 +68,12 @@ def _export(options: argparse.Namespace) -> None:
     from ml_dtypes import bfloat16
     from numpy import dtype
 
-    from cinema_jax.exchange import hub
+    from cinema_jax import parts
     from cinema_jax.exchange.exports import export_checkpoint
     from cinema_jax.training.run import Run
 
     export_checkpoint(
-        Run.load(hub.folder(options.checkpoint)),
+        Run.load(parts.checkpoint_folder(options.checkpoint)),
         options.output,
         weights=options.weights,
         dtype=dtype(bfloat16 if options.dtype == "bfloat16" else options.dtype) if options.dtype else None,

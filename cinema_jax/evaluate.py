@@ -12,18 +12,16 @@ from typing import Any
 
 from absl import flags
 
-from cinema_jax import command
-from cinema_jax.diffusion.config import SOLVERS
+from cinema_jax import command, sampling_flags
 from cinema_jax.errors import InputError
 
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "The --workdir of a finished training run, an import, or a folder (or hub repository) in the layout of diffusers.",
-)
+flags.adopt_module_key_flags(sampling_flags)
 SUITE = flags.DEFINE_enum("suite", "critters", ["critters", "opens2v"], "Which prompts and references.")
 OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of the generated videos and the page that shows them; CHECKPOINT/evaluation if not given."
+    "output",
+    None,
+    "Folder of the generated videos and the page that shows them; if not given, CHECKPOINT/evaluation, or "
+    "evaluation for the packaged demo.",
 )
 JSON = flags.DEFINE_string("json", None, "Where to write all figures; OUTPUT/figures.json if not given.")
 CASES = flags.DEFINE_integer("cases", None, "Prompts of each number of subjects, if not all.", lower_bound=2)
@@ -33,37 +31,32 @@ DINO = flags.DEFINE_string("dino", None, "Folder of a DINO as transformers saves
 SAMPLES = flags.DEFINE_string("samples", None, "OpenS2V-Eval's list, for example OpenS2V-Eval/Open-Domain_Eval.json.")
 SCORES = flags.DEFINE_string("scores", None, "Folder of the score files of OpenS2V-Eval's scripts, to be merged.")
 DOMAIN = flags.DEFINE_enum("domain", "Open-Domain", ["Open-Domain", "Human-Domain", "Single-Domain"], "Of the scores.")
-STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own number if not given.", lower_bound=1)
-SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "How the noise is taken away; the run's own if not given.")
-GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance towards the prompt; 1 means none.")
-GUIDANCE_REFERENCE = flags.DEFINE_float("guidance_reference", None, "Guidance towards the references; 1 means none.")
-CACHE = command.compilation_cache_flag("~/.cache/cinema_jax")
 
 
 def main() -> None:
     """Merge scores, or load the checkpoint and run the suite."""
     if SCORES.value:
         return _merge()
-    if not CHECKPOINT.value:
-        raise InputError("--checkpoint is missing; name the --workdir of a finished training run")
-    from cinema_jax import compilation
-    from cinema_jax.exchange import hub
+    asked = sampling_flags.asked()
+    from cinema_jax import parts
     from cinema_jax.sampling import sampler_of
     from cinema_jax.training.run import Run
 
-    run = Run.load(hub.folder(CHECKPOINT.value))
+    run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value))
     if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
         raise InputError(f"{run.workdir} reads no references, so there is no identity to measure")
-    compilation.keep(CACHE.value, "~/.cache/cinema_jax")
+    sampling_flags.keep_compiled()
     sampler = sampler_of(run)
-    settings = sampler.settings(
-        solver=SOLVER.value,
-        steps=STEPS.value,
-        guidance_text=GUIDANCE_TEXT.value,
-        guidance_reference=GUIDANCE_REFERENCE.value,
-    )
-    output = Path(OUTPUT.value) if OUTPUT.value else run.workdir / "evaluation"
+    settings = sampler.settings(**asked)
+    output = Path(OUTPUT.value) if OUTPUT.value else _beside(run.workdir)
     (_critters if SUITE.value == "critters" else _opens2v)(sampler, settings, output)
+
+
+def _beside(checkpoint: Path) -> Path:
+    """Where the report goes: into the checkpoint, unless that is part of the installed project."""
+    from cinema_jax import parts
+
+    return Path("evaluation") if parts.PACKAGED in checkpoint.parents else checkpoint / "evaluation"
 
 
 def _critters(sampler: Any, settings: Any, output: Path) -> None:
@@ -89,13 +82,13 @@ def _critters(sampler: Any, settings: Any, output: Path) -> None:
     about = {
         "suite": SUITE.value,
         "suite_seed": SEED,
-        "checkpoint": CHECKPOINT.value,
+        "checkpoint": sampling_flags.CHECKPOINT.value,
         "digests": digests | {"judge": eyes.digest},
         "settings": dataclasses.asdict(settings),
         "seconds": {"generate": round(seconds, 1), "judge": round(time.monotonic() - begun, 1)},
     }
     text = report.table(found)
-    title = f"{CHECKPOINT.value}: suite critters (seed {SEED}), {len(suite.cases)} prompts"
+    title = f"{sampling_flags.CHECKPOINT.value}: suite critters (seed {SEED}), {len(suite.cases)} prompts"
     page = report.write_page(output, text, suite.cases, results, real, title)
     file = Path(JSON.value) if JSON.value else output / "figures.json"
     file.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,13 @@
-"""Package a run's small networks with the project: `python -m cinema_jax.package --workdir=runs/scratch`.
+"""Package a run's networks with the project, in half precision:
 
-Writes VAE, T5, MLLM and tokenizer, whichever the run has trained, to `cinema_jax/assets` in half precision.
+    python -m cinema_jax.package --workdir=runs/scratch         the small networks that runs start from
+    python -m cinema_jax.package --workdir=runs/demo_full --demo   what commands sample from if no checkpoint is named
+
+The first writes VAE, T5, MLLM and tokenizer, whichever the run has trained, to `cinema_jax/assets`; the second all that
+the run has trained, and its config, to `cinema_jax/assets/demo`.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +15,10 @@ from absl import flags
 
 from cinema_jax import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A finished run of configs/demo.py:scratch.")
+WORKDIR = flags.DEFINE_string("workdir", None, "A finished run of configs/demo.py:scratch or configs/demo_full.py.")
+DEMO = flags.DEFINE_bool("demo", False, "Package the whole run as the demo.")
 # All packaged files together, the judge of `evaluate` among them.
-LIMIT = 12_000_000
+LIMIT = 40_000_000
 
 
 def main() -> None:
@@ -22,14 +28,20 @@ def main() -> None:
     from cinema_jax.training.run import Run
 
     run = Run.load(Path(WORKDIR.value))
-    trained = [part for part in ("vae", "t5", "mllm") if (run.workdir / "parts" / part).is_dir()]
-    if not trained:
-        raise InputError(f"{run.workdir} holds no trained vae, t5 or mllm in its parts/")
+    wanted = parts.KINDS if DEMO.value else ("vae", "t5", "mllm")
+    trained = [part for part in wanted if (run.workdir / "parts" / part).is_dir()]
+    needed = {"aligner", "dit"} if DEMO.value else set()
+    if not trained or not needed <= set(trained):
+        raise InputError(f"{run.workdir} holds no trained {' and no '.join(sorted(needed) or wanted)} in its parts/")
+    demo = parts.checkpoint_folder("packaged")
     for part in trained:
-        folder = parts.part_folder(part, "packaged")
+        folder = demo / "parts" / part if DEMO.value else parts.part_folder(part, "packaged")
         parts.write(part, run.part_config(part), run.params(part), folder, np.float16)
         print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.2f} MB")
-    run.tokenizer().save_pretrained(parts.part_folder("tokenizer", "packaged"))
+    if DEMO.value:
+        shutil.copyfile(run.workdir / "config.json", demo / "config.json")
+    else:
+        run.tokenizer().save_pretrained(parts.part_folder("tokenizer", "packaged"))
     total = sum(file.stat().st_size for file in parts.PACKAGED.rglob("*") if file.is_file())
     print(f"{parts.PACKAGED}: {total / 1e6:.2f} MB in all")
     if total > LIMIT:

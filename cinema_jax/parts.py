@@ -153,6 +153,11 @@ def part_folder(name: str, folder: str) -> Path:
     return hub.folder(folder)
 
 
+def checkpoint_folder(where: str) -> Path:
+    """The folder of all parts of a checkpoint: "packaged" is the demo that ships with the project, else as given."""
+    return PACKAGED / "demo" if where == "packaged" else hub.folder(where)
+
+
 def read_config(name: str, folder: Path) -> Any:
     """The config of a part's folder; InputError when there is none or it is not of this kind."""
     file = folder / "config.json"

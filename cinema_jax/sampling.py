@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from cinema_jax import distributed
+from cinema_jax import distributed, parts
 from cinema_jax.cinema import Cinema, Conditions, Params
 from cinema_jax.config import Config
 from cinema_jax.data.example import Reference
@@ -53,9 +53,9 @@ class Settings:
     width: int
 
 
-def load_sampler(workdir: Path) -> tuple[Run, "Sampler"]:
-    """The sampler of a training run that has finished, or of a released pipeline."""
-    run = Run.load(workdir)
+def load_sampler(checkpoint: str | Path = "packaged") -> tuple[Run, "Sampler"]:
+    """A checkpoint by its name on the command line: a finished run, a released pipeline, or the packaged demo."""
+    run = Run.load(parts.checkpoint_folder(str(checkpoint)))
     return run, sampler_of(run)
 
 

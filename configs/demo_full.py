@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     dit = config.dit_model
     dit.num_layers, dit.num_attention_heads = 8, 4
     config.pretrain.trainable = ("t5/.*", "dit/.*")
-    for stage, steps, rate in (("pretrain", 2000, 1e-2), ("align", 1000, 1e-2), ("finetune", 2000, 5e-3)):
+    for stage, steps, rate in (("pretrain", 2400, 1e-2), ("align", 300, 1e-2), ("finetune", 900, 5e-3)):
         section = config[stage]
         section.steps, section.optimizer.learning_rate, section.optimizer.warmup_steps = steps, rate, 100
         section.ema_decay, section.log_every, section.eval_every, section.checkpoint_every = 0.998, 50, 500, 200

@@ -18,7 +18,7 @@ from clips import write_clip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import tiny_config, tiny_values
+from tiny import random_run, tiny_config, tiny_values
 
 from cinema_jax import command, generate, parts, sampling
 from cinema_jax.config import parse
@@ -33,12 +33,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A finished run as far as `generate` can tell: every part, untrained."""
-    run = Run.open(tiny_config(), tmp_path_factory.mktemp("runs") / "run")
-    for part in ("vae", "t5", "mllm", "aligner", "dit"):
-        config = run.part_config(part)
-        parts.write(part, config, parts.initialise(part, config, 0), run.workdir / "parts" / part)
-    return run.workdir
+    return random_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture

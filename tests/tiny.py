@@ -2,10 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from cinema_jax import parts
 from cinema_jax.config import Config, parse
+from cinema_jax.training.run import Run
 from configs import demo
 
 
@@ -39,6 +42,14 @@ def tiny_values() -> ConfigDict:
 def tiny_config() -> Config:
     """The same, parsed."""
     return parse(tiny_values())
+
+
+def random_run(workdir: Path) -> Path:
+    """A finished run as far as commands that sample can tell: every part, untrained."""
+    run = Run.open(tiny_config(), workdir)
+    for name in parts.KINDS:
+        parts.write(name, run.part_config(name), run.params(name), workdir / "parts" / name)
+    return workdir
 
 
 def process_environment() -> dict[str, str]:

@@ -31,7 +31,6 @@ from cinema_jax.data.example import Source
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
-from cinema_jax.exchange import hub
 from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.pipelines import FOLDERS, is_pipeline, pipeline_config
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
@@ -178,7 +177,7 @@ class Run:
     @property
     def _initial(self) -> "Run":
         """The checkpoint that parts without a name in `config.weights` start from."""
-        return Run.load(hub.folder(self.config.init))
+        return Run.load(parts.checkpoint_folder(self.config.init))
 
     def tokenizer(self, name: str = "tokenizer") -> PreTrainedTokenizerBase:
         """The MLLM's tokenizer, or T5's ("t5_tokenizer"); one of the embedded dataset's words if there is none.

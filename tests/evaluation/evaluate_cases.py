@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
-from tiny import tiny_config
+from tiny import random_run
 
 from cinema_jax import evaluate, parts
 from cinema_jax.data.video import probe
@@ -16,18 +16,12 @@ from cinema_jax.evaluation import suite as suites
 from cinema_jax.evaluation.videos import Gallery, claim
 from cinema_jax.models.judge.weights import read_judge, write_judge
 from cinema_jax.sampling import Sampler
-from cinema_jax.training.run import Run
 from cinema_jax.weights import flatten
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run with random weights."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    run = Run.open(tiny_config(), workdir)
-    for name in ("vae", "t5", "mllm", "aligner", "dit"):
-        parts.write(name, run.part_config(name), run.params(name), workdir / "parts" / name)
-    return workdir
+    return random_run(tmp_path_factory.mktemp("runs") / "tiny")
 
 
 def evaluated(workdir, **options):
@@ -105,11 +99,6 @@ def test_a_list_of_opens2v_becomes_videos(workdir, tmp_path):
 def test_opens2v_wants_its_list(workdir):
     with pytest.raises(InputError, match="needs --samples"):
         evaluated(workdir, suite="opens2v")
-
-
-def test_a_checkpoint_is_asked_for():
-    with pytest.raises(InputError, match="--checkpoint is missing"):
-        evaluated("")
 
 
 def test_claims_of_the_same_are_welcome(tmp_path):

@@ -1,0 +1,42 @@
+"""The flags of the commands that sample: from which checkpoint, and how."""
+
+import math
+from typing import Any
+
+from absl import flags
+
+from cinema_jax import command
+from cinema_jax.diffusion.config import SOLVERS
+from cinema_jax.errors import InputError
+
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "packaged",
+    "The --workdir of a finished training run, an import, or a folder (or hub repository) in the layout of diffusers; "
+    '"packaged": the demo that ships with the project.',
+)
+_STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own number if not given.", lower_bound=1)
+_SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "How the noise is taken away; the run's own if not given.")
+_GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance towards the prompt; 1 means none.")
+_GUIDANCE_REFERENCE = flags.DEFINE_float("guidance_reference", None, "Guidance towards the references; 1 means none.")
+_CACHE_FOLDER = "~/.cache/cinema_jax"
+_CACHE = command.compilation_cache_flag(_CACHE_FOLDER)
+
+
+def asked() -> dict[str, Any]:
+    """What was said of the sampler, for `Sampler.settings`.
+
+    Raises:
+        InputError: a guidance scale is not finite.
+    """
+    for flag in (_GUIDANCE_TEXT, _GUIDANCE_REFERENCE):
+        if flag.value is not None and not math.isfinite(flag.value):
+            raise InputError(f"--{flag.name} is {flag.value}; it must be a finite number (1 means no guidance)")
+    return {flag.name: flag.value for flag in (_SOLVER, _STEPS, _GUIDANCE_TEXT, _GUIDANCE_REFERENCE)}
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs where `--compilation_cache` says."""
+    from cinema_jax import compilation
+
+    compilation.keep(_CACHE.value, _CACHE_FOLDER)
