@@ -21,9 +21,13 @@ setup(
         "test": [
             "beartype",
             "diffusers",
+            "gradio>=6",
             "hypothesis",
+            "ipykernel",
             "jsonschema",
             "libtpu",
+            "nbclient",
+            "playwright",
             "pytest",
             "pyyaml",
             "ruff",
@@ -32,5 +36,6 @@ setup(
         ],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
+        "web": ["gradio>=6"],
     },
 )

@@ -1,0 +1,86 @@
+"""What the web page does, without a browser."""
+
+import shlex
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from tiny import random_run
+
+from cinema_jax import generate
+from cinema_jax.data.critters.examples import write_examples
+from cinema_jax.data.images import letterbox, read_image
+from cinema_jax.errors import InputError
+from cinema_jax.sampling import load_sampler
+from cinema_jax.web.studio import Order, Stopped, Studio
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("web")
+
+
+@pytest.fixture(scope="module")
+def studio(folder):
+    checkpoint = str(random_run(folder / "run"))
+    return Studio(*load_sampler(checkpoint), checkpoint, {"solver": "euler", "steps": None})
+
+
+@pytest.fixture(scope="module")
+def order(folder):
+    pictures, prompt = write_examples(folder, 3)[0]
+    return Order(
+        tuple(pictures), prompt, "it's green", 3, {"guidance_text": 2.5, "guidance_reference": 1.5, "steps": 2}
+    )
+
+
+def test_the_command_makes_the_same_video(studio, order, folder, monkeypatch):
+    told = []
+    studio.make(order, folder / "page.mp4", lambda done, count: told.append((done, count)))
+    assert told == [(0, 2), (1, 2)]
+    monkeypatch.chdir(folder)
+    python, m, module, *arguments = shlex.split(studio.command(order))
+    assert (python, m, module) == ("python", "-m", "cinema_jax.generate")
+    assert "--solver=euler" in arguments
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(["generate", *(word.replace("-", "_").replace("__", "--", 1) for word in arguments)])
+    generate.main()
+    assert Path("out.mp4").read_bytes() == Path("page.mp4").read_bytes()
+
+
+def test_a_stopped_video_ends_before_its_next_step(studio, order, folder):
+    stop, told = threading.Event(), []
+
+    def progress(done, count):
+        told.append(done)
+        stop.set()
+
+    with pytest.raises(Stopped):
+        studio.make(order, folder / "stopped.mp4", progress, stop)
+    assert told == [0]
+    assert not (folder / "stopped.mp4").exists()
+
+
+def test_pictures_are_shown_as_the_encoder_sees_them(studio, order):
+    seen = studio.seen(order.pictures)
+    picture = read_image(order.pictures[1])
+    np.testing.assert_array_equal(seen[1], letterbox(picture.image, picture.mask, 32, 32))
+    assert len(seen) == 2
+    assert len(studio.seen(())) == 0
+
+
+@pytest.mark.parametrize(
+    ("pictures", "prompt", "message"),
+    [
+        ((), "it jumps", "there is no picture"),
+        (None, " ", "the prompt is empty"),
+        (("no/none.png",), "it jumps", "^none.png: no such image file"),
+        ("all", "it jumps", "4 references were given; at most 3"),
+    ],
+)
+def test_orders_are_refused_in_a_sentence(studio, order, folder, pictures, prompt, message):
+    given = {None: order.pictures, "all": order.pictures[:1] * 4}.get(pictures, pictures)
+    with pytest.raises(InputError, match=message):
+        studio.make(Order(given, prompt, "", 0, {}), folder / "bad.mp4", lambda done, count: None)
