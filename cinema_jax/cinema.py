@@ -104,9 +104,18 @@ class Cinema:
             text = self.read_prompt(params, batch)
         else:
             text = self.encode_caption(params, batch["prompt_tokens"])
+        return self._beside(params, text, batch)
+
+    def _beside(self, params: Params, text: Float[Array, "B T D"], batch: Batch) -> Conditions:
+        """Text, and the references of `batch` as visual entities."""
         if not self.config.condition.entities or batch["references"].shape[1] == 0:
             return self.without_entities(text)
         return Conditions(text, self.encode_references(params, batch["references"]), batch["entity_lengths"])
+
+    def pretrain_conditions(self, params: Params, batch: Batch) -> Conditions:
+        """The caption through T5, with the references that `config.pretrain.references` shows."""
+        text = self.encode_caption(params, batch["caption_tokens"])
+        return self._beside(params, text, batch) if self.config.pretrain.references else self.without_entities(text)
 
     def caption_conditions(self, params: Params, tokens: Int[Array, "B T"]) -> Conditions:
         """Text-to-video conditions: the caption through T5, no references."""

@@ -158,6 +158,16 @@ class VAEStageConfig(ImageFirstStageConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class PretrainStageConfig(StageConfig):
+    """The stage that trains the video transformer on captions."""
+
+    references: float = option(
+        0.0,
+        "How often an example shows its references beside the caption; 0: text to video alone, without room for any.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class AlignStageConfig(StageConfig):
     """The stage that trains the AlignerNet."""
 
@@ -208,7 +218,9 @@ class Config:
     mllm: ImageFirstStageConfig = section(
         lambda: ImageFirstStageConfig(trainable=("mllm/.*",)), "Stage: the MLLM learns to describe."
     )
-    pretrain: StageConfig = section(lambda: StageConfig(trainable=("dit/.*",)), "Stage: text to video.")
+    pretrain: PretrainStageConfig = section(
+        lambda: PretrainStageConfig(trainable=("dit/.*",)), "Stage: captions to video."
+    )
     align: AlignStageConfig = section(lambda: AlignStageConfig(trainable=("aligner/.*",)), "Stage: MLLM to T5 space.")
     finetune: StageConfig = section(
         lambda: StageConfig(trainable=("aligner/.*", "dit/.*")), "Stage: references and prompt to video."

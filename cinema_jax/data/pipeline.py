@@ -69,6 +69,15 @@ class Preprocessor:
         No text is the empty prompt; no references are none in the MLLM's input and none beside the video. Training's
         dropped conditions and sampling's null branches both come from here, so they are the same arrays.
         """
+        arrays = self.entities(references)
+        if self.processor is not None:
+            arrays |= self.processor(prompt, [on_white(r.image, r.mask) for r in references])
+        if self.config.condition.conditioner == "t5":
+            arrays["prompt_tokens"] = self.text(prompt)[0]
+        return arrays
+
+    def entities(self, references: Sequence[Reference]) -> Arrays:
+        """One sample's references for the VAE."""
         data = self.config.data
         if len(references) > data.max_references:
             raise InputError(f"{len(references)} references were given; at most {data.max_references} are accepted")
@@ -76,12 +85,7 @@ class Preprocessor:
         boxes = np.full((data.max_references, *size, 3), 255, np.uint8)
         for i, reference in enumerate(references):
             boxes[i] = letterbox(reference.image, reference.mask, *size)
-        arrays = {"references": boxes, "entity_lengths": np.int32(len(references))}
-        if self.processor is not None:
-            arrays |= self.processor(prompt, [on_white(r.image, r.mask) for r in references])
-        if self.config.condition.conditioner == "t5":
-            arrays["prompt_tokens"] = self.text(prompt)[0]
-        return arrays
+        return {"references": boxes, "entity_lengths": np.int32(len(references))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +135,15 @@ class Examples:
         return self.preprocessor.answering(prompt, images, answer, alone=True)
 
     def pretrain(self, row: int, rng: np.random.Generator) -> Arrays:
-        """A caption and its video."""
+        """A caption and its video, perhaps with its references."""
         caption = "" if self._drop(rng)[0] else self.source.caption(self.indices[row])
-        return {"latents": self._latents(row), "caption_tokens": self.preprocessor.text(caption)[0]}
+        arrays = {"latents": self._latents(row), "caption_tokens": self.preprocessor.text(caption)[0]}
+        share = self.preprocessor.config.pretrain.references
+        if not share:
+            return arrays
+        shown = rng.random() < share or not self.augment
+        references = self._augmented(self.source.conditions(self.indices[row], rng), rng).references if shown else ()
+        return arrays | self.preprocessor.entities(references)
 
     def align(self, row: int, rng: np.random.Generator) -> Arrays:
         """A prompt, with references or without, and the caption that it stands for."""

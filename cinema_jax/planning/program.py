@@ -87,10 +87,11 @@ def example_shapes(cinema: Cinema, stage: str) -> dict[str, tuple[tuple[int, ...
         shapes["caption_tokens"] = tokens
     if stage == "align":
         shapes["caption_lengths"] = ((), jnp.int32)
+    boxes = (data.max_references, data.reference_height, data.reference_width, 3)
+    if stage != "pretrain" or cinema.config.pretrain.references:
+        shapes |= {"references": (boxes, jnp.uint8), "entity_lengths": ((), jnp.int32)}
     if stage == "pretrain":
         return shapes
-    boxes = (data.max_references, data.reference_height, data.reference_width, 3)
-    shapes |= {"references": (boxes, jnp.uint8), "entity_lengths": ((), jnp.int32)}
     if condition.conditioner == "t5":
         shapes["prompt_tokens"] = tokens
     if "mllm" in cinema.part_configs:

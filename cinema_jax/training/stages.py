@@ -213,8 +213,8 @@ STAGES: dict[str, Stage] = {
         Stage(
             "pretrain",
             ("vae", "t5", "dit"),
-            lambda cinema: flow_loss(cinema, caption_conditions(cinema)),
-            lambda cinema: flow_evaluation(cinema, caption_conditions(cinema)),
+            lambda cinema: flow_loss(cinema, cinema.pretrain_conditions),
+            lambda cinema: flow_evaluation(cinema, cinema.pretrain_conditions),
             latents=True,
         ),
         Stage("align", ("vae", "t5", "mllm", "aligner", "dit"), align_loss, align_evaluation),

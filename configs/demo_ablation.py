@@ -1,0 +1,46 @@
+"""The paper's ablations at toy size, and two choices beyond it, each as one short run on shared pretrained weights:
+
+    python -m cinema_jax.train --config=configs/demo_ablation.py:full --workdir=runs/full
+    python -m cinema_jax.evaluate --checkpoint=runs/full
+
+All variants start from the same VAE, T5, multimodal LLM and pretrained transformer (`weights/demo_pretrain`), and share
+steps, batches and order of data; `--config.seed=1` is another order, noise and start.
+
+    full             the method
+    t5               T5 reads the prompt, instead of multimodal LLM and AlignerNet; references are entity tokens alone
+    no_entities      references reach the transformer through the multimodal LLM alone
+    random_aligner   finetune starts from a random AlignerNet: no align stage
+    entity_time      the reference tokens are modulated by the video's time, not by time 0
+    no_augment       references are shown as they are: neither turned, scaled nor coloured anew
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo_full
+
+VARIANTS = ("full", "t5", "no_entities", "random_aligner", "entity_time", "no_augment")
+_PRETRAINED = "weights/demo_pretrain"
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """One variant."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/demo_ablation.py has no variant {variant!r}; accepted: {', '.join(VARIANTS)}")
+    config = demo_full.get_config()
+    config.stages = ("align", "finetune")
+    config.weights.t5, config.weights.dit = f"{_PRETRAINED}/t5", f"{_PRETRAINED}/dit"
+    if variant == "t5":
+        config.condition.conditioner = "t5"
+    elif variant == "no_entities":
+        config.condition.entities = False
+    elif variant == "random_aligner":
+        config.condition.aligner_init = "random"
+    elif variant == "entity_time":
+        config.dit_model.entity_time = "video"
+    elif variant == "no_augment":
+        config.data.augment.min_scale, config.data.augment.rotation = 1.0, 0.0
+        for name in ("brightness", "contrast", "saturation"):
+            config.data.augment[name] = 0.0
+    if variant in ("t5", "random_aligner"):
+        config.stages = ("finetune",)
+    return config
