@@ -100,7 +100,7 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
     if parser:
         flags.FLAGS.mark_as_parsed()
         return app.run(entry, flags_parser=parser)
-    app.run(entry, argv=[_underscored(argument) for argument in sys.argv])
+    app.run(entry, argv=[underscored(argument) for argument in sys.argv])
 
 
 def _end(status: int) -> NoReturn:
@@ -109,7 +109,7 @@ def _end(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _underscored(argument: str) -> str:
+def underscored(argument: str) -> str:
     """`--guidance-text=2` as `--guidance_text=2`, which is how absl spells it."""
     name, equals, value = argument.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument

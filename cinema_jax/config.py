@@ -155,6 +155,11 @@ class VAEStageConfig(ImageFirstStageConfig):
     """The stage that trains the VAE."""
 
     kl_weight: float = option(1e-6, "Weight of the KL term.")
+    importance: float = option(
+        0.0,
+        "How far the finished VAE's latent channels are scaled by what they change of the picture: 0 gives all the "
+        "same variance, 1 makes their squared error that of the picture. Above 0 they are made uncorrelated too.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

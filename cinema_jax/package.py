@@ -4,10 +4,10 @@
     python -m cinema_jax.package --workdir=runs/demo_full --demo   what commands sample from if no checkpoint is named
 
 The first writes VAE, T5, MLLM and tokenizer, whichever the run has trained, to `cinema_jax/assets`; the second all that
-the run has trained, and its config, to `cinema_jax/assets/demo`.
+the run has trained or read from elsewhere than the package, and its config, to `cinema_jax/assets/demo`.
 """
 
-import shutil
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +24,27 @@ LIMIT = 40_000_000
 def main() -> None:
     """Copy the trained parts."""
     from cinema_jax import parts
+    from cinema_jax.config import to_dict
     from cinema_jax.errors import InputError
     from cinema_jax.training.run import Run
 
     run = Run.load(Path(WORKDIR.value))
-    wanted = parts.KINDS if DEMO.value else ("vae", "t5", "mllm")
+    wanted = tuple(parts.KINDS) if DEMO.value else ("vae", "t5", "mllm")
     trained = [part for part in wanted if (run.workdir / "parts" / part).is_dir()]
+    foreign = [part for part in wanted if getattr(run.config.weights, part) not in ("", "packaged")]
     needed = {"aligner", "dit"} if DEMO.value else set()
     if not trained or not needed <= set(trained):
         raise InputError(f"{run.workdir} holds no trained {' and no '.join(sorted(needed) or wanted)} in its parts/")
     demo = parts.checkpoint_folder("packaged")
-    for part in trained:
+    chosen = dict.fromkeys([*trained, *foreign]) if DEMO.value else trained
+    for part in chosen:
         folder = demo / "parts" / part if DEMO.value else parts.part_folder(part, "packaged")
         parts.write(part, run.part_config(part), run.params(part), folder, np.float16)
         print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.2f} MB")
     if DEMO.value:
-        shutil.copyfile(run.workdir / "config.json", demo / "config.json")
+        # What its parts were read from is on this machine only.
+        weights = dataclasses.replace(run.config.weights, **dict.fromkeys(chosen, ""))
+        parts.write_json(demo / "config.json", to_dict(dataclasses.replace(run.config, weights=weights)))
     else:
         run.tokenizer().save_pretrained(parts.part_folder("tokenizer", "packaged"))
     total = sum(file.stat().st_size for file in parts.PACKAGED.rglob("*") if file.is_file())

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cinema_jax import distributed, parts, sharding
 from cinema_jax.axes import WEIGHTS
 from cinema_jax.checkpoint import Checkpoints, digest
-from cinema_jax.cinema import Cinema
+from cinema_jax.cinema import Cinema, Params
 from cinema_jax.compilation import for_shapes
 from cinema_jax.config import ImageFirstStageConfig, StageConfig
 from cinema_jax.data.example import EncodedSource, Source
@@ -21,7 +21,7 @@ from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training import reports, state, watchdog
+from cinema_jax.training import latent_scale, reports, state, watchdog
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
@@ -122,8 +122,7 @@ class Trainer:
                     current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
                 logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
                 watchdog.begin(f"the closing report of {name}")
-                params = {**self.frozen, **current.ema}
-                configs = self._write_parts(params, held_out)
+                configs, params = self._write_parts({**self.frozen, **current.ema}, held_out)
                 report = reports.stage_report(self.run.buckets[0], name, configs, params, metrics)
             self.run.finish(
                 name,
@@ -356,17 +355,19 @@ class Trainer:
             "shares": self.shares,
         }
 
-    def _write_parts(self, params: Mapping[str, jax.Array], held_out: list[Batch]) -> dict[str, Any]:
-        """Write every part that was trained, if only in part, to the run's `parts/`; returns all parts' configs.
+    def _write_parts(self, params: Params, held_out: list[Batch]) -> tuple[dict[str, Any], Params]:
+        """Write every part that was trained, if only in part, to the run's `parts/`.
+
+        Returns all parts' configs, and their parameters as they were written.
 
         Every process must call this: they hand process 0 one tensor after the other.
         """
         configs = dict(self.cinema.part_configs)
         for name in sorted({path.split("/")[0] for path in self.initial}):
             if name == "vae":
-                configs[name] = reports.latent_statistics(self.cinema, params, held_out)
+                configs[name], params = latent_scale.scaled(self.cinema, params, held_out)
             parts.write(name, configs[name], _of_part(params, name), self.run.workdir / "parts" / name)
-        return configs
+        return configs, params
 
 
 def _of_part(params: Mapping[str, Any], name: str) -> dict[str, Any]:

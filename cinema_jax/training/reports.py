@@ -1,6 +1,5 @@
 """What a finished stage shows of itself: measurements on held-out data, and pictures to look at."""
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cinema_jax import distributed
-from cinema_jax.cinema import Cinema, Params, to_float
+from cinema_jax.cinema import Cinema, Params
 from cinema_jax.data.critters.describing import attribute_accuracy
 from cinema_jax.data.critters.grammar import QUESTIONS
 from cinema_jax.data.critters.source import reference
@@ -51,22 +50,6 @@ def stage_report(
         show_samples(run, sampler, metrics)
         return identity.measure(run, sampler)
     return {}
-
-
-def latent_statistics(cinema: Cinema, params: Params, batches: Sequence[Mapping[str, Any]]) -> Any:
-    """The VAE's config with the mean and standard deviation of each latent channel over held-out clips."""
-
-    @jax.jit
-    def moments(params, video):
-        latents = cinema.part(params, "vae").encode_moments(to_float(video))[0]
-        return latents.mean((0, 1, 2, 3)), (latents**2).mean((0, 1, 2, 3))
-
-    means, squares = zip(*(map(distributed.fetch, moments(params, batch["video"])) for batch in batches), strict=True)
-    mean = np.mean(means, axis=0)
-    std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 1e-12))
-    return dataclasses.replace(
-        cinema.part_configs["vae"], latents_mean=tuple(map(float, mean)), latents_std=tuple(map(float, std))
-    )
 
 
 def show_reconstructions(run: Run, cinema: Cinema, params: Params, metrics: MetricsWriter) -> None:

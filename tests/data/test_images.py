@@ -30,7 +30,8 @@ def test_modes_become_rgb(tmp_path, mode):
     image = Image.fromarray(quarters()).convert(mode)
     if mode == "HSV":
         image = image.convert("RGB")
-    image.save(path)
+    # Pillow 12.3 cannot read the uncompressed YCbCr that it writes.
+    image.save(path, compression="tiff_lzw" if path.suffix == ".tiff" else None)
     picture = read_image(path)
     assert picture.mask is None
     assert np.abs(picture.image.astype(int) - np.asarray(image.convert("RGB"))).max() <= 2
