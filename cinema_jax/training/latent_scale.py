@@ -106,8 +106,12 @@ def _importance(cinema: Cinema, params: Params, batches: Sequence[Mapping[str, A
         latents = vae.encode_moments(to_float(video))[0]
         signs = jax.random.rademacher(key, (*latents.shape[:-1], 1), latents.dtype)
 
-        def change(channel):
-            return jax.jvp(vae.decode_raw, (latents,), (signs * channel,))[1].ravel()
+        decoded, backward = jax.vjp(vae.decode_raw, latents)
+        # Our convolutions know no forward mode; a transposed backward pass is one.
+        forward = jax.linear_transpose(lambda error: backward(error)[0], decoded)
+
+        def change(channel: Float[Array, "C"]) -> Float[Array, "n"]:
+            return forward(signs * channel)[0].ravel()
 
         changes = jax.lax.map(change, jnp.eye(latents.shape[-1], dtype=latents.dtype))
         return changes @ changes.T / signs.size

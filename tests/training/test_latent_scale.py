@@ -88,7 +88,8 @@ def test_importance_is_the_jacobian_of_the_decoder(vae, batches):
     expected = []
     for picture in pictures:
         latents = model.encode_moments(to_float(picture[None]))[0]
-        jacobian = np.asarray(jax.jacfwd(model.decode_raw)(latents)).reshape(-1, 4)
+        jacobian = np.asarray(jax.jacrev(model.decode_raw)(latents)).reshape(-1, 4)
         expected.append(jacobian.T @ jacobian)
     form = latent_scale._importance(cinema, params, [{"video": pictures}])
-    np.testing.assert_allclose(form, np.mean(expected, axis=0), rtol=1e-4, atol=1e-6)
+    wanted = np.mean(expected, axis=0)
+    np.testing.assert_allclose(form, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
