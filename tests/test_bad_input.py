@@ -173,7 +173,7 @@ def test_a_run_in_a_bucket_is_refused():
 
 def test_flags_may_be_spelled_with_dashes():
     spelled = ["--guidance-text=-2", "--output=my-video.mp4", "--prompt", "a-b", "-v=1", "--"]
-    assert [command._underscored(argument) for argument in spelled] == [
+    assert [command.underscored(argument) for argument in spelled] == [
         "--guidance_text=-2", "--output=my-video.mp4", "--prompt", "a-b", "-v=1", "--",
     ]  # fmt: skip
 
