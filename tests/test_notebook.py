@@ -44,3 +44,4 @@ def test_its_outputs_are_saved_and_name_no_folder_of_ours(executed):
     count = [len(cell.get("outputs", ())) > 0 for cell in saved.cells if cell.cell_type == "code"]
     assert sum(count) >= 7, "run the notebook and save it with its outputs"
     assert str(Path.home()) not in NOTEBOOK.read_text()
+    assert "site-packages" not in NOTEBOOK.read_text()
