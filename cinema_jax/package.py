@@ -29,14 +29,15 @@ def main() -> None:
     from cinema_jax.training.run import Run
 
     run = Run.load(Path(WORKDIR.value))
-    wanted = tuple(parts.KINDS) if DEMO.value else ("vae", "t5", "mllm")
+    wanted = parts.KINDS if DEMO.value else ("vae", "t5", "mllm")
     trained = [part for part in wanted if (run.workdir / "parts" / part).is_dir()]
-    foreign = [part for part in wanted if getattr(run.config.weights, part) not in ("", "packaged")]
     needed = {"aligner", "dit"} if DEMO.value else set()
     if not trained or not needed <= set(trained):
         raise InputError(f"{run.workdir} holds no trained {' and no '.join(sorted(needed) or wanted)} in its parts/")
     demo = parts.checkpoint_folder("packaged")
-    chosen = dict.fromkeys([*trained, *foreign]) if DEMO.value else trained
+    chosen = trained
+    if DEMO.value:
+        chosen = [part for part in wanted if run.folder(part) not in (None, parts.part_folder(part, "packaged"))]
     for part in chosen:
         folder = demo / "parts" / part if DEMO.value else parts.part_folder(part, "packaged")
         parts.write(part, run.part_config(part), run.params(part), folder, np.float16)
