@@ -68,7 +68,7 @@ def by_importance(
     left = variances**exponent
     std = np.sqrt(variances / (left / left.mean()))
     return _described(cinema, np.zeros_like(mean), std), dict(params) | {
-        path: jnp.asarray(x, params[path].dtype) for path, x in changed.items()
+        path: jax.device_put(x.astype(params[path].dtype), params[path].sharding) for path, x in changed.items()
     }
 
 
