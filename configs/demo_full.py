@@ -1,9 +1,10 @@
-"""The toy of configs/demo.py trained for hours instead of minutes: what made the packaged demo weights.
+"""The toy of configs/demo.py trained for hours instead of minutes.
 
     python -m cinema_jax.train --config=configs/demo_full.py --workdir=runs/demo_full
 
 T5 goes on learning with the transformer in `pretrain` and is frozen afterwards. Every stage may be stopped (Ctrl-C)
-and goes on where it was: the same command again.
+and goes on where it was: the same command again. The packaged demo is a shorter run of it; its card,
+cinema_jax/assets/demo/README.md, says how.
 """
 
 from ml_collections import ConfigDict
