@@ -116,6 +116,9 @@ class FlowConfig:
     )
     spacing: Spacing = option("uniform", "Of the sampler's times before the shift; cosine is denser at both ends.")
     sample_steps: int = option(20, "Steps of a sampled video, each one network evaluation.")
+    subject_weight: float = option(
+        1.0, "How many times an error counts in training where the video shows a subject (critters: known; else 1)."
+    )
     guidance_text: float = option(3.0, "Guidance scale towards the prompt.")
     guidance_reference: float = option(2.0, "Guidance scale towards the references.")
     tiled_decoding: bool = option(

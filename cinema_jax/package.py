@@ -45,7 +45,7 @@ def main() -> None:
     if DEMO.value:
         # What its parts were read from is on this machine only.
         weights = dataclasses.replace(run.config.weights, **dict.fromkeys(chosen, ""))
-        parts.write_json(demo / "config.json", to_dict(dataclasses.replace(run.config, weights=weights)))
+        parts.write_json(demo / "config.json", to_dict(dataclasses.replace(run.config, weights=weights, init="")))
     else:
         run.tokenizer().save_pretrained(parts.part_folder("tokenizer", "packaged"))
     total = sum(file.stat().st_size for file in parts.PACKAGED.rglob("*") if file.is_file())

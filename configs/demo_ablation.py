@@ -3,8 +3,8 @@
     python -m cinema_jax.train --config=configs/demo_ablation.py:full --workdir=runs/full
     python -m cinema_jax.evaluate --checkpoint=runs/full
 
-All variants start from the same VAE, T5, multimodal LLM and pretrained transformer (`weights/demo_pretrain`), and share
-steps, batches and order of data; `--config.seed=1` is another order, noise and start.
+All variants start from the same VAE, T5, multimodal LLM and pretrained transformer (`weights/demo_pretrain`, see
+configs/demo_full.py), and share steps, batches and order of data; `--config.seed=1` is another order, noise and start.
 
     full             the method
     t5               T5 reads the prompt, instead of multimodal LLM and AlignerNet; references are entity tokens alone
@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from configs import demo_full
 
 VARIANTS = ("full", "t5", "no_entities", "random_aligner", "entity_time", "no_augment")
-_PRETRAINED = "weights/demo_pretrain"
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -27,8 +26,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/demo_ablation.py has no variant {variant!r}; accepted: {', '.join(VARIANTS)}")
     config = demo_full.get_config()
-    config.stages = ("align", "finetune")
-    config.weights.t5, config.weights.dit = f"{_PRETRAINED}/t5", f"{_PRETRAINED}/dit"
     if variant == "t5":
         config.condition.conditioner = "t5"
     elif variant == "no_entities":

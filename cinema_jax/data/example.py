@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,15 @@ class Source(Protocol):
 
     def id(self, index: int) -> str:
         """A name of example `index` that stays the same when the dataset grows."""
+        ...
+
+
+@runtime_checkable
+class LocatedSource(Source, Protocol):
+    """A source that knows where the subjects of its videos are."""
+
+    def boxes(self, index: int) -> Float32[np.ndarray, "frames subjects 4"]:
+        """About where each subject is: left, top, right, bottom in shares of the frame."""
         ...
 
 

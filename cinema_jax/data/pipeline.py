@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 from transformers import PreTrainedTokenizerBase
 
 from cinema_jax.config import Config
 from cinema_jax.data.augment import augment_reference
-from cinema_jax.data.example import Conditions, Reference, Source
+from cinema_jax.data.example import Conditions, LocatedSource, Reference, Source
 from cinema_jax.data.images import letterbox, on_white
 from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError
@@ -137,7 +137,7 @@ class Examples:
     def pretrain(self, row: int, rng: np.random.Generator) -> Arrays:
         """A caption and its video, perhaps with its references."""
         caption = "" if self._drop(rng)[0] else self.source.caption(self.indices[row])
-        arrays = {"latents": self._latents(row), "caption_tokens": self.preprocessor.text(caption)[0]}
+        arrays = self._video(row) | {"caption_tokens": self.preprocessor.text(caption)[0]}
         share = self.preprocessor.config.pretrain.references
         if not share:
             return arrays
@@ -159,7 +159,7 @@ class Examples:
         arrays = self.preprocessor.conditions(prompt, references)
         arrays |= {"caption_tokens": tokens, "caption_lengths": np.int32(length)}
         # Only the held-out evaluation of this stage looks at videos.
-        return arrays if self.latents is None else arrays | {"latents": self._latents(row)}
+        return arrays if self.latents is None else arrays | self._video(row)
 
     def finetune(self, row: int, rng: np.random.Generator) -> Arrays:
         """A prompt, references and the video."""
@@ -168,7 +168,7 @@ class Examples:
         arrays = self.preprocessor.conditions(
             "" if drop_text else conditions.prompt, () if drop_references else conditions.references
         )
-        return arrays | {"latents": self._latents(row)}
+        return arrays | self._video(row)
 
     def _describing(self) -> "DescribingSource":
         if not isinstance(self.source, DescribingSource):
@@ -195,9 +195,39 @@ class Examples:
             references.append(augment_reference(reference, rng, data.augment))
         return dataclasses.replace(conditions, references=tuple(references))
 
-    def _latents(self, row: int) -> np.ndarray:
+    def _video(self, row: int) -> Arrays:
+        """The video's latents, and how much an error counts at each place where that differs."""
         assert self.latents is not None, "this stage trains on cached latents"
-        return np.asarray(self.latents[row], np.float32)
+        latents, weight = np.asarray(self.latents[row], np.float32), self.preprocessor.config.flow.subject_weight
+        if weight == 1 or not self.augment:
+            return {"latents": latents}
+        if not isinstance(self.source, LocatedSource):
+            raise InputError(
+                f"config.flow.subject_weight is {weight:g}; only data.source=critters knows where subjects are: "
+                "leave it at 1"
+            )
+        share = covered(self.source.boxes(self.indices[row]), latents.shape[:3])
+        return {"latents": latents, "error_weights": (1 + (weight - 1) * share).astype(np.float32)}
+
+
+def covered(
+    boxes: Float32[np.ndarray, "frames subjects 4"], shape: tuple[int, int, int]
+) -> Float32[np.ndarray, "F H W"]:
+    """How much of each latent's place some box covers, in [0, 1]; in the mean of the frames that a latent stands for.
+
+    Args:
+        boxes: left, top, right, bottom in shares of the frame.
+        shape: frames, height and width of the latents; the first one stands for one frame.
+    """
+    count, height, width = shape
+    left, top, right, bottom = np.moveaxis(boxes * np.float32([width, height, width, height]), -1, 0)[..., None]
+    rows, columns = np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32)
+    tall = np.clip(np.minimum(bottom, rows + 1) - np.maximum(top, rows), 0, 1)
+    wide = np.clip(np.minimum(right, columns + 1) - np.maximum(left, columns), 0, 1)
+    inside = (tall[..., :, None] * wide[..., None, :]).max(axis=1)
+    each = (len(boxes) - 1) // max(1, count - 1)
+    groups = [inside[:1], *(inside[1 + i * each :][:each] for i in range(count - 1))]
+    return np.stack([group.mean(axis=0) for group in groups])
 
 
 @dataclasses.dataclass(frozen=True)

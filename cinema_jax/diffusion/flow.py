@@ -68,14 +68,21 @@ def velocity_target(x: Float[Array, "B *shape"], noise: Float[Array, "B *shape"]
 
 
 def flow_loss(
-    predicted: Float[Array, "B *shape"], x: Float[Array, "B *shape"], noise: Float[Array, "B *shape"]
+    predicted: Float[Array, "B *shape C"],
+    x: Float[Array, "B *shape C"],
+    noise: Float[Array, "B *shape C"],
+    weights: Float[Array, "B *shape"] | None = None,
 ) -> Float[Array, "B"]:
     """Mean squared error of the predicted velocity, per sample, in fp32.
 
     Samples are weighted alike at all times: what arXiv 2403.03206 found best is to weight by how often a time is drawn.
+    `weights` say how much each place of a sample counts; only their ratios matter.
     """
-    error = at_least_fp32(predicted) - at_least_fp32(velocity_target(x, noise))
-    return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+    error = jnp.square(at_least_fp32(predicted) - at_least_fp32(velocity_target(x, noise))).mean(axis=-1)
+    axes = tuple(range(1, error.ndim))
+    if weights is None:
+        return jnp.mean(error, axis=axes)
+    return jnp.sum(weights * error, axis=axes) / jnp.sum(weights, axis=axes)
 
 
 def evaluation_times(count: int) -> Float[Array, "n"]:

@@ -115,7 +115,8 @@ def flow_loss(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions])
         latents = batch["latents"]
         times = flow.logit_normal_times(keys, mean=config.time_mean, std=config.time_std, shift=config.shift)
         noise = flow.sample_noise(keys, latents.shape[1:])
-        errors = flow_errors(cinema, params, latents, noise, times, conditions(params, batch))
+        told, weights = conditions(params, batch), batch.get("error_weights")
+        errors = flow_errors(cinema, params, latents, noise, times, told, weights)
         return errors.mean(), by_time(errors, times)
 
     return loss
@@ -158,10 +159,11 @@ def flow_errors(
     noise: Float[Array, "B F H W C"],
     times: Float[Array, "B"],
     conditions: Conditions,
+    weights: Float[Array, "B F H W"] | None = None,
 ) -> Float[Array, "B"]:
     """Per-sample flow matching error at given times and noise."""
     velocity = cinema.velocity(params, flow.interpolate(latents, noise, times), times, conditions)
-    return flow.flow_loss(velocity, latents, noise)
+    return flow.flow_loss(velocity, latents, noise, weights)
 
 
 def align_loss(cinema: Cinema) -> Loss:

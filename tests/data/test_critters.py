@@ -251,6 +251,20 @@ def test_boxes_contain_the_subjects_and_little_else():
                 assert bottom - top < 2.2 * actor.height * 64
 
 
+def test_boxes_from_tracks_hold_most_of_the_subjects():
+    critters = Critters("train", frames=5)
+    inside, area = [], []
+    for index in range(20):
+        for t, boxes in zip(np.linspace(0, 1, 5), critters.boxes(index), strict=True):
+            share = np.clip(np.round(boxes * 64), 0, 64).astype(int)
+            for (left, top, right, bottom), mask in zip(share, critters.scene(index).masks(t, 64, 64), strict=True):
+                inside.append((mask[top:bottom, left:right].sum(), mask.sum()))
+                area.append((right - left) * (bottom - top))
+    seen, whole = np.sum(inside, axis=0)
+    assert seen > 0.9 * whole
+    assert whole > 0.3 * np.sum(area)
+
+
 def test_subjects_are_mostly_visible():
     critters = Critters("train")
     visible = np.concatenate([critters.tracks(index).visible.mean(axis=0) for index in range(20)])

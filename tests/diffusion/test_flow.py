@@ -82,6 +82,17 @@ def test_loss_is_the_mean_square_of_each_sample_in_fp32():
     assert half.dtype == jnp.float32
 
 
+def test_weights_say_which_errors_count():
+    x, noise, predicted = np.random.default_rng(0).normal(size=(3, 2, 3, 2, 2, 4)).astype(np.float32)
+    one = np.zeros((2, 3, 2, 2), np.float32)
+    one[:, 1, 0, 1] = 7.0
+    expected = ((predicted - (noise - x)) ** 2)[:, 1, 0, 1].mean(axis=-1)
+    arrays = [jnp.array(a) for a in (predicted, x, noise)]
+    np.testing.assert_allclose(flow.flow_loss(*arrays, jnp.array(one)), expected, rtol=1e-5)
+    alike = flow.flow_loss(*arrays, jnp.full((2, 3, 2, 2), 3.0))
+    np.testing.assert_allclose(alike, flow.flow_loss(*arrays), rtol=1e-5)
+
+
 def test_evaluation_times_are_midpoints():
     np.testing.assert_allclose(flow.evaluation_times(4), [0.125, 0.375, 0.625, 0.875])
     with pytest.raises(ValueError, match="is 0"):

@@ -107,6 +107,17 @@ class Scene:
         centers = (boxes[..., :2] + boxes[..., 2:]) / 2
         return Tracks(boxes, centers, visible)
 
+    def boxes(self, frames: int, aspect: Number) -> Float32[np.ndarray, "frames subjects 4"]:
+        """About where every subject of `render` is, from its track alone: left, top, right, bottom in shares of a frame
+        that is `aspect` times as wide as high."""
+        found = np.zeros((frames, len(self.actors), 4), np.float32)
+        for index, t in enumerate(_times(frames)):
+            for number, actor in enumerate(self.actors):
+                state, side = actor.track(t), 0.55 * actor.height / aspect
+                feet = state.y - state.lift
+                found[index, number] = (state.x - side, feet - 1.15 * actor.height, state.x + side, feet)
+        return found
+
     def masks(self, t: Number, height: int, width: int) -> Bool[np.ndarray, "subjects height width"]:
         """The pixels of `frame(t)` that show each subject, in the order of the actors."""
         found = {number: seen for number, _, seen in self._seen(t, height, width)}

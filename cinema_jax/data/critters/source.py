@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from cinema_jax.data.critters import grammar
 from cinema_jax.data.critters.background import PLACES, Background
@@ -113,6 +113,10 @@ class Critters:
     def tracks(self, index: int) -> Tracks:
         """Where the subjects of `video(index)` are, in the order of `scene(index).actors`."""
         return self.scene(index).tracks(self.frames, self.height, self.width)
+
+    def boxes(self, index: int) -> Float32[np.ndarray, "frames subjects 4"]:
+        """About where the subjects of `video(index)` are, in shares of the frame, without drawing anything."""
+        return self.scene(index).boxes(self.frames, self.width / self.height)
 
     def caption(self, index: int) -> str:
         """All that example `index` shows, in words."""

@@ -1,0 +1,59 @@
+"""Where errors count more: the places of subjects, in latents."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from cinema_jax.data.pipeline import Examples, covered
+from cinema_jax.errors import InputError
+from cinema_jax.training.run import Run
+
+
+def test_a_latent_is_covered_as_far_as_the_boxes_of_its_frames_reach():
+    boxes = np.zeros((9, 2, 4), np.float32)
+    boxes[0, 0] = (0.0, 0.0, 0.5, 0.25)  # two of four columns, one of four rows
+    boxes[1:5, 1] = (0.125, 0.0, 0.25, 1.0)  # the right half of the first column
+    boxes[5:7, 0] = boxes[5:7, 1] = (0.75, 0.75, 1.5, 1.5)  # the last corner, in half of the frames, twice
+    expected = np.zeros((3, 4, 4))
+    expected[0, 0, :2] = 1
+    expected[1, :, 0] = 0.5
+    expected[2, 3, 3] = 0.5
+    np.testing.assert_allclose(covered(boxes, (3, 4, 4)), expected, atol=1e-6)
+    np.testing.assert_allclose(covered(boxes[:1], (1, 4, 4)), expected[:1], atol=1e-6)
+
+
+def weighted(tmp_path, weight: float) -> Run:
+    config = tiny_config()
+    return Run(dataclasses.replace(config, flow=dataclasses.replace(config.flow, subject_weight=weight)), tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_training_weighs_subjects_and_evaluation_does_not(tmp_path, stage):
+    latents = np.zeros((2, 2, 4, 4, 4), np.float32)
+    for weight, augment in ((4.0, True), (4.0, False), (1.0, True)):
+        run = weighted(tmp_path, weight)
+        examples = Examples(run.source("train"), run.preprocessor(), range(2), latents, augment=augment)
+        arrays = examples(stage, 1, np.random.default_rng(0))
+        assert ("error_weights" in arrays) == (weight != 1 and augment)
+        if "error_weights" in arrays:
+            assert arrays["error_weights"].shape == (2, 4, 4)
+            assert 1 <= arrays["error_weights"].min() < 2 < 3 < arrays["error_weights"].max() <= 4
+
+
+def test_a_source_that_does_not_know_its_subjects_is_refused(tmp_path):
+    class Plain:
+        """The critters without their places."""
+
+        def __init__(self, source):
+            self.video, self.frame, self.id = source.video, source.frame, source.id
+            self.caption, self.conditions = source.caption, source.conditions
+
+        def __len__(self):
+            return 2
+
+    run = weighted(tmp_path, 2.0)
+    examples = Examples(Plain(run.source("train")), run.preprocessor(), range(2), np.zeros((2, 2, 4, 4, 4), np.float32))
+    with pytest.raises(InputError, match="subject_weight is 2"):
+        examples("pretrain", 0, np.random.default_rng(0))
