@@ -17,6 +17,9 @@ from cinema_jax.errors import InputError
 
 flags.adopt_module_key_flags(sampling_flags)
 SUITE = flags.DEFINE_enum("suite", "critters", ["critters", "opens2v"], "Which prompts and references.")
+SUBJECTS = flags.DEFINE_string(
+    "subjects", None, "Folder of cut-out PNGs that play in the suite critters instead of drawn ones (file stem = noun)."
+)
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
@@ -62,6 +65,7 @@ def _beside(checkpoint: Path) -> Path:
 def _critters(sampler: Any, settings: Any, output: Path) -> None:
     """Generate what is missing, judge everything, and write the report."""
     from cinema_jax import parts
+    from cinema_jax.data.critters.cutout import find_cutouts
     from cinema_jax.evaluation import benchmark, large, report, videos
     from cinema_jax.evaluation.judging import Eyes
     from cinema_jax.evaluation.suite import COUNTS, PER_COUNT, SEED, Suite
@@ -70,9 +74,11 @@ def _critters(sampler: Any, settings: Any, output: Path) -> None:
     metrics += [large.Dino(Path(DINO.value))] if DINO.value else []
     counts = tuple(count for count in COUNTS if count <= sampler.cinema.config.data.max_references)
     size = settings.frames, settings.height, settings.width
-    suite = Suite(*size, per_count=CASES.value or PER_COUNT, counts=counts)
+    cutouts = find_cutouts(SUBJECTS.value) if SUBJECTS.value else None
+    suite = Suite(*size, per_count=CASES.value or PER_COUNT, counts=counts, cutouts=cutouts)
+    subjects = [cutout.key for cutout in cutouts or ()]
     eyes, digests = Eyes(), videos.digests(sampler)
-    generated, seconds = videos.generate(sampler, settings, suite.cases, output, BATCH.value, digests)
+    generated, seconds = videos.generate(sampler, settings, suite.cases, output, BATCH.value, digests, subjects)
     begun = time.monotonic()
     real = [suite.real(case) for case in suite.cases]
     kinds = {"generated": generated, "real": real, "reconstructed": videos.reconstruct(sampler, real, BATCH.value)}
@@ -82,12 +88,14 @@ def _critters(sampler: Any, settings: Any, output: Path) -> None:
     about = {
         "suite": SUITE.value,
         "suite_seed": SEED,
+        "subjects": subjects,
+        "candidates": suite.candidates,
         "checkpoint": sampling_flags.CHECKPOINT.value,
         "digests": digests | {"judge": eyes.digest},
         "settings": dataclasses.asdict(settings),
         "seconds": {"generate": round(seconds, 1), "judge": round(time.monotonic() - begun, 1)},
     }
-    text = report.table(found)
+    text = report.table(found, suite.candidates)
     title = f"{sampling_flags.CHECKPOINT.value}: suite critters (seed {SEED}), {len(suite.cases)} prompts"
     page = report.write_page(output, text, suite.cases, results, real, title)
     file = Path(JSON.value) if JSON.value else output / "figures.json"

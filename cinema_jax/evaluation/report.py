@@ -14,7 +14,7 @@ from cinema_jax.evaluation.videos import Gallery, Video
 
 # What each measure is called for people, and whether it is a share (in per cent).
 MEASURES = {
-    "identity": ("identity: own reference first of 64", True),
+    "identity": ("identity: own reference first of {candidates}", True),
     "pairwise": ("identity: own reference before another one", True),
     "strangers": ("detected subjects of no reference", True),
     "present": ("detected subjects over asked for", True),
@@ -34,11 +34,12 @@ COLUMNS = ("generated", "generated_shuffled", "real", "real_shuffled", "reconstr
 Figures = dict[str, dict[str, dict[str, Figure | None]]]
 
 
-def table(found: Figures) -> str:
+def table(found: Figures, candidates: int) -> str:
     """All measures over all cases, and identity by group, as plain text."""
     rows = [["", *(name.replace("_", ", ") for name in COLUMNS)]]
     for name, (title, share) in ((name, MEASURES[name]) for name in MEASURES if name in found):
-        rows.append([title, *(_text(found[name][column]["all"], share) for column in COLUMNS)])
+        values = (_text(found[name][column]["all"], share) for column in COLUMNS)
+        rows.append([title.format(candidates=candidates), *values])
     for measure in ("identity", "binding"):
         for group in list(found[measure]["real"])[1:]:
             columns = [found[measure][column][group] for column in COLUMNS]

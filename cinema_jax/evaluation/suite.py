@@ -1,20 +1,24 @@
-"""The suite "critters": fixed prompts on drawn subjects of the test split, none of which any stage trains on.
+"""The suite "critters": fixed prompts on drawn subjects of the test split, none of which any stage trains on; or the
+same scenes with cut-out pictures.
 
 Case, prompt, pictures and candidates follow from the suite's own seed and from nothing else: every checkpoint is asked
 the same.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import UInt8
 
 from cinema_jax.data.critters import grammar
+from cinema_jax.data.critters.cutout import Cutout
 from cinema_jax.data.critters.identity import SPECIES, Identity, draw_identity
-from cinema_jax.data.critters.scene import Scene
+from cinema_jax.data.critters.scene import Scene, Subject
 from cinema_jax.data.critters.source import Critters, reference
 from cinema_jax.data.example import Reference
+from cinema_jax.errors import InputError
 
 SEED = 1
 PER_COUNT = 72  # cases of each number of subjects
@@ -63,6 +67,10 @@ class Suite:
         frames, height, width: of the videos; the same cases at any size.
         per_count: cases of each number of subjects.
         counts: numbers of subjects.
+        cutouts: pictures that play instead of critters; each is told from all the others, or from 63 of them.
+
+    Raises:
+        InputError: the pictures are too few to tell one from others.
     """
 
     def __init__(
@@ -73,18 +81,27 @@ class Suite:
         *,
         per_count: int = PER_COUNT,
         counts: tuple[int, ...] = COUNTS,
+        cutouts: Sequence[Cutout] | None = None,
     ):
-        self.source = Critters(_SPLIT, frames=frames, height=height, width=width, seed=SEED, max_subjects=max(COUNTS))
-        identities = [draw_identity(number, _SPLIT, SPECIES[number % len(SPECIES)]) for number in range(_GALLERY)]
-        self._identities = identities
+        if cutouts is not None and len(cutouts) < 2 * max(COUNTS):
+            raise InputError(f"there are {len(cutouts)} cut-out pictures; the suite needs at least {2 * max(COUNTS)}")
+        self.source = Critters(
+            _SPLIT, frames=frames, height=height, width=width, seed=SEED, max_subjects=max(COUNTS), cutouts=cutouts
+        )
+        drawn = [draw_identity(number, _SPLIT, SPECIES[number % len(SPECIES)]) for number in range(_GALLERY)]
+        self._gallery: Sequence[Subject] = drawn if cutouts is None else cutouts
         self.cases = self._cases(per_count, counts)
+
+    @property
+    def candidates(self) -> int:
+        """How many a subject is found among, itself included."""
+        return 1 + len(self.cases[0].others[0])
 
     @cached_property
     def gallery(self) -> list[Reference]:
         """A reference picture of each of those that are no subject of a case: the candidates."""
         return [
-            reference(identity, np.random.default_rng([SEED, 1, number]))
-            for number, identity in enumerate(self._identities)
+            reference(subject, np.random.default_rng([SEED, 1, number])) for number, subject in enumerate(self._gallery)
         ]
 
     def real(self, case: Case) -> UInt8[np.ndarray, "frames height width 3"]:
@@ -120,7 +137,7 @@ class Suite:
         )
 
     def _others(self, number: int, scene: Scene, rng: np.random.Generator) -> tuple[int, ...]:
-        """A third of the species, a third of the body's colour, the rest anybody.
+        """Of critters a third of the species, a third of the body's colour, the rest anybody; of pictures anybody.
 
         All come from the grammar and the split of the subject itself, so nothing but its looks tells it from them. Left
         out are those with the body of a subject of the video: who differs in a hat alone is hard to tell at 64 pixels,
@@ -128,9 +145,13 @@ class Suite:
         """
         subject = scene.actors[number].subject
         seen = [_body(actor.subject) for actor in scene.actors]
-        free = [row for row, other in enumerate(self._identities) if _body(other) not in seen]
-        species = [row for row in free if self._identities[row].species == subject.species]
-        color = [row for row in free if self._identities[row].color == subject.color and row not in species]
+        free = [row for row, other in enumerate(self._gallery) if _body(other) not in seen]
+        if isinstance(subject, Cutout):
+            # As many for scenes of one subject as for those of three.
+            count = min(CANDIDATES - 1, len(self._gallery) - max(COUNTS))
+            return tuple(free[i] for i in rng.permutation(len(free))[:count])
+        species = [row for row in free if self._gallery[row].attributes()["species"] == subject.species]
+        color = [row for row in free if self._gallery[row].color == subject.color and row not in species]
         chosen: list[int] = []
         for pool, upto in ((species, 21), (color, 42), (free, CANDIDATES - 1)):
             left = [row for row in pool if row not in chosen]
@@ -138,6 +159,8 @@ class Suite:
         return tuple(chosen)
 
 
-def _body(identity: Identity) -> tuple[str, str, str, str]:
-    """All that can be named but what is on the head."""
-    return identity.species, identity.color, identity.accent, identity.pattern
+def _body(subject: Subject) -> tuple[str, ...]:
+    """All that can be named of a critter but what is on the head."""
+    if isinstance(subject, Identity):
+        return subject.species, subject.color, subject.accent, subject.pattern
+    return (subject.key,)

@@ -86,9 +86,15 @@ def generate(
     folder: Path,
     batch: int,
     sampler_digests: dict[str, str],
+    subjects: Sequence[str] = (),
 ) -> tuple[list[Video], float]:
-    """The video of each case, in order, and the seconds that were spent on making those that were not kept yet."""
+    """The video of each case, in order, and the seconds that were spent on making those that were not kept yet.
+
+    `subjects` names those that play instead of critters.
+    """
     description = {"suite": "critters", "suite_seed": SEED, "digests": sampler_digests}
+    if subjects:
+        description["subjects"] = list(subjects)
     claim(folder, description | {"settings": dataclasses.asdict(settings)})
     kept, begun = Gallery(folder), time.monotonic()
     missing = [case for case in cases if not kept.file(case.id).exists()]

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from cinema_jax import distributed, parts
 from cinema_jax.config import Config, parse, to_dict
 from cinema_jax.data.buckets import Bucket
+from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
 from cinema_jax.data.critters.grammar import vocabulary
 from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.example import Source
@@ -265,9 +266,10 @@ class Run:
 
             path = os.path.join(data.path, self.bucket_name)
             return Records(path, split=split, of_bucket=bool(self.bucket_name), **size)
-        subjects = {"max_subjects": data.max_references, "subjects_dir": data.subjects or None}
+        cutouts = split_cutouts(find_cutouts(data.subjects), split) if data.subjects else None
         # Each bucket draws scenes of its own.
-        return Critters(split, seed=self.config.seed + (self.bucket or 0), **subjects, **size)
+        seed = self.config.seed + (self.bucket or 0)
+        return Critters(split, seed=seed, max_subjects=data.max_references, cutouts=cutouts, **size)
 
     def clips(self, manifest: str | Path, split: str) -> Folder:
         """The clips of a manifest, as the config wants them; of one bucket, those that belong to it."""

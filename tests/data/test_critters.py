@@ -12,6 +12,7 @@ import pytest
 
 from cinema_jax.data.critters import Critters, count_identities, draw_identity, grammar, reference, vocabulary
 from cinema_jax.data.critters.background import PLACES, Background
+from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
 from cinema_jax.data.critters.drawing import draw, through_lens
 from cinema_jax.data.critters.identity import COLORS, SPECIES, SPLITS, body_split
 from cinema_jax.data.critters.parts import Pose
@@ -337,10 +338,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_subjects_dir_plays_the_same_scenes_with_pictures(folder):
+def test_pictures_play_the_same_scenes(folder):
     nouns = set()
     for split in SPLITS:
-        critters = Critters(split, subjects_dir=folder)
+        critters = Critters(split, cutouts=split_cutouts(find_cutouts(folder), split))
         seen = set()
         for index in range(8):
             assert critters.video(index).shape == (9, 64, 64, 3)
@@ -354,7 +355,7 @@ def test_subjects_dir_plays_the_same_scenes_with_pictures(folder):
 
 
 def test_cutout_keeps_its_colors_and_stands_in_its_box(folder):
-    critters = Critters("validation", subjects_dir=folder)
+    critters = Critters("validation", cutouts=split_cutouts(find_cutouts(folder), "validation"))
     scene, tracks = critters.scene(0), critters.tracks(0)
     picture = cv2.imread(str(scene.actors[0].subject.path))[45, 60, ::-1].astype(int)
     left, top, right, bottom = np.clip(tracks.boxes[4, 0], 0, 63).astype(int)
@@ -362,23 +363,23 @@ def test_cutout_keeps_its_colors_and_stands_in_its_box(folder):
     assert np.abs(frame[(top + bottom) // 2, (left + right) // 2] - picture).max() < 60  # under the light of the place
 
 
-def test_subjects_dir_errors_name_the_file(tmp_path):
+def test_errors_of_cutouts_name_the_file(tmp_path):
     with pytest.raises(InputError, match=r"holds no \.png file"):
-        Critters(subjects_dir=tmp_path)
+        split_cutouts(find_cutouts(tmp_path), "train")
     with pytest.raises(InputError, match="is not a folder"):
-        Critters(subjects_dir=tmp_path / "nowhere")
+        find_cutouts(tmp_path / "nowhere")
     write_cutout(tmp_path / "dog.png", (1, 2, 3))
     with pytest.raises(InputError, match=r"holds 1 subject\(s\); at least 3 are needed"):
-        Critters(subjects_dir=tmp_path)
+        split_cutouts(find_cutouts(tmp_path), "train")
     cv2.imwrite(str(tmp_path / "cat.png"), np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(InputError, match=r"cat\.png has no alpha"):
-        Critters(subjects_dir=tmp_path)
+        split_cutouts(find_cutouts(tmp_path), "train")
     cv2.imwrite(str(tmp_path / "cat.png"), np.zeros((8, 8, 4), np.uint8))
     with pytest.raises(InputError, match=r"cat\.png is transparent everywhere"):
-        Critters(subjects_dir=tmp_path)
+        split_cutouts(find_cutouts(tmp_path), "train")
     (tmp_path / "cat.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"cat\.png is not a PNG picture"):
-        Critters(subjects_dir=tmp_path)
+        split_cutouts(find_cutouts(tmp_path), "train")
 
 
 def test_every_action_is_told_and_played():

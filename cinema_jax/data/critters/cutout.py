@@ -48,10 +48,10 @@ def find_cutouts(folder: str | Path) -> list[Cutout]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"subjects_dir {folder} is not a folder; expected a folder of PNG pictures with alpha")
+        raise InputError(f"{folder} is not a folder; expected a folder of PNG pictures with alpha")
     cutouts = [Cutout(path) for path in sorted(folder.glob("*.png"))]
     if not cutouts:
-        raise InputError(f"subjects_dir {folder} holds no .png file; expected one cut-out PNG with alpha per subject")
+        raise InputError(f"{folder} holds no .png file; expected one cut-out PNG with alpha per subject")
     for cutout in cutouts:
         _picture(cutout.path)
     return cutouts
@@ -66,7 +66,7 @@ def split_cutouts(cutouts: list[Cutout], split: str) -> list[Cutout]:
     held = max(1, round(0.1 * len(ranked)))
     if len(ranked) < 3:
         raise InputError(
-            f"subjects_dir {ranked[0].path.parent} holds {len(ranked)} subject(s); at least 3 are needed, "
+            f"{ranked[0].path.parent} holds {len(ranked)} subject(s); at least 3 are needed, "
             "because train, validation and test never share one"
         )
     parts = {"validation": ranked[:held], "test": ranked[held : 2 * held], "train": ranked[2 * held :]}

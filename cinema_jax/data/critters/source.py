@@ -1,14 +1,14 @@
 """The dataset: videos of critters with captions, prompts and references, all a function of the index."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from cinema_jax.data.critters import grammar
 from cinema_jax.data.critters.background import PLACES, Background
-from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
+from cinema_jax.data.critters.cutout import Cutout
 from cinema_jax.data.critters.drawing import Sprite, paste, through_lens
 from cinema_jax.data.critters.identity import SPECIES, SPLITS, Number, draw_identity
 from cinema_jax.data.critters.parts import Pose
@@ -33,10 +33,10 @@ class Critters:
         size: number of examples; None takes the split's own.
         seed: another seed is another dataset.
         max_subjects: 1, 2 or 3.
-        subjects_dir: folder of cut-out PNG pictures with alpha that play instead of drawn critters.
+        cutouts: pictures that play instead of drawn critters.
 
     Raises:
-        InputError: an argument is out of range, or `subjects_dir` cannot be used.
+        InputError: an argument is out of range.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Critters:
         size: int | None = None,
         seed: int = 0,
         max_subjects: int = 3,
-        subjects_dir: str | Path | None = None,
+        cutouts: Sequence[Cutout] | None = None,
     ):
         if split not in SPLITS:
             raise InputError(f"split is {split!r}; accepted: {', '.join(SPLITS)}")
@@ -62,7 +62,7 @@ class Critters:
         self.split, self.seed, self.max_subjects = split, seed, max_subjects
         self.frames, self.height, self.width, self.fps = frames, height, width, fps
         self.size = SIZES[split] if size is None else size
-        self.cutouts = None if subjects_dir is None else split_cutouts(find_cutouts(subjects_dir), split)
+        self.cutouts = cutouts
 
     def __len__(self) -> int:
         return self.size
