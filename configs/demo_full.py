@@ -22,7 +22,7 @@ _PRETRAINED = "weights/demo_pretrain"
 def get_config(variant: str = "") -> ConfigDict:
     """Align and finetune, or a piece of pretraining."""
     config = demo.get_config()
-    config.data.train_videos = 16384
+    config.data.train_videos = 16384 if variant == "pictures" else 6144
     dit = config.dit_model
     # One token for each latent: 8 x 8 pixels. With 16 x 16 a critter would be one or two tokens wide.
     dit.num_layers, dit.num_attention_heads, dit.patch_size = 8, 3, 1
@@ -36,13 +36,13 @@ def get_config(variant: str = "") -> ConfigDict:
         _stage(config, "pretrain", steps=2200, rate=1e-2, warmup=50, final=0.3)
     elif variant == "videos":
         config.stages = ("pretrain",)
-        _stage(config, "pretrain", steps=1000, rate=8e-3, warmup=50, final=0.1)
+        _stage(config, "pretrain", steps=700, rate=8e-3, warmup=50, final=0.1)
     elif variant:
         raise ValueError(f"configs/demo_full.py has no variant {variant!r}; accepted: pictures, videos")
     else:
         config.stages, config.init = ("align", "finetune"), _PRETRAINED
-        _stage(config, "align", steps=250, rate=1e-2, warmup=20, final=0.05)
-        _stage(config, "finetune", steps=600, rate=5e-3, warmup=20, final=0.05)
+        _stage(config, "align", steps=200, rate=1e-2, warmup=20, final=0.05)
+        _stage(config, "finetune", steps=350, rate=5e-3, warmup=20, final=0.05)
     return config
 
 
