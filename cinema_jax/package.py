@@ -1,14 +1,17 @@
 """Package a run's networks with the project, in half precision:
 
-    python -m cinema_jax.package --workdir=runs/scratch         the small networks that runs start from
-    python -m cinema_jax.package --workdir=runs/demo_full --demo   what commands sample from if no checkpoint is named
+    python -m cinema_jax.package --workdir=runs/scratch            the small networks that runs start from
+    python -m cinema_jax.package --workdir=runs/full/demo --demo   what commands sample from if no checkpoint is named
+    python -m cinema_jax.package --workdir=runs/full/videos --output=weights/demo_pretrain   for `config.init`
 
-The first writes VAE, T5, MLLM and tokenizer, whichever the run has trained, to `cinema_jax/assets`; the second all that
-the run has trained or read from elsewhere than the package, and its config, to `cinema_jax/assets/demo`.
+The first writes VAE, T5, MLLM and tokenizer, whichever the run has trained, to `cinema_jax/assets`; the others all that
+the run has trained or read from elsewhere than the package, and its config, to `cinema_jax/assets/demo` or a folder.
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -17,6 +20,7 @@ from cinema_jax import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A finished run of configs/demo.py:scratch or configs/demo_full.py.")
 DEMO = flags.DEFINE_bool("demo", False, "Package the whole run as the demo.")
+OUTPUT = flags.DEFINE_string("output", None, "Write the whole run to this folder, not into the package.")
 # All packaged files together, the judge of `evaluate` among them.
 LIMIT = 40_000_000
 
@@ -24,34 +28,49 @@ LIMIT = 40_000_000
 def main() -> None:
     """Copy the trained parts."""
     from cinema_jax import parts
-    from cinema_jax.config import to_dict
     from cinema_jax.errors import InputError
     from cinema_jax.training.run import Run
 
     run = Run.load(Path(WORKDIR.value))
-    wanted = parts.KINDS if DEMO.value else ("vae", "t5", "mllm")
-    trained = [part for part in wanted if (run.workdir / "parts" / part).is_dir()]
-    needed = {"aligner", "dit"} if DEMO.value else set()
-    if not trained or not needed <= set(trained):
-        raise InputError(f"{run.workdir} holds no trained {' and no '.join(sorted(needed) or wanted)} in its parts/")
-    demo = parts.checkpoint_folder("packaged")
-    chosen = trained
-    if DEMO.value:
-        chosen = [part for part in wanted if run.folder(part) not in (None, parts.part_folder(part, "packaged"))]
-    for part in chosen:
-        folder = demo / "parts" / part if DEMO.value else parts.part_folder(part, "packaged")
-        parts.write(part, run.part_config(part), run.params(part), folder, np.float16)
-        print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.2f} MB")
-    if DEMO.value:
-        # What its parts were read from is on this machine only.
-        weights = dataclasses.replace(run.config.weights, **dict.fromkeys(chosen, ""))
-        parts.write_json(demo / "config.json", to_dict(dataclasses.replace(run.config, weights=weights, init="")))
+    if DEMO.value or OUTPUT.value:
+        _write_whole(run, Path(OUTPUT.value) if OUTPUT.value else parts.checkpoint_folder("packaged"))
     else:
+        trained = [part for part in ("vae", "t5", "mllm") if (run.workdir / "parts" / part).is_dir()]
+        if not trained:
+            raise InputError(f"{run.workdir} holds no trained vae, t5 or mllm in its parts/")
+        for part in trained:
+            _write(run, part, parts.part_folder(part, "packaged"))
         run.tokenizer().save_pretrained(parts.part_folder("tokenizer", "packaged"))
     total = sum(file.stat().st_size for file in parts.PACKAGED.rglob("*") if file.is_file())
     print(f"{parts.PACKAGED}: {total / 1e6:.2f} MB in all")
     if total > LIMIT:
         raise InputError(f"{parts.PACKAGED} has {total} bytes; at most {LIMIT} are packaged")
+
+
+def _write_whole(run: Any, output: Path) -> None:
+    """All that is not packaged already, and the config without what lies on this machine only."""
+    from cinema_jax import parts
+    from cinema_jax.config import to_dict
+    from cinema_jax.errors import InputError
+
+    needed = {"aligner", "dit"} if DEMO.value else {"dit"}
+    if missing := sorted(part for part in needed if not (run.workdir / "parts" / part).is_dir()):
+        raise InputError(f"{run.workdir} holds no trained {' and no '.join(missing)} in its parts/")
+    chosen = [part for part in parts.KINDS if run.folder(part) not in (None, parts.part_folder(part, "packaged"))]
+    for part in chosen:
+        _write(run, part, output / "parts" / part)
+    for part in set(parts.KINDS) - set(chosen):
+        # Of an earlier run that was packaged here: it would be taken for this one's.
+        shutil.rmtree(output / "parts" / part, ignore_errors=True)
+    weights = dataclasses.replace(run.config.weights, **dict.fromkeys(chosen, ""))
+    parts.write_json(output / "config.json", to_dict(dataclasses.replace(run.config, weights=weights, init="")))
+
+
+def _write(run: Any, part: str, folder: Path) -> None:
+    from cinema_jax import parts
+
+    parts.write(part, run.part_config(part), run.params(part), folder, np.float16)
+    print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
