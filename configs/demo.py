@@ -23,6 +23,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.stages = ("vae", "mllm", "pretrain")
         _from_scratch(config)
         config.pretrain.steps = 1000
+        # What shows in the picture is what the flow sees first: see training/latent_scale.py.
+        config.vae.importance = 1.0
     elif variant == "smoke":
         config.stages = ("vae", "mllm", "pretrain", "align", "finetune")
         _from_scratch(config)

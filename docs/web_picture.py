@@ -30,9 +30,10 @@ def main() -> None:
         while "Running on" not in (line := server.stdout.readline()):
             assert line, "the server ended"
         browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.goto(f"http://127.0.0.1:{port}/")
         _make_a_video(page)
+        page.evaluate("window.scrollTo(0, 0)")
         page.screenshot(path=Path(__file__).with_name("web.png"))
         browser.close()
         server.terminate()
