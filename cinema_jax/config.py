@@ -173,6 +173,11 @@ class PretrainStageConfig(StageConfig):
         0.0,
         "How often an example shows its references beside the caption; 0: text to video alone, without room for any.",
     )
+    prompts: float = option(
+        0.0,
+        "How often such an example is told by its prompt in place of the caption: what the prompt leaves out is to be "
+        "seen in the references alone.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,15 +135,17 @@ class Examples:
         return self.preprocessor.answering(prompt, images, answer, alone=True)
 
     def pretrain(self, row: int, rng: np.random.Generator) -> Arrays:
-        """A caption and its video, perhaps with its references."""
-        caption = "" if self._drop(rng)[0] else self.source.caption(self.indices[row])
-        arrays = self._video(row) | {"caption_tokens": self.preprocessor.text(caption)[0]}
-        share = self.preprocessor.config.pretrain.references
-        if not share:
-            return arrays
-        shown = rng.random() < share or not self.augment
-        references = self._augmented(self.source.conditions(self.indices[row], rng), rng).references if shown else ()
-        return arrays | self.preprocessor.entities(references)
+        """A caption, or a prompt with its references, and the video."""
+        config = self.preprocessor.config.pretrain
+        drop_text, _ = self._drop(rng)
+        text, references = self.source.caption(self.indices[row]), ()
+        if config.references and (rng.random() < config.references or not self.augment):
+            conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
+            references = conditions.references
+            if self.augment and rng.random() < config.prompts:
+                text = conditions.prompt
+        arrays = self._video(row) | {"caption_tokens": self.preprocessor.text("" if drop_text else text)[0]}
+        return arrays | self.preprocessor.entities(references) if config.references else arrays
 
     def align(self, row: int, rng: np.random.Generator) -> Arrays:
         """A prompt, with references or without, and the caption that it stands for."""
