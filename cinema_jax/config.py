@@ -117,7 +117,9 @@ class FlowConfig:
     spacing: Spacing = option("uniform", "Of the sampler's times before the shift; cosine is denser at both ends.")
     sample_steps: int = option(20, "Steps of a sampled video, each one network evaluation.")
     subject_weight: float = option(
-        1.0, "How many times an error counts in training where the video shows a subject (critters: known; else 1)."
+        1.0,
+        "How many times an error counts in training where the video shows a subject, at least 1. Above 1 with "
+        "data.source=critters alone: other sources do not say where subjects are, and are refused.",
     )
     guidance_text: float = option(3.0, "Guidance scale towards the prompt.")
     guidance_reference: float = option(2.0, "Guidance scale towards the references.")
@@ -352,6 +354,16 @@ def _validate(config: Config) -> None:
     for name in ("text_dropout", "reference_dropout"):
         if not 0 <= getattr(config.condition, name) < 1:
             raise InputError(f"config.condition.{name} is {getattr(config.condition, name)}; it must lie in [0, 1)")
+    for name in ("references", "prompts"):
+        if not 0 <= getattr(config.pretrain, name) <= 1:
+            raise InputError(f"config.pretrain.{name} is {getattr(config.pretrain, name)}; it must lie in [0, 1]")
+    if config.pretrain.prompts and not config.pretrain.references:
+        raise InputError(
+            f"config.pretrain.prompts is {config.pretrain.prompts}, which needs references to be shown: "
+            "config.pretrain.references is 0"
+        )
+    if not 1 <= config.flow.subject_weight < float("inf"):
+        raise InputError(f"config.flow.subject_weight is {config.flow.subject_weight}; it must be at least 1")
     for stage in config.stages:
         for name in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep"):
             if getattr(getattr(config, stage), name) < 1:

@@ -40,6 +40,10 @@ def main() -> None:
     """Merge scores, or load the checkpoint and run the suite."""
     if SCORES.value:
         return _merge()
+    if SUBJECTS.value and SUITE.value != "critters":
+        raise InputError(
+            f"--subjects={SUBJECTS.value} plays in the suite critters alone; --suite=opens2v brings its own references"
+        )
     asked = sampling_flags.asked()
     from cinema_jax import parts
     from cinema_jax.sampling import sampler_of

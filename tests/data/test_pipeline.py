@@ -1,4 +1,4 @@
-"""Where errors count more: the places of subjects, in latents."""
+"""Examples: what `pretrain` is told, and where errors count more, the places of subjects in latents."""
 
 import dataclasses
 
@@ -57,3 +57,18 @@ def test_a_source_that_does_not_know_its_subjects_is_refused(tmp_path):
     examples = Examples(Plain(run.source("train")), run.preprocessor(), range(2), np.zeros((2, 2, 4, 4, 4), np.float32))
     with pytest.raises(InputError, match="subject_weight is 2"):
         examples("pretrain", 0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("prompts", "augment"), [(0.0, True), (1.0, True), (1.0, False)])
+def test_pretraining_tells_prompts_where_it_should_and_captions_else(tmp_path, prompts, augment):
+    config = tiny_config()
+    pretrain = dataclasses.replace(config.pretrain, references=1.0, prompts=prompts)
+    condition = dataclasses.replace(config.condition, text_dropout=0.0)
+    run = Run(dataclasses.replace(config, pretrain=pretrain, condition=condition), tmp_path)
+    source, preprocessor = run.source("train"), run.preprocessor()
+    examples = Examples(source, preprocessor, range(8), np.zeros((8, 2, 4, 4, 4), np.float32), augment=augment)
+    for row in range(8):
+        arrays = examples("pretrain", row, np.random.default_rng(row))
+        caption = preprocessor.text(source.caption(row))[0]
+        assert np.array_equal(arrays["caption_tokens"], caption) == (not (prompts and augment))
+        assert arrays["entity_lengths"] == len(source.scene(row).actors)

@@ -99,6 +99,8 @@ def test_a_list_of_opens2v_becomes_videos(workdir, tmp_path):
 def test_opens2v_wants_its_list(workdir):
     with pytest.raises(InputError, match="needs --samples"):
         evaluated(workdir, suite="opens2v")
+    with pytest.raises(InputError, match="--subjects=photographs plays in the suite critters alone"):
+        evaluated(workdir, suite="opens2v", subjects="photographs")
 
 
 def test_claims_of_the_same_are_welcome(tmp_path):
