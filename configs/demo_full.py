@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # One token for each latent: 8 x 8 pixels. With 16 x 16 a critter would be one or two tokens wide.
     dit.num_layers, dit.num_attention_heads, dit.patch_size = 8, 3, 1
     config.flow.shift, config.flow.subject_weight = 2.0, 4.0
+    config.flow.guidance_reference = 4.0
     config.condition.text_dropout = 0.2
     config.pretrain.trainable = ("t5/.*", "dit/.*")
     config.pretrain.references = 0.9
@@ -58,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     else:
         config.stages, config.init, config.data.train_videos = ("align", "finetune"), _PRETRAINED, 6144
         _stage(config, "align", steps=200, rate=1e-2, warmup=20, final=0.05)
-        _stage(config, "finetune", steps=400, rate=5e-3, warmup=20, final=0.05)
+        _stage(config, "finetune", steps=200, rate=1.5e-3, warmup=20, final=0.05)
     return config
 
 
