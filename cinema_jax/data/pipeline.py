@@ -138,12 +138,12 @@ class Examples:
         """A caption, or a prompt with its references, and the video."""
         config = self.preprocessor.config.pretrain
         drop_text, _ = self._drop(rng)
-        text, references = self.source.caption(self.indices[row]), ()
         if config.references and (rng.random() < config.references or not self.augment):
             conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
-            references = conditions.references
-            if self.augment and rng.random() < config.prompts:
-                text = conditions.prompt
+            prompted = self.augment and rng.random() < config.prompts
+            text, references = conditions.prompt if prompted else conditions.caption, conditions.references
+        else:
+            text, references = self.source.caption(self.indices[row]), ()
         arrays = self._video(row) | {"caption_tokens": self.preprocessor.text("" if drop_text else text)[0]}
         return arrays | self.preprocessor.entities(references) if config.references else arrays
 

@@ -99,6 +99,9 @@ def test_a_list_of_opens2v_becomes_videos(workdir, tmp_path):
 def test_opens2v_wants_its_list(workdir):
     with pytest.raises(InputError, match="needs --samples"):
         evaluated(workdir, suite="opens2v")
+
+
+def test_subjects_play_in_the_critters_alone(workdir):
     with pytest.raises(InputError, match="--subjects=photographs plays in the suite critters alone"):
         evaluated(workdir, suite="opens2v", subjects="photographs")
 
