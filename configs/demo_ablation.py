@@ -4,7 +4,7 @@
     python -m cinema_jax.evaluate --checkpoint=runs/full
 
 All variants start from the same VAE, T5, multimodal LLM and pretrained transformer (`weights/demo_pretrain`, see
-configs/demo_full.py), and share steps, batches and order of data; `--config.seed=1` is another order, noise and start.
+configs/demo.py), and share steps, batches and order of data; `--config.seed=1` is another order, noise and start.
 
     full             the method
     t5               T5 reads the prompt, instead of multimodal LLM and AlignerNet; references are entity tokens alone
@@ -16,7 +16,7 @@ configs/demo_full.py), and share steps, batches and order of data; `--config.see
 
 from ml_collections import ConfigDict
 
-from configs import demo_full
+from configs import demo
 
 VARIANTS = ("full", "t5", "no_entities", "random_aligner", "entity_time", "no_augment")
 
@@ -25,7 +25,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     """One variant."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/demo_ablation.py has no variant {variant!r}; accepted: {', '.join(VARIANTS)}")
-    config = demo_full.get_config()
+    config = demo.get_config()
     if variant == "t5":
         config.condition.conditioner = "t5"
     elif variant == "no_entities":

@@ -16,6 +16,14 @@ def test_demo_variants_parse(variant):
     assert isinstance(parse(demo.get_config(variant)), Config)
 
 
+def test_the_variant_for_own_videos_asks_for_their_folder():
+    values = demo.get_config("folder")
+    with pytest.raises(InputError, match=r"config\.data\.path is empty"):
+        parse(values)
+    values.data.path = "videos"
+    assert parse(values).stages == ("pretrain", "align", "finetune")
+
+
 def test_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="'quick'"):
         demo.get_config("quick")
