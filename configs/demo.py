@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _sizes(config: ConfigDict) -> None:
-    config.data.train_videos = 6144
+    config.data.train_videos = 3072
     config.data.augment.max_side = 80
     # As large as subjects are in the videos.
     config.data.reference_height = config.data.reference_width = 32
