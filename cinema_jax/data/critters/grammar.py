@@ -68,21 +68,14 @@ def named(description: str) -> str:
     return f"{article(description)} {description}"
 
 
-def caption(story: Story, order: Sequence[int] | None = None) -> str:
-    """All that can be seen, in plain words: the place, the subjects, and what they do.
-
-    Args:
-        order: the numbers of the roles in the order of the subjects' pictures, in which they are then described: "the
-            first" is who the first picture shows, whatever it does. None: the order of the roles.
+def caption(story: Story) -> str:
+    """All that can be seen, in plain words: the place, the subjects in the order of their roles, and what they do.
 
     For instance "on the beach a striped blue and yellow bird with a red hat and a plain green and green snail with a
     bare head: the first chases the second to the left".
     """
-    order = range(len(story.descriptions)) if order is None else order
-    subjects = " and ".join(named(story.descriptions[role]) for role in order)
-    names = ["it"]
-    if len(order) > 1:
-        names = [f"the {('first', 'second', 'third')[list(order).index(role)]}" for role in sorted(order)]
+    subjects = " and ".join(named(description) for description in story.descriptions)
+    names = ["it"] if len(story.descriptions) == 1 else ["the first", "the second", "the third"]
     return f"{PLACES[story.place].words} {subjects}: {story.tell(names)}"
 
 

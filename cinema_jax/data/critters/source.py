@@ -123,11 +123,12 @@ class Critters:
         return grammar.caption(self.scene(index).story())
 
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
-        """A prompt and references that vary with `rng`, and the caption, which speaks of them in their order."""
+        """Caption (always the same), and a prompt and references that vary with `rng`."""
         scene = self.scene(index)
-        prompt, order = _asked(scene, rng)
-        references = tuple(reference(scene.actors[number].subject, rng) for number in order)
-        return Conditions(grammar.caption(scene.story(), order), prompt, references)
+        prompt, subjects = _asked(scene, rng)
+        return Conditions(
+            grammar.caption(scene.story()), prompt, tuple(reference(subject, rng) for subject in subjects)
+        )
 
     def portrait_task(
         self, index: int, rng: np.random.Generator
@@ -147,8 +148,7 @@ class Critters:
         perhaps vague, and the answer the full caption.
         """
         scene = self.scene(index)
-        prompt, order = _asked(scene, rng)
-        subjects = [scene.actors[number].subject for number in order]
+        prompt, subjects = _asked(scene, rng)
         pictures = [reference(subject, rng) for subject in subjects]
         images = tuple(_shown(picture, rng) for picture in pictures)
         if rng.random() < 0.5:
@@ -157,14 +157,12 @@ class Critters:
         return images, prompt, grammar.caption(scene.story())
 
 
-def _asked(scene: Scene, rng: np.random.Generator) -> tuple[str, list[int]]:
-    """A prompt, and the numbers of the actors in the order of their pictures: any order, unless only the order tells
-    who is who."""
+def _asked(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Subject]]:
+    """A prompt, and the subjects in the order of their pictures: any order, unless only the order tells who is who."""
     story = scene.story()
-    prompt, numbers = grammar.prompt(story, rng), range(len(scene.actors))
-    return prompt, [
-        int(number) for number in (rng.permutation(len(numbers)) if grammar.tells_who(prompt, story) else numbers)
-    ]
+    prompt = grammar.prompt(story, rng)
+    order = rng.permutation(len(scene.actors)) if grammar.tells_who(prompt, story) else range(len(scene.actors))
+    return prompt, [scene.actors[number].subject for number in order]
 
 
 def reference(subject: Subject, rng: np.random.Generator, size: int | None = None) -> Reference:
