@@ -138,7 +138,9 @@ class StageConfig:
     )
     steps: int = option(1000, "Optimizer steps.")
     batch_size: int = option(32, "Examples a step, over all devices.")
-    microbatches: int = option(1, "Parts of a batch that are run one after the other: less memory, and on a CPU what fits its caches.")
+    microbatches: int = option(
+        1, "Parts of a batch that are run one after the other: to save memory, or to stay in the caches of a CPU."
+    )
     optimizer: OptimizerConfig = section(OptimizerConfig, "AdamW and its schedule.")
     ema_decay: float = option(0.999, "Decay of the averaged weights, which evaluation, later stages and sampling use.")
     log_every: int = option(10, "Steps between metric records.")

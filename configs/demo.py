@@ -110,7 +110,7 @@ def stage(
 
 def _from_scratch(config: ConfigDict) -> None:
     # A random T5 is no teacher: it learns with the transformer, and is frozen afterwards.
-    config.pretrain.trainable = ("t5/.*", "dit/.*")
+    _with_t5(config)
     for part in config.weights:
         config.weights[part] = ""
     config.init = ""
@@ -124,7 +124,7 @@ def _from_scratch(config: ConfigDict) -> None:
 def _own_videos(config: ConfigDict) -> None:
     config.stages = ("pretrain", "align", "finetune")
     # Captions of critters are all that T5 knows.
-    config.pretrain.trainable = ("t5/.*", "dit/.*")
+    _with_t5(config)
     config.pretrain.references = 0.9
     config.data.source, config.data.train_videos = "folder", 0
     # Of pictures larger than the critters'.
@@ -133,6 +133,13 @@ def _own_videos(config: ConfigDict) -> None:
     config.condition.text_tokens, config.condition.mllm_tokens = 160, 288
     # Nobody says where the subjects of a video are.
     config.flow.subject_weight = 1.0
+
+
+def _with_t5(config: ConfigDict) -> None:
+    config.pretrain.trainable = ("t5/.*", "dit/.*")
+    # Nothing scales the logits of T5's attention. At the transformer's rate they soon grow so large that it ignores the
+    # order of words.
+    config.pretrain.optimizer.rates = (("t5/(?!relative).*", 0.1),)
 
 
 def _smoke(config: ConfigDict) -> None:

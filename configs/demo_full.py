@@ -30,7 +30,9 @@ _PIECES = {
     "videos": (700, 8e-3, 0.1, 6144, 0.0, 1.3, 0),
     "prompted_pictures": (2400, 1e-2, 0.3, 24576, 0.7, 1.3, 2),
     "prompted_videos": (2600, 8e-3, 0.1, 12288, 0.7, 2.0, 2),
-    "more_videos": (4000, 8e-3, 0.03, 12288, 0.7, 2.0, 3),
+    "more_videos": (1129, 8e-3, 0.83, 12288, 0.7, 2.0, 3),
+    "captioned_videos": (1073, 8e-3, 0.73, 12288, 0.4, 2.0, 4),
+    "new_t5": (2200, 8e-3, 0.03, 12288, 0.4, 2.0, 4),
 }
 
 
@@ -45,11 +47,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.flow.shift = shift
     config.stages, config.init = ("pretrain",), ""
     demo.stage(config, "pretrain", steps=steps, rate=rate, warmup=50, final=final, average=0.998)
-    config.pretrain.log_every, config.pretrain.eval_every, config.pretrain.checkpoint_every = 25, 400, 200
+    config.pretrain.log_every, config.pretrain.eval_every, config.pretrain.checkpoint_every = 25, 500, 200
     config.pretrain.trainable = ("t5/.*", "dit/.*")
     config.pretrain.references = 0.9
     if variant.endswith("pictures"):
         config.data.frames = 1
     if variant == "pictures":
         config.weights.t5 = "packaged"
+    elif variant == "new_t5":
+        # At the transformer's rate T5's attention, whose logits nothing scales, hardens until it ignores the order of
+        # words.
+        config.pretrain.optimizer.rates = (("t5/(?!relative).*", 0.1),)
+        config.pretrain.references = 0.8
     return config

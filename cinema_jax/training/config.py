@@ -29,6 +29,8 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     # Gradients are scaled down to this global norm.
     clip_norm: float = 1.0
+    # Regular expressions of parameters, and what their learning rate is multiplied by: (("t5/.*", 0.1),).
+    rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
         bounds = {
@@ -42,6 +44,7 @@ class OptimizerConfig:
             "epsilon": (self.epsilon > 0, "above 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "clip_norm": (self.clip_norm > 0, "above 0 (inf clips nothing)"),
+            "rates": (all(factor > 0 for _, factor in self.rates), "factors above 0"),
         }
         for field, (good, accepted) in bounds.items():
             if not good:

@@ -86,6 +86,7 @@ class Trainer:
         configs, params, self.origins = run.load_parts(needed, stage.name)
         self.cinema = Cinema(run.config, configs)
         trained, _ = state.trainable(params, self.config.trainable)
+        state.trainable(trained, [pattern for pattern, _ in self.config.optimizer.rates], "optimizer.rates")
         for name, origin in self.origins.items():
             if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
                 raise InputError(

@@ -1,6 +1,8 @@
 """AdamW with warm-up, decay and clipping, as the peers train; or Muon for the matrices, which learns in fewer steps."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +53,12 @@ def _is_kernel(path: Any) -> bool:
     return path_name(path).endswith("kernel")
 
 
+def _named(pattern: str, params: Any) -> Any:
+    """Which parameters' names match."""
+    expression = re.compile(pattern)
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(expression.fullmatch(path_name(path))), params)
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
     """The optimizer of a stage of `steps` updates."""
     moves = _muon(config) if config.name == "muon" else optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
@@ -58,6 +66,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
         optax.clip_by_global_norm(config.clip_norm),
         moves,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        *(optax.masked(optax.scale(factor), functools.partial(_named, pattern)) for pattern, factor in config.rates),
     )
     return Optimizer(transform, learning_rate(config, steps))
 

@@ -89,8 +89,11 @@ def sample_keys(key: UInt32[Array, "2"], index: Int[Array, "B"]) -> Any:
     return example_keys(jax.random.wrap_key_data(key, impl="threefry2x32"), index)
 
 
-def trainable(paths: Iterable[str], patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+def trainable(paths: Iterable[str], patterns: Sequence[str], field: str = "trainable") -> tuple[list[str], list[str]]:
     """Split parameter paths into those that a pattern matches as a whole (`dit/.*`), and the rest, in order.
+
+    Args:
+        field: where the patterns stand in the config, for messages.
 
     Raises:
         InputError: a pattern that matches nothing or is no regular expression, by name.
@@ -101,9 +104,9 @@ def trainable(paths: Iterable[str], patterns: Sequence[str]) -> tuple[list[str],
         try:
             hits = [path for path in paths if re.fullmatch(pattern, path)]
         except re.error as error:
-            raise InputError(f"trainable pattern {pattern!r} is no regular expression: {error}") from None
+            raise InputError(f"{field} pattern {pattern!r} is no regular expression: {error}") from None
         if not hits:
             parts = ", ".join(sorted({path.split("/")[0] for path in paths}))
-            raise InputError(f"trainable pattern {pattern!r} matches no parameter; the model's parts are {parts}")
+            raise InputError(f"{field} pattern {pattern!r} matches no parameter; the model's parts are {parts}")
         matched.update(hits)
     return [path for path in paths if path in matched], [path for path in paths if path not in matched]

@@ -52,3 +52,18 @@ def test_muon_moves_everything_else_like_adam():
 def test_unknown_optimizer_is_refused_by_name():
     with pytest.raises(InputError, match=r"optimizer\.name = 'sgd' must be 'adamw' or 'muon'"):
         OptimizerConfig(name="sgd")
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_rates_slow_down_the_parameters_that_they_name_and_no_others(name):
+    alike, slower = (
+        first_directions(name=name),
+        first_directions(name=name, rates=(("dit/.*kernel", 0.1), ("vae/.*", 2.0))),
+    )
+    for path, factor in zip(PARAMS, (0.1, 1.0, 2.0), strict=True):
+        np.testing.assert_allclose(slower[path], factor * alike[path], rtol=1e-6)
+
+
+def test_a_rate_of_0_is_refused():
+    with pytest.raises(InputError, match=r"optimizer\.rates = .* must be factors above 0"):
+        OptimizerConfig(rates=(("t5/.*", 0.0),))
