@@ -24,7 +24,7 @@ from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.training.config import OptimizerConfig
 
-STAGES = ("vae", "mllm", "pretrain", "align", "finetune")
+STAGES = ("vae", "mllm", "t5", "pretrain", "align", "finetune")
 
 
 def option(default: Any, doc: str) -> Any:
@@ -170,6 +170,15 @@ class VAEStageConfig(ImageFirstStageConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class T5StageConfig(StageConfig):
+    """The stage that trains T5 alone, on the words of the data."""
+
+    corruption: float = option(
+        0.3, "The share of words that are replaced by random ones, for T5 to find the true ones."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class PretrainStageConfig(StageConfig):
     """The stage that trains the video transformer on captions."""
 
@@ -235,6 +244,7 @@ class Config:
     mllm: ImageFirstStageConfig = section(
         lambda: ImageFirstStageConfig(trainable=("mllm/.*",)), "Stage: the MLLM learns to describe."
     )
+    t5: T5StageConfig = section(lambda: T5StageConfig(trainable=("t5/.*",)), "Stage: T5 learns the language.")
     pretrain: PretrainStageConfig = section(
         lambda: PretrainStageConfig(trainable=("dit/.*",)), "Stage: captions to video."
     )
@@ -356,6 +366,8 @@ def _validate(config: Config) -> None:
     for name in ("text_dropout", "reference_dropout"):
         if not 0 <= getattr(config.condition, name) < 1:
             raise InputError(f"config.condition.{name} is {getattr(config.condition, name)}; it must lie in [0, 1)")
+    if not 0 < config.t5.corruption < 1:
+        raise InputError(f"config.t5.corruption is {config.t5.corruption}; it must lie between 0 and 1")
     for name in ("references", "prompts"):
         if not 0 <= getattr(config.pretrain, name) <= 1:
             raise InputError(f"config.pretrain.{name} is {getattr(config.pretrain, name)}; it must lie in [0, 1]")

@@ -24,12 +24,12 @@ def get_config(variant: str = "") -> ConfigDict:
     _sizes(config)
     _stages(config)
     if variant == "scratch":
-        config.stages = ("vae", "mllm", "pretrain")
+        config.stages = ("vae", "mllm", "t5", "pretrain")
         _from_scratch(config)
         # What shows in the picture is what the flow sees first: see training/latent_scale.py.
         config.vae.importance = 1.0
     elif variant == "smoke":
-        config.stages = ("vae", "mllm", "pretrain", "align", "finetune")
+        config.stages = ("vae", "mllm", "t5", "pretrain", "align", "finetune")
         _from_scratch(config)
         _smoke(config)
     elif variant == "folder":
@@ -82,6 +82,7 @@ def _stages(config: ConfigDict) -> None:
     config.mllm.image_steps, config.mllm.image_batch_size, config.mllm.batch_size = 3000, 32, 16
     stage(config, "vae", steps=4000, rate=4e-3, warmup=100)
     stage(config, "mllm", steps=6500, rate=3e-3, warmup=100)
+    stage(config, "t5", steps=1500, rate=2e-3, warmup=50)
     stage(config, "pretrain", steps=600, rate=3e-3)
     stage(config, "align", steps=200, rate=1e-2)
     stage(config, "finetune", steps=200, rate=1.5e-3, average=0.998)
@@ -109,7 +110,7 @@ def stage(
 
 
 def _from_scratch(config: ConfigDict) -> None:
-    # A random T5 is no teacher: it learns with the transformer, and is frozen afterwards.
+    # Denoising alone is no great teacher: T5 goes on learning with the transformer, and is frozen afterwards.
     _with_t5(config)
     for part in config.weights:
         config.weights[part] = ""

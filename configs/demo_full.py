@@ -32,7 +32,7 @@ _PIECES = {
     "prompted_videos": (2600, 8e-3, 0.1, 12288, 0.7, 2.0, 2),
     "more_videos": (1129, 8e-3, 0.83, 12288, 0.7, 2.0, 3),
     "captioned_videos": (1073, 8e-3, 0.73, 12288, 0.4, 2.0, 4),
-    "new_t5": (2200, 8e-3, 0.03, 12288, 0.4, 2.0, 4),
+    "new_t5": (1800, 8e-3, 0.03, 12288, 0.4, 2.0, 4),
 }
 
 
@@ -55,6 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "pictures":
         config.weights.t5 = "packaged"
     elif variant == "new_t5":
+        config.stages = ("t5", "pretrain")
         # At the transformer's rate T5's attention, whose logits nothing scales, hardens until it ignores the order of
         # words.
         config.pretrain.optimizer.rates = (("t5/(?!relative).*", 0.1),)

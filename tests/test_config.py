@@ -35,7 +35,7 @@ def test_defaults_survive_the_way_through_a_config_dict():
 
 def test_smoke_runs_every_stage_from_random_weights():
     config = parse(demo.get_config("smoke"))
-    assert config.stages == ("vae", "mllm", "pretrain", "align", "finetune")
+    assert config.stages == ("vae", "mllm", "t5", "pretrain", "align", "finetune")
     assert not any(dataclasses.asdict(config.weights).values())
 
 
@@ -47,6 +47,7 @@ def test_smoke_runs_every_stage_from_random_weights():
         ("finetune.steps", 0, r"config\.finetune\.steps is 0; it must be at least 1"),
         ("condition.conditioner", "clip", r"config\.condition\.conditioner is 'clip'; accepted: 'mllm', 't5'"),
         ("condition.text_dropout", 1.0, r"config\.condition\.text_dropout is 1.0"),
+        ("t5.corruption", 1.0, r"config\.t5\.corruption is 1\.0; it must lie between 0 and 1"),
         ("pretrain.references", 1.5, r"config\.pretrain\.references is 1\.5; it must lie in \[0, 1\]"),
         ("pretrain.prompts", 0.5, r"config\.pretrain\.prompts is 0\.5, which needs references"),
         ("flow.subject_weight", 0.5, r"config\.flow\.subject_weight is 0\.5; it must be at least 1"),

@@ -134,6 +134,12 @@ class Examples:
         images, prompt, answer = self._describing().portrait_task(self.indices[row], rng)
         return self.preprocessor.answering(prompt, images, answer, alone=True)
 
+    def t5(self, row: int, rng: np.random.Generator) -> Arrays:
+        """A caption or a prompt."""
+        conditions = self.source.conditions(self.indices[row], rng)
+        tokens, length = self.preprocessor.text(conditions.prompt if rng.random() < 0.5 else conditions.caption)
+        return {"tokens": tokens, "lengths": np.int32(length)}
+
     def pretrain(self, row: int, rng: np.random.Generator) -> Arrays:
         """A caption, or a prompt with its references, and the video."""
         config = self.preprocessor.config.pretrain

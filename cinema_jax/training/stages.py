@@ -1,4 +1,4 @@
-"""The five stages: what each one's loss is, which parts it needs, and what its held-out evaluation says.
+"""The six stages: what each one's loss is, which parts it needs, and what its held-out evaluation says.
 
 A loss takes `(params, batch, keys)`, where `params` are the trainable and frozen parameters together and `keys` holds
 one random key per sample, and returns the mean loss and metrics.
@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from cinema_jax.cinema import Batch, Cinema, Conditions, Params, to_float
@@ -103,6 +104,28 @@ def mllm_loss(cinema: Cinema) -> Loss:
         log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
         correct = (logits.argmax(-1) == targets) * mask
         return -(log_likelihood * mask).sum() / mask.sum(), {"token_accuracy": correct.sum() / mask.sum()}
+
+    return loss
+
+
+def t5_loss(cinema: Cinema) -> Loss:
+    """Denoising: the true tokens of texts in which some were replaced, as cross entropy over all but padding.
+
+    The features' products with the token embedding, scaled as in T5 (arXiv 1910.10683), are the logits.
+    """
+    config, sizes = cinema.config.t5, cinema.part_configs["t5"]
+
+    def loss(params, batch, keys):
+        tokens = batch["tokens"]
+        draws = jax.vmap(lambda key: jax.random.bits(key, (2, tokens.shape[1])))(keys)
+        real = jnp.arange(tokens.shape[1]) < batch["lengths"][:, None]
+        corrupted = real & (draws[:, 0] < np.uint32(config.corruption * (2**32 - 1)))
+        seen = jnp.where(corrupted, (draws[:, 1] % sizes.vocab_size).astype(tokens.dtype), tokens)
+        embedding = cinema.part(params, "t5").token_embedding[...]
+        logits = at_least_fp32(cinema.encode_caption(params, seen) @ embedding.T) * sizes.d_model**-0.5
+        log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+        found = jnp.where(corrupted, logits.argmax(-1) == tokens, False).sum() / jnp.maximum(corrupted.sum(), 1)
+        return -(log_likelihood * real).sum() / real.sum(), {"corrupted_accuracy": found}
 
     return loss
 
@@ -212,6 +235,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("vae", ("vae",), vae_loss, vae_evaluation),
         Stage("mllm", ("mllm",), mllm_loss, mllm_loss),
+        Stage("t5", ("t5",), t5_loss, t5_loss),
         Stage(
             "pretrain",
             ("vae", "t5", "dit"),

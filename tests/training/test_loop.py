@@ -53,7 +53,7 @@ def workdir(tmp_path_factory, compilations):
 def test_each_stage_compiles_its_step_once_per_shape(workdir, compilations):
     sizes = [step._cache_size() for step in compilations.values()]
     # The first two begin with single pictures: two shapes each.
-    assert sizes == [2, 2, 1, 1, 1]
+    assert sizes == [2, 2, 1, 1, 1, 1]
 
 
 def test_all_stages_finish_with_metrics_weights_and_samples(workdir):
