@@ -111,21 +111,21 @@ def stage(
 
 def _from_scratch(config: ConfigDict) -> None:
     # Denoising alone is no great teacher: T5 goes on learning with the transformer, and is frozen afterwards.
-    _with_t5(config)
+    with_t5(config)
     for part in config.weights:
         config.weights[part] = ""
     config.init = ""
     # As the shipped T5 was made: beside a smaller transformer of larger patches.
-    config.dit_model.num_layers, config.dit_model.patch_size, config.pretrain.steps = 6, 2, 1000
+    config.dit_model.num_layers, config.dit_model.patch_size = 6, 2
     config.data.train_videos = 1536
-    config.pretrain.optimizer.learning_rate = 1e-2
+    stage(config, "pretrain", steps=1000, rate=1e-2)
     config.flow.shift, config.flow.subject_weight = 1.0, 1.0
 
 
 def _own_videos(config: ConfigDict) -> None:
     config.stages = ("pretrain", "align", "finetune")
     # Captions of critters are all that T5 knows.
-    _with_t5(config)
+    with_t5(config)
     config.pretrain.references = 0.9
     config.data.source, config.data.train_videos = "folder", 0
     # Of pictures larger than the critters'.
@@ -136,7 +136,8 @@ def _own_videos(config: ConfigDict) -> None:
     config.flow.subject_weight = 1.0
 
 
-def _with_t5(config: ConfigDict) -> None:
+def with_t5(config: ConfigDict) -> None:
+    """T5 learns in `pretrain` too."""
     config.pretrain.trainable = ("t5/.*", "dit/.*")
     # Nothing scales the logits of T5's attention. At the transformer's rate they soon grow so large that it ignores the
     # order of words.

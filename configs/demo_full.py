@@ -9,14 +9,19 @@
         --config.init=runs/full/prompted_pictures
     python -m cinema_jax.train --config=configs/demo_full.py:more_videos --workdir=runs/full/more_videos \\
         --config.init=runs/full/prompted_videos
-    python -m cinema_jax.train --config=configs/demo_full.py --workdir=runs/full/demo \\
+    python -m cinema_jax.train --config=configs/demo_full.py:captioned_videos --workdir=runs/full/captioned_videos \\
         --config.init=runs/full/more_videos
+    python -m cinema_jax.train --config=configs/demo_full.py:new_t5 --workdir=runs/full/new_t5 \\
+        --config.weights.dit=runs/full/captioned_videos/parts/dit
+    python -m cinema_jax.train --config=configs/demo_full.py --workdir=runs/full/demo \\
+        --config.init=runs/full/new_t5
 
 All but the last are pieces of `pretrain`, texts and references to single frames and to videos, in which T5 goes on
 learning with the transformer; the last is configs/demo.py, which aligns and finetunes. The captions of the first two
 say what everybody looks like, so that references add little; the prompts of the others often do not, and the
-transformer learns to look. Every piece may be stopped (Ctrl-C) and goes on where it was: the same command again. The
-card of the packaged demo, cinema_jax/assets/demo/README.md, has the times and the figures.
+transformer learns to look. `new_t5` takes the transformer alone: its T5 starts from random numbers. Every piece may be
+stopped (Ctrl-C) and goes on where it was: the same command again. The card of the packaged demo,
+cinema_jax/assets/demo/README.md, has the times and the figures.
 """
 
 from ml_collections import ConfigDict
@@ -48,16 +53,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stages, config.init = ("pretrain",), ""
     demo.stage(config, "pretrain", steps=steps, rate=rate, warmup=50, final=final, average=0.998)
     config.pretrain.log_every, config.pretrain.eval_every, config.pretrain.checkpoint_every = 25, 500, 200
-    config.pretrain.trainable = ("t5/.*", "dit/.*")
+    demo.with_t5(config)
     config.pretrain.references = 0.9
     if variant.endswith("pictures"):
         config.data.frames = 1
     if variant == "pictures":
         config.weights.t5 = "packaged"
-    elif variant == "new_t5":
+    if variant == "new_t5":
         config.stages = ("t5", "pretrain")
-        # At the transformer's rate T5's attention, whose logits nothing scales, hardens until it ignores the order of
-        # words.
-        config.pretrain.optimizer.rates = (("t5/(?!relative).*", 0.1),)
         config.pretrain.references = 0.8
+    else:
+        # As these pieces were run: T5 at the transformer's rate.
+        config.pretrain.optimizer.rates = ()
     return config

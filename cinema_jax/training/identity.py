@@ -22,7 +22,7 @@ from cinema_jax.data.critters.identity import Identity
 from cinema_jax.data.critters.source import Critters, reference
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.numerics import at_least_fp32
+from cinema_jax.numerics import at_least_fp32, token_log_likelihood
 from cinema_jax.sampling import Request, Sampler
 from cinema_jax.training import watchdog
 from cinema_jax.training.run import Run
@@ -121,6 +121,6 @@ def _likelihood(sampler: Sampler, images: list[np.ndarray], descriptions: list[s
 @functools.partial(jax.jit, static_argnums=0)
 def _log_likelihood(cinema, params, batch) -> Float[Array, "B"]:
     inputs = MLLMInputs.from_batch(batch)
-    logits = jax.nn.log_softmax(at_least_fp32(cinema.part(params, "mllm").logits(inputs)[:, :-1]))
-    likelihood = jnp.take_along_axis(logits, inputs.tokens[:, 1:, None], axis=-1)[..., 0]
+    logits = at_least_fp32(cinema.part(params, "mllm").logits(inputs)[:, :-1])
+    likelihood = token_log_likelihood(logits, inputs.tokens[:, 1:])
     return jnp.sum(likelihood * batch["loss_mask"][:, 1:], axis=1)

@@ -55,8 +55,7 @@ def _is_kernel(path: Any) -> bool:
 
 def _named(pattern: str, params: Any) -> Any:
     """Which parameters' names match."""
-    expression = re.compile(pattern)
-    return jax.tree_util.tree_map_with_path(lambda path, _: bool(expression.fullmatch(path_name(path))), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(re.fullmatch(pattern, path_name(path))), params)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:

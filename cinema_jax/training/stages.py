@@ -17,7 +17,7 @@ from cinema_jax.config import Config
 from cinema_jax.diffusion import flow
 from cinema_jax.models.aligner.model import alignment_loss
 from cinema_jax.models.qwen_vl.model import MLLMInputs
-from cinema_jax.numerics import at_least_fp32
+from cinema_jax.numerics import at_least_fp32, token_log_likelihood
 from cinema_jax.training.optimizer import Optimizer
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import Share, TrainStep, make_train_step
@@ -101,7 +101,7 @@ def mllm_loss(cinema: Cinema) -> Loss:
         inputs = MLLMInputs.from_batch(batch)
         logits = at_least_fp32(cinema.part(params, "mllm").logits(inputs)[:, :-1])
         targets, mask = batch["tokens"][:, 1:], batch["loss_mask"][:, 1:].astype(logits.dtype)
-        log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+        log_likelihood = token_log_likelihood(logits, targets)
         correct = (logits.argmax(-1) == targets) * mask
         return -(log_likelihood * mask).sum() / mask.sum(), {"token_accuracy": correct.sum() / mask.sum()}
 
@@ -123,7 +123,7 @@ def t5_loss(cinema: Cinema) -> Loss:
         seen = jnp.where(corrupted, (draws[:, 1] % sizes.vocab_size).astype(tokens.dtype), tokens)
         embedding = cinema.part(params, "t5").token_embedding[...]
         logits = at_least_fp32(cinema.encode_caption(params, seen) @ embedding.T) * sizes.d_model**-0.5
-        log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+        log_likelihood = token_log_likelihood(logits, tokens)
         found = jnp.where(corrupted, logits.argmax(-1) == tokens, False).sum() / jnp.maximum(corrupted.sum(), 1)
         return -(log_likelihood * real).sum() / real.sum(), {"corrupted_accuracy": found}
 
