@@ -8,6 +8,7 @@ never saw the generator; what it makes of *real* videos of the same subjects is 
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from cinema_jax.data.critters.background import PLACES
 from cinema_jax.data.critters.grammar import QUESTIONS, SENTENCES, naming
 from cinema_jax.data.critters.identity import Identity
 from cinema_jax.data.critters.source import Critters, reference
+from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.numerics import at_least_fp32, token_log_likelihood
@@ -28,6 +30,9 @@ from cinema_jax.training import watchdog
 from cinema_jax.training.run import Run
 
 logger = logging.getLogger(__name__)
+
+# (images, a description of each) -> the likelihood of each.
+Judge = Callable[[list[np.ndarray], list[str]], Float[np.ndarray, " B"]]
 
 # Videos sampled at once, and other subjects that each video is compared with.
 BATCH, SWAPS = 16, 4
@@ -55,9 +60,12 @@ def measure(run: Run, sampler: Sampler) -> dict[str, float]:
         filled = requests + requests[:1] * (BATCH - len(requests))  # one shape, one compilation
         generated.extend(sampler(filled, sampler.settings())[: len(requests)])
     subjects = [case.subject for case in cases]
+    # The judge reads, whoever reads the prompts.
+    preprocessor = dataclasses.replace(sampler.preprocessor, processor=run.processor())
+    judge = functools.partial(_likelihood, sampler, preprocessor)
     scores = {
-        "identity_generated": nearer_to_own(sampler, generated, subjects),
-        "identity_real": nearer_to_own(sampler, [case.real for case in cases], subjects),
+        "identity_generated": nearer_to_own(judge, generated, subjects),
+        "identity_real": nearer_to_own(judge, [case.real for case in cases], subjects),
     }
     logger.info(
         "identity, on %d subjects never trained on: a generated video is nearer to its own reference than to a "
@@ -83,7 +91,7 @@ def held_out_cases(source: Critters, count: int, seed: int) -> list[Case]:
     return cases
 
 
-def nearer_to_own(sampler: Sampler, videos: list[np.ndarray], subjects: list[Identity]) -> float:
+def nearer_to_own(judge: Judge, videos: list[np.ndarray], subjects: list[Identity]) -> float:
     """The share of (video, other subject) pairs in which the own description is the likelier one."""
     count, wins = len(videos), []
     swaps = min(SWAPS, count - 1)
@@ -92,9 +100,7 @@ def nearer_to_own(sampler: Sampler, videos: list[np.ndarray], subjects: list[Ide
         rows = [i % count for i in range(start, start + BATCH)]
         told = [[subjects[(row + shift) % count].describe() for row in rows] for shift in range(swaps + 1)]
         likelihoods = [
-            np.mean(
-                [_likelihood(sampler, [videos[row][at] for row in rows], texts) for at in _shown(videos[0])], axis=0
-            )
+            np.mean([judge([videos[row][at] for row in rows], texts) for at in _shown(videos[0])], axis=0)
             for texts in told
         ]
         for i in range(min(BATCH, count - start)):
@@ -109,10 +115,12 @@ def _shown(video: np.ndarray) -> list[int]:
     return [len(video) // 3, 2 * len(video) // 3]
 
 
-def _likelihood(sampler: Sampler, images: list[np.ndarray], descriptions: list[str]) -> Float[np.ndarray, " B"]:
+def _likelihood(
+    sampler: Sampler, preprocessor: Preprocessor, images: list[np.ndarray], descriptions: list[str]
+) -> Float[np.ndarray, " B"]:
     """The log-likelihood of each description, given its image."""
     examples = [
-        sampler.preprocessor.answering(QUESTIONS[0], [image], naming([text]))
+        preprocessor.answering(QUESTIONS[0], [image], naming([text]))
         for image, text in zip(images, descriptions, strict=True)
     ]
     return distributed.fetch(_log_likelihood(sampler.cinema, sampler.params, collate(examples)))

@@ -233,11 +233,13 @@ class Run:
 
     def preprocessor(self) -> Preprocessor:
         """What turns prompts and references into arrays."""
+        reads = self.config.condition.conditioner == "mllm" or "mllm" in self.config.stages
+        return Preprocessor(self.config, self.processor() if reads else None, self.tokenizer("t5_tokenizer"))
+
+    def processor(self) -> Processor:
+        """What turns texts and pictures into what the MLLM reads."""
         condition = self.config.condition
-        tokenizer = self.tokenizer("t5_tokenizer")
-        if condition.conditioner == "t5" and "mllm" not in self.config.stages:
-            return Preprocessor(self.config, None, tokenizer)
-        processor = Processor(
+        return Processor(
             self.tokenizer(),
             self.part_config("mllm").vision,
             self.template,
@@ -246,7 +248,6 @@ class Run:
             max_pixels=condition.mllm_max_pixels,
             min_pixels=condition.mllm_min_pixels,
         )
-        return Preprocessor(self.config, processor, tokenizer)
 
     @property
     def draws_critters(self) -> bool:

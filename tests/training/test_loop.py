@@ -97,6 +97,16 @@ def test_a_stage_may_train_a_piece_of_a_part(workdir, tmp_path):
     assert all(name.startswith("decoder.") for name in changed)
 
 
+def test_a_run_whose_prompts_t5_reads_is_judged_as_well(workdir, tmp_path):
+    values = tiny_values()
+    values.stages, values.init, values.condition.conditioner = ("finetune",), str(workdir), "t5"
+    run = Run.open(parse(values), tmp_path / "t5")
+    loop.train(run)
+    record = json.loads((run.workdir / "stages" / "finetune.json").read_text())
+    # The MLLM judges, though it does not read.
+    assert 0 <= record["identity_generated"] <= 1
+
+
 def test_an_interrupted_stage_goes_on_to_the_same_weights(workdir, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
