@@ -191,6 +191,11 @@ class PretrainStageConfig(StageConfig):
         "How often such an example is told by its prompt in place of the caption: what the prompt leaves out is to be "
         "seen in the references alone.",
     )
+    plots: float = option(
+        0.0,
+        "How often it is told by its plot: the caption without what the references show, which are called by their "
+        "order.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,13 +373,19 @@ def _validate(config: Config) -> None:
             raise InputError(f"config.condition.{name} is {getattr(config.condition, name)}; it must lie in [0, 1)")
     if not 0 < config.t5.corruption < 1:
         raise InputError(f"config.t5.corruption is {config.t5.corruption}; it must lie between 0 and 1")
-    for name in ("references", "prompts"):
-        if not 0 <= getattr(config.pretrain, name) <= 1:
-            raise InputError(f"config.pretrain.{name} is {getattr(config.pretrain, name)}; it must lie in [0, 1]")
-    if config.pretrain.prompts and not config.pretrain.references:
+    pretrain = config.pretrain
+    for name in ("references", "prompts", "plots"):
+        if not 0 <= getattr(pretrain, name) <= 1:
+            raise InputError(f"config.pretrain.{name} is {getattr(pretrain, name)}; it must lie in [0, 1]")
+        if getattr(pretrain, name) and not pretrain.references:
+            raise InputError(
+                f"config.pretrain.{name} is {getattr(pretrain, name)}, which needs references to be shown: "
+                "config.pretrain.references is 0"
+            )
+    if pretrain.prompts + pretrain.plots > 1:
         raise InputError(
-            f"config.pretrain.prompts is {config.pretrain.prompts}, which needs references to be shown: "
-            "config.pretrain.references is 0"
+            f"config.pretrain.prompts and plots are {pretrain.prompts} and {pretrain.plots}; together they must be at "
+            "most 1"
         )
     if not 1 <= config.flow.subject_weight < float("inf"):
         raise InputError(f"config.flow.subject_weight is {config.flow.subject_weight}; it must be at least 1")

@@ -35,6 +35,8 @@ class Conditions:
     prompt: str
     # In the order in which the models see them.
     references: tuple[Reference, ...]
+    # The caption without what the references show, which it calls "the first", "the second"; None if nobody wrote it.
+    plot: str | None = None
 
 
 @runtime_checkable

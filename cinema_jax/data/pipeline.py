@@ -141,13 +141,12 @@ class Examples:
         return {"tokens": tokens, "lengths": np.int32(length)}
 
     def pretrain(self, row: int, rng: np.random.Generator) -> Arrays:
-        """A caption, or a prompt with its references, and the video."""
+        """A caption, or any text with its references, and the video."""
         config = self.preprocessor.config.pretrain
         drop_text, _ = self._drop(rng)
         if config.references and (rng.random() < config.references or not self.augment):
             conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
-            prompted = self.augment and rng.random() < config.prompts
-            text, references = conditions.prompt if prompted else conditions.caption, conditions.references
+            text, references = self._told(conditions, rng), conditions.references
         else:
             text, references = self.source.caption(self.indices[row]), ()
         arrays = self._video(row) | {"caption_tokens": self.preprocessor.text("" if drop_text else text)[0]}
@@ -177,6 +176,19 @@ class Examples:
             "" if drop_text else conditions.prompt, () if drop_references else conditions.references
         )
         return arrays | self._video(row)
+
+    def _told(self, conditions: Conditions, rng: np.random.Generator) -> str:
+        """The caption, or in place of it the prompt or the plot."""
+        config, draw = self.preprocessor.config.pretrain, rng.random()
+        if not self.augment or draw >= config.prompts + config.plots:
+            return conditions.caption
+        if draw < config.prompts:
+            return conditions.prompt
+        if conditions.plot is None:
+            raise InputError(
+                f"config.pretrain.plots is {config.plots:g}; only data.source=critters has plots: leave it at 0"
+            )
+        return conditions.plot
 
     def _describing(self) -> "DescribingSource":
         if not isinstance(self.source, DescribingSource):

@@ -69,6 +69,7 @@ def test_pretraining_tells_prompts_where_it_should_and_captions_else(tmp_path, p
     examples = Examples(source, preprocessor, range(8), np.zeros((8, 2, 4, 4, 4), np.float32), augment=augment)
     for row in range(8):
         arrays = examples("pretrain", row, np.random.default_rng(row))
-        caption = preprocessor.text(source.caption(row))[0]
-        assert np.array_equal(arrays["caption_tokens"], caption) == (not (prompts and augment))
+        # "On a meadow a striped", "in a room a plain": prompts end with the place, if they name it.
+        first = preprocessor.text(source.caption(row))[0][:3]
+        assert np.array_equal(arrays["caption_tokens"][:3], first) == (not (prompts and augment))
         assert arrays["entity_lengths"] == len(source.scene(row).actors)

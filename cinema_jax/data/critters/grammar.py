@@ -68,15 +68,30 @@ def named(description: str) -> str:
     return f"{article(description)} {description}"
 
 
-def caption(story: Story) -> str:
-    """All that can be seen, in plain words: the place, the subjects in the order of their roles, and what they do.
+def caption(story: Story, order: Sequence[int] | None = None) -> str:
+    """All that can be seen, in plain words: the place, the subjects, and what they do.
 
     For instance "on the beach a striped blue and yellow bird with a red hat and a plain green and green snail with a
     bare head: the first chases the second to the left".
+
+    Args:
+        order: the numbers of the roles in the order of the subjects' pictures, in which they are then described: "the
+            first" is who the first picture shows, whatever it does. None: the order of the roles.
     """
-    subjects = " and ".join(named(description) for description in story.descriptions)
-    names = ["it"] if len(story.descriptions) == 1 else ["the first", "the second", "the third"]
-    return f"{PLACES[story.place].words} {subjects}: {story.tell(names)}"
+    order = order or range(len(story.descriptions))
+    subjects = " and ".join(named(story.descriptions[role]) for role in order)
+    return f"{PLACES[story.place].words} {subjects}: {_told_by_order(story, order)}"
+
+
+def plot(story: Story, order: Sequence[int]) -> str:
+    """The caption without what the subjects look like: "on the beach: the second chases the first to the left"."""
+    return f"{PLACES[story.place].words}: {_told_by_order(story, order)}"
+
+
+def _told_by_order(story: Story, order: Sequence[int]) -> str:
+    """The action, its subjects named by their places in `order`."""
+    ordinals = ("the first", "the second", "the third") if len(order) > 1 else ("it",)
+    return story.tell([ordinals[list(order).index(role)] for role in range(len(order))])
 
 
 def prompt(story: Story, rng: np.random.Generator) -> str:

@@ -123,12 +123,12 @@ class Critters:
         return grammar.caption(self.scene(index).story())
 
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
-        """Caption (always the same), and a prompt and references that vary with `rng`."""
+        """A prompt and references that vary with `rng`; caption and plot speak of these in their order."""
         scene = self.scene(index)
-        prompt, subjects = _asked(scene, rng)
-        return Conditions(
-            grammar.caption(scene.story()), prompt, tuple(reference(subject, rng) for subject in subjects)
-        )
+        prompt, order = _asked(scene, rng)
+        references = tuple(reference(scene.actors[number].subject, rng) for number in order)
+        story = scene.story()
+        return Conditions(grammar.caption(story, order), prompt, references, grammar.plot(story, order))
 
     def portrait_task(
         self, index: int, rng: np.random.Generator
@@ -148,7 +148,8 @@ class Critters:
         perhaps vague, and the answer the full caption.
         """
         scene = self.scene(index)
-        prompt, subjects = _asked(scene, rng)
+        prompt, order = _asked(scene, rng)
+        subjects = [scene.actors[number].subject for number in order]
         pictures = [reference(subject, rng) for subject in subjects]
         images = tuple(_shown(picture, rng) for picture in pictures)
         if rng.random() < 0.5:
@@ -157,12 +158,13 @@ class Critters:
         return images, prompt, grammar.caption(scene.story())
 
 
-def _asked(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Subject]]:
-    """A prompt, and the subjects in the order of their pictures: any order, unless only the order tells who is who."""
-    story = scene.story()
+def _asked(scene: Scene, rng: np.random.Generator) -> tuple[str, list[int]]:
+    """A prompt, and the numbers of the actors in the order of their pictures: any order, unless only the order tells
+    who is who."""
+    story, count = scene.story(), len(scene.actors)
     prompt = grammar.prompt(story, rng)
-    order = rng.permutation(len(scene.actors)) if grammar.tells_who(prompt, story) else range(len(scene.actors))
-    return prompt, [scene.actors[number].subject for number in order]
+    order = rng.permutation(count) if grammar.tells_who(prompt, story) else range(count)
+    return prompt, [int(number) for number in order]
 
 
 def reference(subject: Subject, rng: np.random.Generator, size: int | None = None) -> Reference:
