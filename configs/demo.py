@@ -67,7 +67,8 @@ def _sizes(config: ConfigDict) -> None:
     dit.num_layers, dit.num_attention_heads, dit.attention_head_dim, dit.time_embed_dim = 8, 3, 64, 128
     # One token for each latent: 8 x 8 pixels. With 16 x 16 a critter would be one or two tokens wide.
     dit.patch_size = 1
-    dit.use_rotary_positional_embeddings, dit.entity_time, dit.remat = True, "zero", "none"
+    dit.use_rotary_positional_embeddings, dit.remat = True, "none"
+    dit.entity_time, dit.entity_index = "zero", "vector"
     dit.sample_height, dit.sample_width, dit.sample_frames = 8, 8, 9
 
 

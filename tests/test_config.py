@@ -50,6 +50,7 @@ def test_smoke_runs_every_stage_from_random_weights():
         ("t5.corruption", 1.0, r"config\.t5\.corruption is 1\.0; it must lie between 0 and 1"),
         ("pretrain.references", 1.5, r"config\.pretrain\.references is 1\.5; it must lie in \[0, 1\]"),
         ("pretrain.prompts", 0.5, r"config\.pretrain\.prompts is 0\.5, which needs references"),
+        ("pretrain.plots", 0.5, r"config\.pretrain\.plots is 0\.5, which needs references"),
         ("flow.subject_weight", 0.5, r"config\.flow\.subject_weight is 0\.5; it must be at least 1"),
         ("data.frames", 10, r"config\.data\.frames is 10; it must be 4k\+1, for example 9"),
         ("data.width", 70, r"config\.data\.width is 70; it must be a multiple of 16, for example 64"),

@@ -39,7 +39,7 @@ from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_token
 from cinema_jax.weights import Array
 
 # Fields of a part that no published config has: they always come from the run's own config.
-OWN_FIELDS = {"dit": ("entity_time", "sequence_multiple", "remat")}
+OWN_FIELDS = {"dit": ("entity_time", "entity_index", "sequence_multiple", "remat")}
 # Who reads the tokens of each tokenizer.
 READERS = {"tokenizer": "mllm", "t5_tokenizer": "t5"}
 # Fields that say how a run is carried out, not what comes out: a run may be continued with other values.

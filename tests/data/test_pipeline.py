@@ -59,17 +59,32 @@ def test_a_source_that_does_not_know_its_subjects_is_refused(tmp_path):
         examples("pretrain", 0, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("prompts", "augment"), [(0.0, True), (1.0, True), (1.0, False)])
-def test_pretraining_tells_prompts_where_it_should_and_captions_else(tmp_path, prompts, augment):
+@pytest.mark.parametrize(
+    ("prompts", "plots", "augment", "told"),
+    [(0.0, 0.0, True, "caption"), (1.0, 0.0, True, "prompt"), (0.0, 1.0, True, "plot"), (0.5, 0.5, False, "caption")],
+)
+def test_pretraining_is_told_captions_prompts_or_plots(tmp_path, monkeypatch, prompts, plots, augment, told):
     config = tiny_config()
-    pretrain = dataclasses.replace(config.pretrain, references=1.0, prompts=prompts)
+    pretrain = dataclasses.replace(config.pretrain, references=1.0, prompts=prompts, plots=plots)
     condition = dataclasses.replace(config.condition, text_dropout=0.0)
     run = Run(dataclasses.replace(config, pretrain=pretrain, condition=condition), tmp_path)
     source, preprocessor = run.source("train"), run.preprocessor()
     examples = Examples(source, preprocessor, range(8), np.zeros((8, 2, 4, 4, 4), np.float32), augment=augment)
+    made, draw = [], source.conditions
+    monkeypatch.setattr(source, "conditions", lambda *arguments: made.append(draw(*arguments)) or made[-1])
     for row in range(8):
         arrays = examples("pretrain", row, np.random.default_rng(row))
-        # "On a meadow a striped", "in a room a plain": prompts end with the place, if they name it.
-        first = preprocessor.text(source.caption(row))[0][:3]
-        assert np.array_equal(arrays["caption_tokens"][:3], first) == (not (prompts and augment))
+        assert np.array_equal(arrays["caption_tokens"], preprocessor.text(getattr(made[row], told))[0])
         assert arrays["entity_lengths"] == len(source.scene(row).actors)
+
+
+def test_plots_of_a_source_that_has_none_are_refused(tmp_path, monkeypatch):
+    config = tiny_config()
+    pretrain = dataclasses.replace(config.pretrain, references=1.0, plots=1.0)
+    run = Run(dataclasses.replace(config, pretrain=pretrain), tmp_path)
+    source = run.source("train")
+    draw = source.conditions
+    monkeypatch.setattr(source, "conditions", lambda *arguments: dataclasses.replace(draw(*arguments), plot=None))
+    examples = Examples(source, run.preprocessor(), range(2), np.zeros((2, 2, 4, 4, 4), np.float32))
+    with pytest.raises(InputError, match="plots is 1; only"):
+        examples("pretrain", 0, np.random.default_rng(0))

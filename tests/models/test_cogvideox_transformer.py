@@ -15,6 +15,7 @@ from flax import nnx
 
 from cinema_jax.models import layers
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
+from cinema_jax.models.cogvideox.embeddings import index_vectors
 from cinema_jax.models.cogvideox.transformer import CogVideoXTransformer, token_layout
 from cinema_jax.models.cogvideox.weights import TABLE, config_from_hf, config_to_hf
 from cinema_jax.weights import export_weights, flatten, import_weights, load_into
@@ -155,14 +156,18 @@ def test_a_reference_reads_as_the_next_frame_of_diffusers_video(config):
     assert relative_error(actual, expected) < 1e-4
 
 
-@pytest.mark.parametrize(("config", "entity_time"), [(SINCOS, "video"), (ROTARY, "zero")], ids=["sincos", "rotary"])
-def test_samples_with_different_numbers_of_references_get_what_they_get_alone(config, entity_time):
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [(SINCOS, {}), (ROTARY, {"entity_time": "zero", "entity_index": "vector"})],
+    ids=["sincos", "rotary"],
+)
+def test_samples_with_different_numbers_of_references_get_what_they_get_alone(config, changes):
     video, text, references, time = inputs(config, batch=3, references=3, reference_size=(2, 4))
     counts = [0, 1, 3]
-    together = run(config, video, text, references, jnp.array(counts), time, entity_time=entity_time)
+    together = run(config, video, text, references, jnp.array(counts), time, **changes)
     for i, count in enumerate(counts):
         own = [x[i : i + 1] for x in (video, text, references[:, :count], jnp.array(counts), time)]
-        alone = run(config, *own, entity_time=entity_time)
+        alone = run(config, *own, **changes)
         assert relative_error(together[i : i + 1], alone) < 1e-5
 
 
@@ -211,6 +216,17 @@ def test_entity_time_zero_modulates_only_references_and_by_time_zero():
     assert relative_error(later, different) > 1e-3
     without, expected = both(None, time)
     np.testing.assert_array_equal(without, expected)
+
+
+def test_index_vectors_are_orthogonal_and_change_references_alone():
+    vectors = np.asarray(index_vectors(3, 128))
+    np.testing.assert_allclose(vectors @ vectors.T, 64 * np.eye(3), atol=1e-4)
+    video, text, references, time = inputs(ROTARY, references=2)
+    counts = jnp.array([2, 1])
+    told = run(ROTARY, video, text, references, counts, time, entity_index="vector")
+    assert relative_error(told, run(ROTARY, video, text, references, counts, time)) > 1e-3
+    without = run(ROTARY, video, text, None, None, time, entity_index="vector")
+    np.testing.assert_array_equal(without, run(ROTARY, video, text, None, None, time))
 
 
 def test_gradients_reach_present_references_and_no_absent_ones():
@@ -289,7 +305,14 @@ def test_references_without_their_number_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("entity_time", "noise"), ("num_layers", 0), ("attention_head_dim", 24), ("norm_eps", 0.0)]
+    ("field", "value"),
+    [
+        ("entity_time", "noise"),
+        ("entity_index", "name"),
+        ("num_layers", 0),
+        ("attention_head_dim", 24),
+        ("norm_eps", 0.0),
+    ],
 )
 def test_bad_options_are_named(field, value):
     with pytest.raises(Exception, match=field):

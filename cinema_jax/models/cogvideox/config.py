@@ -38,6 +38,9 @@ class CogVideoXConfig:
     norm_eps: float = 1e-5
     # The time that modulates reference tokens: the video's, or always 0, as they are clean.
     entity_time: Literal["video", "zero"] = "video"
+    # What tells one reference from another: its time position alone, or also a vector of its own, added to its tokens.
+    # A rotary position is no part of a token, and words ("the second") can hardly point at it.
+    entity_index: Literal["position", "vector"] = "position"
     # The sequence is padded to a multiple of this many tokens (attention block x context-parallel devices).
     sequence_multiple: int = 1
     # What the backward pass finds of each block instead of computing it again, from most to least memory: all of it
@@ -57,6 +60,8 @@ class CogVideoXConfig:
                 raise ValueError(f"{field.name} is {value}; it must be positive")
         if self.entity_time not in ("video", "zero"):
             raise ValueError(f'entity_time is {self.entity_time!r}; it must be "video" or "zero"')
+        if self.entity_index not in ("position", "vector"):
+            raise ValueError(f'entity_index is {self.entity_index!r}; it must be "position" or "vector"')
         if self.use_rotary_positional_embeddings and self.attention_head_dim % 16:
             raise ValueError(f"attention_head_dim is {self.attention_head_dim}; rotary positions want a multiple of 16")
         if not self.use_rotary_positional_embeddings and self.width % 16:

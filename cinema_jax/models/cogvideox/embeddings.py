@@ -89,6 +89,12 @@ def sincos_positions(
     return _join_axes(axes, order=(0, 2, 1))
 
 
+def index_vectors(count: int, size: int) -> Float[Array, "count size"]:
+    """A fixed vector for each reference, all orthogonal and of mean square 1/2: rows of a discrete cosine transform."""
+    angles = np.outer(1 + np.arange(count), np.pi * (np.arange(size) + 0.5) / size)
+    return jnp.asarray(np.cos(angles), jnp.float32)
+
+
 def _fit(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """The largest centred box of the aspect ratio of `grid` in `base`: its top left and bottom right corners."""
     (height, width), (base_height, base_width) = grid, base

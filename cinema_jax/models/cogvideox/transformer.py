@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cinema_jax.models.activations import context_devices, named
 from cinema_jax.models.attention import attention
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
-from cinema_jax.models.cogvideox.embeddings import TokenLayout, rotary_positions, sincos_positions
+from cinema_jax.models.cogvideox.embeddings import TokenLayout, index_vectors, rotary_positions, sincos_positions
 from cinema_jax.models.layers import LayerNorm, Linear, TimestepEmbedding, rotate_pairs, scan_layers, stack_layers
 
 # Flow time is in [0, 1]; the network was trained on steps of 1000.
@@ -213,6 +213,9 @@ class CogVideoXTransformer(nnx.Module):
         grids = [(layout.video_grid, 0)]
         if layout.entity_grid[0]:
             parts.append(self.patch_embed(entities))
+            if config.entity_index == "vector":
+                vectors = jnp.repeat(index_vectors(layout.entity_grid[0], config.width), layout.entity, axis=0)
+                parts[-1] += vectors.astype(parts[-1].dtype)
             grids.append((layout.entity_grid, layout.video_grid[0]))
         if not config.use_rotary_positional_embeddings:
             for i, (grid, first_frame) in enumerate(grids, start=1):
