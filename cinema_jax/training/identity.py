@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from cinema_jax import distributed
+from cinema_jax.cinema import Batch, Cinema, Params
 from cinema_jax.data.critters.background import PLACES
 from cinema_jax.data.critters.grammar import QUESTIONS, SENTENCES, naming
 from cinema_jax.data.critters.identity import Identity
@@ -123,11 +124,12 @@ def _likelihood(
         preprocessor.answering(QUESTIONS[0], [image], naming([text]))
         for image, text in zip(images, descriptions, strict=True)
     ]
-    return distributed.fetch(_log_likelihood(sampler.cinema, sampler.params, collate(examples)))
+    return distributed.fetch(log_likelihood(sampler.cinema, sampler.params, collate(examples)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _log_likelihood(cinema, params, batch) -> Float[Array, "B"]:
+def log_likelihood(cinema: Cinema, params: Params, batch: Batch) -> Float[Array, "B"]:
+    """The log-likelihood of the answers in a batch of `Preprocessor.answering`, each given what it answers."""
     inputs = MLLMInputs.from_batch(batch)
     logits = at_least_fp32(cinema.part(params, "mllm").logits(inputs)[:, :-1])
     likelihood = token_log_likelihood(logits, inputs.tokens[:, 1:])
