@@ -18,12 +18,11 @@ from absl import app, flags
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters import Critters, grammar
-from cinema_jax.data.critters.source import reference
 from cinema_jax.data.pipeline import covered
-from cinema_jax.diffusion import flow
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.identity import log_likelihood
 from cinema_jax.training.run import Run
+from cinema_jax.training.stages import flow_errors
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "weights/demo_pretrain", "A run, or a folder of weights with its config."
@@ -58,26 +57,23 @@ def examples(run: Run, count: int) -> list[Example]:
     preprocessor, source = run.preprocessor(), Critters("validation", seed=7)
     found: list[Example] = []
     for index in range(len(source)):
+        if len(found) == count:
+            break
         scene = source.scene(index)
-        if scene.action not in ACTIONS or len(found) == count:
+        if scene.action not in ACTIONS:
             continue
-        rng, story = np.random.default_rng(index), scene.story()
-        prompt = grammar.prompt(story, rng)
-        vague = not grammar.tells_who(prompt, story)
-        order = [0, 1] if vague else [int(role) for role in rng.permutation(2)]
-        references = [reference(scene.actors[role].subject, rng) for role in order]
-        plot = grammar.plot(story, order)
+        told, story = source.conditions(index, np.random.default_rng(index)), scene.story()
         other = dataclasses.replace(story, descriptions=story.descriptions[::-1])
-        pictures = [picture.image for picture in references]
+        pictures = [picture.image for picture in told.references]
         found.append(
             Example(
                 source.video(index),
                 source.boxes(index),
-                preprocessor.entities(references),
-                (preprocessor.text(plot)[0], preprocessor.text(exchanged(plot))[0]),
-                tuple(preprocessor.answering(prompt, pictures, grammar.caption(told)) for told in (story, other)),
-                vague,
-                order == [0, 1],
+                preprocessor.entities(told.references),
+                (preprocessor.text(told.plot)[0], preprocessor.text(exchanged(told.plot))[0]),
+                tuple(preprocessor.answering(told.prompt, pictures, grammar.caption(it)) for it in (story, other)),
+                not grammar.tells_who(told.prompt, story),
+                [picture.subject for picture in told.references] == [actor.subject.key for actor in scene.actors],
             )
         )
     return found
@@ -86,27 +82,24 @@ def examples(run: Run, count: int) -> list[Example]:
 def transformer_errors(cinema: Cinema, params: dict, found: list[Example]) -> np.ndarray:
     """The errors on the subjects at each of TIMES: [times, plots, scenes]."""
 
+    encode = jax.jit(cinema.encode_video)
+
     @jax.jit
-    def errors(params, video, plot, batch, weights, key, time):
-        latents = cinema.encode_video(params, video)
+    def errors(params, latents, plot, batch, weights, key, time):
         told = cinema.pretrain_conditions(params, {"caption_tokens": plot, **batch})
         noise, times = jax.random.normal(key, latents.shape), jnp.full(latents.shape[0], time)
-        velocity = cinema.velocity(params, flow.interpolate(latents, noise, times), times, told)
-        squares = jnp.square(velocity - (noise - latents)).mean(-1)
-        return (squares * weights).sum((1, 2, 3)) / weights.sum((1, 2, 3))
+        return flow_errors(cinema, params, latents, noise, times, told, weights)
 
-    shape = jax.eval_shape(cinema.encode_video, params, found[0].video[None]).shape[1:4]
     result = np.zeros((len(TIMES), 2, len(found)))
     for start in range(0, len(found), BATCH):
         part = found[start : start + BATCH]
         batch = {name: np.stack([one.conditions[name] for one in part]) for name in part[0].conditions}
-        video, weights = (
-            np.stack(x) for x in zip(*((one.video, covered(one.boxes, shape)) for one in part), strict=True)
-        )
+        latents = encode(params, np.stack([one.video for one in part]))
+        weights = np.stack([covered(one.boxes, latents.shape[1:4]) for one in part])
         for i, time in enumerate(TIMES):
             for which in (0, 1):
                 plots, key = np.stack([one.plots[which] for one in part]), jax.random.key(1000 * i + start)
-                result[i, which, start : start + BATCH] = errors(params, video, plots, batch, weights, key, time)
+                result[i, which, start : start + BATCH] = errors(params, latents, plots, batch, weights, key, time)
     return result
 
 

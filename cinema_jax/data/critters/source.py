@@ -125,9 +125,9 @@ class Critters:
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
         """A prompt and references that vary with `rng`; caption and plot speak of these in their order."""
         scene = self.scene(index)
-        prompt, order = _asked(scene, rng)
-        references = tuple(reference(scene.actors[number].subject, rng) for number in order)
         story = scene.story()
+        prompt, order = _asked(story, rng)
+        references = tuple(reference(scene.actors[number].subject, rng) for number in order)
         return Conditions(grammar.caption(story, order), prompt, references, grammar.plot(story, order))
 
     def portrait_task(
@@ -148,21 +148,21 @@ class Critters:
         perhaps vague, and the answer the full caption.
         """
         scene = self.scene(index)
-        prompt, order = _asked(scene, rng)
+        story = scene.story()
+        prompt, order = _asked(story, rng)
         subjects = [scene.actors[number].subject for number in order]
         pictures = [reference(subject, rng) for subject in subjects]
         images = tuple(_shown(picture, rng) for picture in pictures)
         if rng.random() < 0.5:
             question = grammar.QUESTIONS[rng.integers(len(grammar.QUESTIONS))]
             return images, question, grammar.naming([subject.describe() for subject in subjects])
-        return images, prompt, grammar.caption(scene.story())
+        return images, prompt, grammar.caption(story)
 
 
-def _asked(scene: Scene, rng: np.random.Generator) -> tuple[str, list[int]]:
-    """A prompt, and the numbers of the actors in the order of their pictures: any order, unless only the order tells
+def _asked(story: grammar.Story, rng: np.random.Generator) -> tuple[str, list[int]]:
+    """A prompt, and the numbers of the roles in the order of their pictures: any order, unless only the order tells
     who is who."""
-    story, count = scene.story(), len(scene.actors)
-    prompt = grammar.prompt(story, rng)
+    prompt, count = grammar.prompt(story, rng), len(story.descriptions)
     order = rng.permutation(count) if grammar.tells_who(prompt, story) else range(count)
     return prompt, [int(number) for number in order]
 
