@@ -89,10 +89,10 @@ def sincos_positions(
     return _join_axes(axes, order=(0, 2, 1))
 
 
-def index_vectors(count: int, size: int) -> Float[Array, "count size"]:
+def index_vectors(count: int, size: int) -> Float[np.ndarray, "count size"]:
     """A fixed vector for each reference, all orthogonal and of mean square 1/2: rows of a discrete cosine transform."""
     angles = np.outer(1 + np.arange(count), np.pi * (np.arange(size) + 0.5) / size)
-    return jnp.asarray(np.cos(angles), jnp.float32)
+    return np.cos(angles)
 
 
 def _fit(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -214,8 +214,8 @@ class CogVideoXTransformer(nnx.Module):
         if layout.entity_grid[0]:
             parts.append(self.patch_embed(entities))
             if config.entity_index == "vector":
-                vectors = jnp.repeat(index_vectors(layout.entity_grid[0], config.width), layout.entity, axis=0)
-                parts[-1] += vectors.astype(parts[-1].dtype)
+                vectors = jnp.asarray(index_vectors(layout.entity_grid[0], config.width), parts[-1].dtype)
+                parts[-1] += jnp.repeat(vectors, layout.entity, axis=0)
             grids.append((layout.entity_grid, layout.video_grid[0]))
         if not config.use_rotary_positional_embeddings:
             for i, (grid, first_frame) in enumerate(grids, start=1):
