@@ -5,7 +5,8 @@
 Held-out scenes of two critters whose roles differ, pictures in a random order. The transformer is told the plot by T5
 ("the second chases the first"), once as it is and once with "the first" and "the second" exchanged, at the same noise:
 the table says by how much its error on the subjects rises. The multimodal LLM reads prompt and pictures, and chooses by
-likelihood between the caption, descriptions in the order of the roles, and the same with these exchanged.
+likelihood between the caption and the caption with "the first" and "the second" exchanged. The AlignerNet, where the
+checkpoint has one (a run of configs/demo.py), chooses the one whose T5 features are nearer to its own.
 """
 
 import dataclasses
@@ -35,21 +36,22 @@ BATCH = 16
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One scene: two plots, of which the first is right; and two (captions given prompt and pictures) likewise."""
+    """One scene: plots, captions, and captions given prompt and pictures; of each two, of which the first is right."""
 
     video: np.ndarray
     boxes: np.ndarray
     conditions: dict[str, np.ndarray]
     plots: tuple[np.ndarray, np.ndarray]
+    captions: tuple[np.ndarray, np.ndarray]
     answers: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
     # Whether the prompt names nobody; whether the pictures are in the order of the roles.
     vague: bool
     ordered: bool
 
 
-def exchanged(plot: str) -> str:
+def exchanged(text: str) -> str:
     """With "the first" and "the second" exchanged."""
-    return plot.replace("the first", "@").replace("the second", "the first").replace("@", "the second")
+    return text.replace("the first", "@").replace("the second", "the first").replace("@", "the second")
 
 
 def examples(run: Run, count: int) -> list[Example]:
@@ -63,15 +65,16 @@ def examples(run: Run, count: int) -> list[Example]:
         if scene.action not in ACTIONS:
             continue
         told, story = source.conditions(index, np.random.default_rng(index)), scene.story()
-        other = dataclasses.replace(story, descriptions=story.descriptions[::-1])
         pictures = [picture.image for picture in told.references]
+        plots, captions = (told.plot, exchanged(told.plot)), (told.caption, exchanged(told.caption))
         found.append(
             Example(
                 source.video(index),
                 source.boxes(index),
-                preprocessor.entities(told.references),
-                (preprocessor.text(told.plot)[0], preprocessor.text(exchanged(told.plot))[0]),
-                tuple(preprocessor.answering(told.prompt, pictures, grammar.caption(it)) for it in (story, other)),
+                preprocessor.conditions(told.prompt, told.references),
+                tuple(preprocessor.text(plot)[0] for plot in plots),
+                tuple(preprocessor.text(caption)[0] for caption in captions),
+                tuple(preprocessor.answering(told.prompt, pictures, caption) for caption in captions),
                 not grammar.tells_who(told.prompt, story),
                 [picture.subject for picture in told.references] == [actor.subject.key for actor in scene.actors],
             )
@@ -91,9 +94,8 @@ def transformer_errors(cinema: Cinema, params: dict, found: list[Example]) -> np
         return flow_errors(cinema, params, latents, noise, times, told, weights)
 
     result = np.zeros((len(TIMES), 2, len(found)))
-    for start in range(0, len(found), BATCH):
-        part = found[start : start + BATCH]
-        batch = {name: np.stack([one.conditions[name] for one in part]) for name in part[0].conditions}
+    for start, part in zip(range(0, len(found), BATCH), batches(found), strict=True):
+        batch = collate([one.conditions for one in part])
         latents = encode(params, np.stack([one.video for one in part]))
         weights = np.stack([covered(one.boxes, latents.shape[1:4]) for one in part])
         for i, time in enumerate(TIMES):
@@ -105,13 +107,32 @@ def transformer_errors(cinema: Cinema, params: dict, found: list[Example]) -> np
 
 def answered_right(cinema: Cinema, params: dict, found: list[Example]) -> np.ndarray:
     """Whether the multimodal LLM gives the right caption the higher likelihood: [scenes]."""
-    scores = [
-        [log_likelihood(cinema, params, collate([one.answers[which] for one in found[start : start + BATCH]]))
-         for start in range(0, len(found), BATCH)]
-        for which in (0, 1)
-    ]  # fmt: skip
-    right, wrong = (np.concatenate([np.asarray(x) for x in parts]) for parts in scores)
-    return right > wrong
+
+    def likelihoods(part: list[Example], which: int) -> np.ndarray:
+        return np.asarray(log_likelihood(cinema, params, collate([one.answers[which] for one in part])))
+
+    return np.concatenate([likelihoods(part, 0) > likelihoods(part, 1) for part in batches(found)])
+
+
+def aligned_right(cinema: Cinema, params: dict, found: list[Example]) -> np.ndarray:
+    """Whether the AlignerNet's tokens are nearer to T5's features of the right caption: [scenes]."""
+
+    @jax.jit
+    def distances(params, conditions, captions):
+        read = cinema.read_prompt(params, conditions)
+        return [jnp.sum((read - cinema.encode_caption(params, caption)) ** 2, axis=(1, 2)) for caption in captions]
+
+    nearer = []
+    for part in batches(found):
+        captions = [np.stack([one.captions[which] for one in part]) for which in (0, 1)]
+        right, wrong = distances(params, collate([one.conditions for one in part]), captions)
+        nearer.append(np.asarray(right < wrong))
+    return np.concatenate(nearer)
+
+
+def batches(found: list[Example]) -> list[list[Example]]:
+    """In their order."""
+    return [found[start : start + BATCH] for start in range(0, len(found), BATCH)]
 
 
 def main(argv: list[str]) -> None:
@@ -120,7 +141,8 @@ def main(argv: list[str]) -> None:
     run = Run.load(Path(CHECKPOINT.value))
     if not run.config.pretrain.references:
         raise app.UsageError(f"{CHECKPOINT.value}: its transformer was pretrained without references")
-    configs, params, _ = run.load_parts(("vae", "t5", "mllm", "dit"))
+    names = ("vae", "t5", "mllm", "dit", *(("aligner",) if "align" in run.config.stages else ()))
+    configs, params, _ = run.load_parts(names)
     params = {path: jnp.asarray(np.asarray(x)) for path, x in params.items()}
     cinema, found = Cinema(run.config, configs), examples(run, SCENES.value)
     print("| flow time | error on subjects | exchanged | rises by | scenes in which it rises |\n|---|---|---|---|---|")
@@ -130,16 +152,18 @@ def main(argv: list[str]) -> None:
             f"| {time} | {true.mean():.3f} | {other.mean():.3f} | {rise.mean():+.2f} % +- {spread:.2f} | "
             f"{100 * np.mean(rise > 0):.0f} % |"
         )
-    right = answered_right(cinema, params, found)
+    right = {"multimodal LLM": answered_right(cinema, params, found)}
+    if "aligner" in names:
+        right["AlignerNet"] = aligned_right(cinema, params, found)
     vague, ordered = (np.array([getattr(one, name) for one in found]) for name in ("vague", "ordered"))
-    print("\n| prompt | scenes | multimodal LLM chooses the right caption |\n|---|---|---|")
     kinds = {
         "names nobody": vague,
         "names them in the pictures' order": ~vague & ordered,
         "in another": ~vague & ~ordered,
     }
+    print(f"\nChooses the right caption:\n\n| prompt | scenes | {' | '.join(right)} |\n|---|---|{'---|' * len(right)}")
     for kind, here in kinds.items():
-        print(f"| {kind} | {here.sum()} | {100 * right[here].mean():.0f} % |")
+        print(f"| {kind} | {here.sum()} | {' | '.join(f'{100 * it[here].mean():.0f} %' for it in right.values())} |")
 
 
 if __name__ == "__main__":

@@ -1,79 +1,106 @@
-"""What configs/demo.py starts from: a video transformer and T5, pretrained for hours.
+"""What configs/demo.py starts from: a multimodal LLM that finds out who is who, a video transformer and T5.
 
-    python -m cinema_jax.train --config=configs/demo_full.py:pictures --workdir=runs/full/pictures
-    python -m cinema_jax.train --config=configs/demo_full.py:videos --workdir=runs/full/videos \\
-        --config.init=runs/full/pictures
-    python -m cinema_jax.train --config=configs/demo_full.py:prompted_pictures --workdir=runs/full/prompted_pictures \\
-        --config.init=runs/full/videos
-    python -m cinema_jax.train --config=configs/demo_full.py:prompted_videos --workdir=runs/full/prompted_videos \\
-        --config.init=runs/full/prompted_pictures
-    python -m cinema_jax.train --config=configs/demo_full.py:more_videos --workdir=runs/full/more_videos \\
-        --config.init=runs/full/prompted_videos
-    python -m cinema_jax.train --config=configs/demo_full.py:captioned_videos --workdir=runs/full/captioned_videos \\
-        --config.init=runs/full/more_videos
-    python -m cinema_jax.train --config=configs/demo_full.py:new_t5 --workdir=runs/full/new_t5 \\
-        --config.weights.dit=runs/full/captioned_videos/parts/dit
-    python -m cinema_jax.train --config=configs/demo_full.py:ordered --workdir=runs/full/ordered \\
-        --config.init=runs/full/new_t5
-    python -m cinema_jax.train --config=configs/demo_full.py:roles --workdir=runs/full/roles \\
-        --config.init=runs/full/ordered
-    python -m cinema_jax.train --config=configs/demo_full.py --workdir=runs/full/demo \\
-        --config.init=runs/full/roles
+    for piece in who pictures videos prompted_pictures prompted_videos more_videos captioned_videos new_t5 ordered \\
+            roles more_roles demo; do
+        python -m cinema_jax.train --config=configs/demo_full.py:$piece --workdir=runs/full/$piece
+    done
 
-All but the last are pieces of `pretrain`, texts and references to single frames and to videos, in which T5 goes on
-learning with the transformer; the last is configs/demo.py, which aligns and finetunes. The captions of the first two
-say what everybody looks like, so that references add little; the prompts of the others often do not, and the
-transformer learns to look. `new_t5` takes the transformer alone: its T5 starts from random numbers. Plots, in the last
-two, call the subjects by the order of their pictures: the transformer learns who plays which role. Every piece may be
-stopped (Ctrl-C) and goes on where it was: the same command again. The card of the packaged demo,
-cinema_jax/assets/demo/README.md, has the times and the figures.
+`who` is a piece of `mllm`: the packaged language model of before, or another (`--config.weights.mllm=runs/scratch`),
+goes on until it knows of each noun which picture it speaks of. Those between are pieces of `pretrain`, texts and
+references to single frames and to videos, in which T5 goes on learning with the transformer. Each starts from what the
+one before made. `demo` is configs/demo.py, which aligns and finetunes.
+
+The captions of the first two say what everybody looks like, so that references add little; the prompts of the others
+often do not, and the transformer learns to look. `new_t5` takes the transformer alone: its T5 starts from random
+numbers. Plots, in the last three, call the subjects by the order of their pictures: the transformer learns who plays
+which role. Every piece may be stopped (Ctrl-C) and goes on where it was: the same command again. The card of the
+packaged demo, cinema_jax/assets/demo/README.md, has the times and the figures.
 """
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
 from configs import demo
 
-# Of the pieces of pretraining: steps, learning rate and its last fraction, scenes, share of prompts, share of plots,
-# shift of times, seed.
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """A piece of pretraining."""
+
+    steps: int
+    # Learning rate, and the fraction of it at the end.
+    rate: float
+    final: float
+    scenes: int
+    seed: int
+    # Shares of the texts; the others are captions.
+    prompts: float = 0.0
+    plots: float = 0.0
+    # Shift of times, and frames of a video.
+    shift: float = 2.0
+    frames: int = 9
+    # How often references are shown, and what tells them apart.
+    references: float = 0.9
+    entity_index: str = "position"
+    # T5 learns at the transformer's rate.
+    fast_t5: bool = False
+    # With "t5", T5 starts anew.
+    stages: tuple[str, ...] = ("pretrain",)
+
+
+_ROLES = _Piece(1000, 6e-3, 0.8, 12288, 5, plots=0.8, shift=4.0, references=1.0, entity_index="vector")
 _PIECES = {
-    "pictures": (2200, 1e-2, 0.3, 16384, 0.0, 0.0, 1.3, 0),
-    "videos": (700, 8e-3, 0.1, 6144, 0.0, 0.0, 1.3, 0),
-    "prompted_pictures": (2400, 1e-2, 0.3, 24576, 0.7, 0.0, 1.3, 2),
-    "prompted_videos": (2600, 8e-3, 0.1, 12288, 0.7, 0.0, 2.0, 2),
-    "more_videos": (1129, 8e-3, 0.83, 12288, 0.7, 0.0, 2.0, 3),
-    "captioned_videos": (1073, 8e-3, 0.73, 12288, 0.4, 0.0, 2.0, 4),
-    "new_t5": (1800, 8e-3, 0.03, 12288, 0.4, 0.0, 2.0, 4),
-    "ordered": (692, 6e-3, 0.92, 12288, 0.1, 0.4, 2.0, 5),
-    "roles": (1000, 6e-3, 0.8, 12288, 0.0, 0.8, 4.0, 5),
+    "pictures": _Piece(2200, 1e-2, 0.3, 16384, 0, shift=1.3, frames=1, fast_t5=True),
+    "videos": _Piece(700, 8e-3, 0.1, 6144, 0, shift=1.3, fast_t5=True),
+    "prompted_pictures": _Piece(2400, 1e-2, 0.3, 24576, 2, prompts=0.7, shift=1.3, frames=1, fast_t5=True),
+    "prompted_videos": _Piece(2600, 8e-3, 0.1, 12288, 2, prompts=0.7, fast_t5=True),
+    "more_videos": _Piece(1129, 8e-3, 0.83, 12288, 3, prompts=0.7, fast_t5=True),
+    "captioned_videos": _Piece(1073, 8e-3, 0.73, 12288, 4, prompts=0.4, fast_t5=True),
+    "new_t5": _Piece(1800, 8e-3, 0.03, 12288, 4, prompts=0.4, references=0.8, stages=("t5", "pretrain")),
+    "ordered": _Piece(692, 6e-3, 0.92, 12288, 5, prompts=0.1, plots=0.4),
+    "roles": _ROLES,
+    "more_roles": dataclasses.replace(_ROLES, steps=800, final=0.03, seed=6, prompts=0.1, plots=0.5, shift=3.0),
 }
 
 
-def get_config(variant: str = "") -> ConfigDict:
-    """The demo, or a piece of its pretraining."""
-    config = demo.get_config()
-    if not variant:
-        return config
-    if variant not in _PIECES:
-        raise ValueError(f"configs/demo_full.py has no variant {variant!r}; accepted: {', '.join(_PIECES)}")
-    steps, rate, final, config.data.train_videos, prompts, plots, config.flow.shift, config.seed = _PIECES[variant]
-    config.pretrain.prompts, config.pretrain.plots = prompts, plots
-    config.stages, config.init = ("pretrain",), ""
-    demo.stage(config, "pretrain", steps=steps, rate=rate, warmup=50, final=final, average=0.998)
-    config.pretrain.log_every, config.pretrain.eval_every, config.pretrain.checkpoint_every = 25, 500, 200
-    demo.with_t5(config)
-    config.pretrain.references = 0.9
-    if variant.endswith("pictures"):
-        config.data.frames = 1
-    if variant == "pictures":
-        config.weights.t5 = "packaged"
-    # As the pieces were run: at first T5 learned at the transformer's rate, and only their positions told references
-    # apart.
-    if variant not in ("new_t5", "ordered", "roles"):
-        config.pretrain.optimizer.rates = ()
-    if variant != "roles":
-        config.dit_model.entity_index = "position"
-    if variant == "new_t5":
-        config.stages, config.pretrain.references = ("t5", "pretrain"), 0.8
-    if variant == "roles":
-        config.pretrain.references = 1.0
+def get_config(variant: str) -> ConfigDict:
+    """The demo, or a piece of what it starts from."""
+    config, made = demo.get_config(), [*_PIECES]
+    if variant == "demo":
+        config.init, config.weights.mllm = f"runs/full/{made[-1]}", "runs/full/who"
+    elif variant == "who":
+        _who_is_who(config)
+    elif variant in _PIECES:
+        before = made[: made.index(variant)][-1:]
+        config.init = f"runs/full/{before[0]}" if before else ""
+        _pretrain(config, _PIECES[variant])
+    else:
+        raise ValueError(f"configs/demo_full.py has no variant {variant!r}; accepted: who, {', '.join(made)}, demo")
     return config
+
+
+def _pretrain(config: ConfigDict, piece: _Piece) -> None:
+    config.stages, config.seed = piece.stages, piece.seed
+    if "t5" in piece.stages:
+        config.weights.dit, config.init = f"{config.init}/parts/dit", ""
+    elif not config.init:
+        config.weights.t5 = "packaged"
+    demo.stage(config, "pretrain", steps=piece.steps, rate=piece.rate, warmup=50, final=piece.final, average=0.998)
+    pretrain = config.pretrain
+    pretrain.log_every, pretrain.eval_every, pretrain.checkpoint_every = 25, 500, 200
+    demo.with_t5(config)
+    if piece.fast_t5:
+        pretrain.optimizer.rates = ()
+    pretrain.prompts, pretrain.plots, pretrain.references = piece.prompts, piece.plots, piece.references
+    config.data.train_videos, config.data.frames = piece.scenes, piece.frames
+    config.flow.shift, config.dit_model.entity_index = piece.shift, piece.entity_index
+
+
+def _who_is_who(config: ConfigDict) -> None:
+    config.stages, config.init, config.seed = ("mllm",), "", 1
+    demo.stage(config, "mllm", steps=1500, rate=2e-3, warmup=50)
+    mllm = config.mllm
+    # The vision tower sees well enough.
+    mllm.image_steps, mllm.batch_size, mllm.trainable = 0, 32, ("mllm/(?!visual).*",)
+    mllm.log_every, mllm.checkpoint_every = 50, 250

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cinema_jax.data.critters import Critters, count_identities, draw_identity, grammar, reference, vocabulary
+from cinema_jax.data.critters import Critters, count_identities, draw_identity, grammar, reference, source, vocabulary
 from cinema_jax.data.critters.background import PLACES, Background
 from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
 from cinema_jax.data.critters.drawing import draw, through_lens
@@ -230,25 +230,37 @@ def test_prompts_are_sometimes_vague_and_sometimes_full():
     assert 0.1 < np.mean(full) < 0.4
 
 
-def test_naming_task_follows_the_order_of_the_images():
-    critters = Critters("train")
-    kinds = set()
-    for seed in range(20):
-        images, question, answer = critters.describe_task(4, np.random.default_rng(seed))
-        assert len(images) == len(critters.scene(4).actors)
+def test_describe_tasks_follow_the_order_of_the_images(monkeypatch):
+    critters, kinds, shown, pictures = Critters("train"), set(), [], []
+
+    def watched(subject, rng):
+        shown.append(subject)
+        pictures.append(reference(subject, rng))
+        return pictures[-1]
+
+    monkeypatch.setattr(source, "reference", watched)
+    for seed in range(40):
+        shown.clear(), pictures.clear()
+        images, question, answer = critters.describe_task(seed, np.random.default_rng(seed))
+        actors, nouns = [actor.subject for actor in critters.scene(seed).actors], [subject.noun for subject in shown]
+        assert len(images) == len(actors)
+        for image, picture in zip(images, pictures, strict=True):
+            assert digest(image) in (digest(picture.image), digest(on_white(picture.image, picture.mask)))
+        said = [noun for noun in grammar.words(answer) if noun in nouns]
         if question in grammar.QUESTIONS:
             kinds.add("naming")
-            # The same random choices once more: the order of the references decides the order of the names.
-            shown = critters.conditions(4, np.random.default_rng(seed)).references
-            for image, picture in zip(images, shown, strict=True):
-                cut_out = on_white(picture.image, picture.mask)
-                assert digest(image) in (digest(picture.image), digest(cut_out))
-            nouns = [r.noun for r in shown]
-            assert [noun for noun in grammar.words(answer) if noun in nouns] == nouns
-        else:
+            assert said == nouns
+        elif ":" in answer:
             kinds.add("caption")
-            assert answer == critters.caption(4)
-    assert kinds == {"naming", "caption"}
+            order = [actors.index(subject) for subject in shown]
+            assert answer == grammar.caption(critters.scene(seed).story(), order)
+        else:
+            kinds.add("numbers")
+            assert said == [subject.noun for subject in actors]
+            numbers = [int(word) for word in grammar.words(answer) if word.isdigit()]
+            assert numbers == [1 + nouns.index(noun) for noun in said]
+            assert grammar.words(question) == [word for word in grammar.words(answer) if not word.isdigit()]
+    assert kinds == {"naming", "caption", "numbers"}
 
 
 def test_boxes_contain_the_subjects_and_little_else():

@@ -89,7 +89,7 @@ def plot(story: Story, order: Sequence[int]) -> str:
 
 
 def _told_by_order(story: Story, order: Sequence[int]) -> str:
-    """The action, its subjects named by their places in `order`."""
+    """The action, its subjects named by the order of their pictures: "the second chases the first to the left"."""
     ordinals = ("the first", "the second", "the third") if len(order) > 1 else ("it",)
     return story.tell([ordinals[list(order).index(role)] for role in range(len(order))])
 
@@ -97,18 +97,29 @@ def _told_by_order(story: Story, order: Sequence[int]) -> str:
 def prompt(story: Story, rng: np.random.Generator) -> str:
     """What a user might write: everything, colours, only nouns, or hardly anything; with or without the place."""
     style = rng.random()
-    if style < 0.2:
-        text = story.tell([named(description) for description in story.descriptions])
-    elif style < 0.4:
-        text = story.tell(
-            [f"the {color} {noun}".replace("  ", " ") for color, noun in zip(story.colors, story.nouns, strict=True)]
-        )
-    elif style < 0.75:
-        text = story.tell([f"the {noun}" for noun in story.nouns])
+    if style < 0.75:
+        text = story.tell(_names(story, "full" if style < 0.2 else "colour" if style < 0.4 else "noun"))
     else:
         choices = SENTENCES[story.action].vague
         text = choices[rng.integers(len(choices))].format(side=story.side, thing=PLACES[story.place].thing)
     return f"{text} {PLACES[story.place].words}" if rng.random() < 0.9 else text
+
+
+def _names(story: Story, style: str) -> list[str]:
+    """The subjects by all that can be seen of them, by colour and noun, or by noun alone; in the order of the roles."""
+    if style == "full":
+        return [named(description) for description in story.descriptions]
+    if style == "noun":
+        return [f"the {noun}" for noun in story.nouns]
+    return [f"the {color} {noun}".replace("  ", " ") for color, noun in zip(story.colors, story.nouns, strict=True)]
+
+
+def numbered(story: Story, order: Sequence[int], rng: np.random.Generator) -> tuple[str, str]:
+    """What happens, by names, and again with the number of each one's picture: "the bird chases the snail to the left"
+    and "the bird 2 chases the snail 1 to the left"."""
+    names = _names(story, ("full", "colour", "noun")[rng.integers(3)])
+    numbers = [list(order).index(role) + 1 for role in range(len(names))]
+    return story.tell(names), story.tell([f"{name} {number}" for name, number in zip(names, numbers, strict=True)])
 
 
 def tells_who(prompt: str, story: Story) -> bool:

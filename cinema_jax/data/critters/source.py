@@ -142,21 +142,26 @@ class Critters:
     def describe_task(
         self, index: int, rng: np.random.Generator
     ) -> tuple[tuple[UInt8[np.ndarray, "height width 3"], ...], str, str]:
-        """(images, question, answer) for teaching a multimodal model to see.
+        """(images, question, answer) for teaching a multimodal model to see, and to find out who is who.
 
-        Half of the time the question asks what the images show, in their order; half of the time it is a prompt,
-        perhaps vague, and the answer the full caption.
+        Half of the time the answer repeats what was said and puts the number of the image behind each name: a model
+        that can go on like this knows of every noun that it reads, in a prompt too, which image it speaks of, and that
+        is what the AlignerNet has to be told. Else the question is what the images show, in their order, or it is a
+        prompt, perhaps vague, and the answer the full caption.
         """
-        scene = self.scene(index)
+        scene, task = self.scene(index), rng.integers(4)
         story = scene.story()
         prompt, order = _asked(story, rng)
-        subjects = [scene.actors[number].subject for number in order]
-        pictures = [reference(subject, rng) for subject in subjects]
-        images = tuple(_shown(picture, rng) for picture in pictures)
-        if rng.random() < 0.5:
+        if task == 0:
             question = grammar.QUESTIONS[rng.integers(len(grammar.QUESTIONS))]
-            return images, question, grammar.naming([subject.describe() for subject in subjects])
-        return images, prompt, grammar.caption(story)
+            answer = grammar.naming([story.descriptions[role] for role in order])
+        elif task == 1:
+            question, answer = prompt, grammar.caption(story, order)
+        else:
+            order = [int(role) for role in rng.permutation(len(order))]
+            question, answer = grammar.numbered(story, order, rng)
+        images = tuple(_shown(reference(scene.actors[role].subject, rng), rng) for role in order)
+        return images, question, answer
 
 
 def _asked(story: grammar.Story, rng: np.random.Generator) -> tuple[str, list[int]]:
