@@ -4,9 +4,10 @@
 
 Held-out scenes of two critters whose roles differ, pictures in a random order. The transformer is told the plot by T5
 ("the second chases the first"), once as it is and once with "the first" and "the second" exchanged, at the same noise:
-the table says by how much its error on the subjects rises. The multimodal LLM reads prompt and pictures, and chooses by
-likelihood between the caption and the caption with "the first" and "the second" exchanged. The AlignerNet, where the
-checkpoint has one (a run of configs/demo.py), chooses the one whose T5 features are nearer to its own.
+the table says by how much its error on the subjects rises. The multimodal LLM reads pictures and what happens, and
+repeats it with the numbers of the pictures ("the bird 2 chases the snail 1"): how often are the right numbers likelier
+than the exchanged ones? The AlignerNet, where the checkpoint has one (a run of configs/demo.py), reads a prompt: how
+often is it nearer to T5's features of the caption than to those of the caption with the ordinals exchanged?
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from absl import app, flags
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters import Critters, grammar
-from cinema_jax.data.pipeline import covered
+from cinema_jax.data.pipeline import Preprocessor, covered
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.identity import log_likelihood
 from cinema_jax.training.run import Run
@@ -36,22 +37,22 @@ BATCH = 16
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One scene: plots, captions, and captions given prompt and pictures; of each two, of which the first is right."""
+    """One scene: plots, captions, and for each style of names answers; of each two, of which the first is right."""
 
     video: np.ndarray
     boxes: np.ndarray
     conditions: dict[str, np.ndarray]
     plots: tuple[np.ndarray, np.ndarray]
     captions: tuple[np.ndarray, np.ndarray]
-    answers: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+    answers: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
     # Whether the prompt names nobody; whether the pictures are in the order of the roles.
     vague: bool
     ordered: bool
 
 
-def exchanged(text: str) -> str:
-    """With "the first" and "the second" exchanged."""
-    return text.replace("the first", "@").replace("the second", "the first").replace("@", "the second")
+def exchanged(text: str, first: str = "the first", second: str = "the second") -> str:
+    """With these words exchanged."""
+    return text.replace(first, "@").replace(second, first).replace("@", second)
 
 
 def examples(run: Run, count: int) -> list[Example]:
@@ -66,6 +67,8 @@ def examples(run: Run, count: int) -> list[Example]:
             continue
         told, story = source.conditions(index, np.random.default_rng(index)), scene.story()
         pictures = [picture.image for picture in told.references]
+        keys = [actor.subject.key for actor in scene.actors]
+        order = [keys.index(picture.subject) for picture in told.references]
         plots, captions = (told.plot, exchanged(told.plot)), (told.caption, exchanged(told.caption))
         found.append(
             Example(
@@ -74,12 +77,24 @@ def examples(run: Run, count: int) -> list[Example]:
                 preprocessor.conditions(told.prompt, told.references),
                 tuple(preprocessor.text(plot)[0] for plot in plots),
                 tuple(preprocessor.text(caption)[0] for caption in captions),
-                tuple(preprocessor.answering(told.prompt, pictures, caption) for caption in captions),
+                {
+                    style: answers(preprocessor, grammar.numbered(story, order, style), pictures)
+                    for style in grammar.STYLES
+                },
                 not grammar.tells_who(told.prompt, story),
-                [picture.subject for picture in told.references] == [actor.subject.key for actor in scene.actors],
+                order == [0, 1],
             )
         )
     return found
+
+
+def answers(
+    preprocessor: Preprocessor, numbered: tuple[str, str], pictures: list[np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Question and answer as the multimodal LLM reads them, and the same with the two numbers exchanged."""
+    question, answer = numbered
+    wrong = exchanged(answer, " 1", " 2")
+    return preprocessor.answering(question, pictures, answer), preprocessor.answering(question, pictures, wrong)
 
 
 def transformer_errors(cinema: Cinema, params: dict, found: list[Example]) -> np.ndarray:
@@ -105,11 +120,11 @@ def transformer_errors(cinema: Cinema, params: dict, found: list[Example]) -> np
     return result
 
 
-def answered_right(cinema: Cinema, params: dict, found: list[Example]) -> np.ndarray:
-    """Whether the multimodal LLM gives the right caption the higher likelihood: [scenes]."""
+def answered_right(cinema: Cinema, params: dict, found: list[Example], style: str) -> np.ndarray:
+    """Whether the multimodal LLM gives the right numbers the higher likelihood: [scenes]."""
 
     def likelihoods(part: list[Example], which: int) -> np.ndarray:
-        return np.asarray(log_likelihood(cinema, params, collate([one.answers[which] for one in part])))
+        return np.asarray(log_likelihood(cinema, params, collate([one.answers[style][which] for one in part])))
 
     return np.concatenate([likelihoods(part, 0) > likelihoods(part, 1) for part in batches(found)])
 
@@ -152,18 +167,21 @@ def main(argv: list[str]) -> None:
             f"| {time} | {true.mean():.3f} | {other.mean():.3f} | {rise.mean():+.2f} % +- {spread:.2f} | "
             f"{100 * np.mean(rise > 0):.0f} % |"
         )
-    right = {"multimodal LLM": answered_right(cinema, params, found)}
-    if "aligner" in names:
-        right["AlignerNet"] = aligned_right(cinema, params, found)
+    print("\n| names | multimodal LLM: right numbers likelier |\n|---|---|")
+    for style in grammar.STYLES:
+        print(f"| {style} | {100 * answered_right(cinema, params, found, style).mean():.0f} % |")
+    if "aligner" not in names:
+        return
+    right = aligned_right(cinema, params, found)
     vague, ordered = (np.array([getattr(one, name) for one in found]) for name in ("vague", "ordered"))
     kinds = {
         "names nobody": vague,
         "names them in the pictures' order": ~vague & ordered,
         "in another": ~vague & ~ordered,
     }
-    print(f"\nChooses the right caption:\n\n| prompt | scenes | {' | '.join(right)} |\n|---|---|{'---|' * len(right)}")
+    print("\n| prompt | scenes | AlignerNet: nearer to the right caption |\n|---|---|---|")
     for kind, here in kinds.items():
-        print(f"| {kind} | {here.sum()} | {' | '.join(f'{100 * it[here].mean():.0f} %' for it in right.values())} |")
+        print(f"| {kind} | {here.sum()} | {100 * right[here].mean():.0f} % |")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
         python -m cinema_jax.train --config=configs/demo_full.py:$piece --workdir=runs/full/$piece
     done
 
-`who` is a piece of `mllm`: the packaged language model of before, or another (`--config.weights.mllm=runs/scratch`),
-goes on until it knows of each noun which picture it speaks of. Those between are pieces of `pretrain`, texts and
-references to single frames and to videos, in which T5 goes on learning with the transformer. Each starts from what the
-one before made. `demo` is configs/demo.py, which aligns and finetunes.
+`who` is a piece of `mllm`: the packaged language model of before, or another
+(`--config.weights.mllm=runs/scratch/parts/mllm`), goes on until it knows of each noun which picture it speaks of. Those
+between are pieces of `pretrain`, texts and references to single frames and to videos, in which T5 goes on learning with
+the transformer. Each starts from what the one before made. `demo` is configs/demo.py, which aligns and finetunes.
 
 The captions of the first two say what everybody looks like, so that references add little; the prompts of the others
 often do not, and the transformer learns to look. `new_t5` takes the transformer alone: its T5 starts from random
@@ -68,7 +68,7 @@ def get_config(variant: str) -> ConfigDict:
     """The demo, or a piece of what it starts from."""
     config, made = demo.get_config(), [*_PIECES]
     if variant == "demo":
-        config.init, config.weights.mllm = f"runs/full/{made[-1]}", "runs/full/who"
+        config.init, config.weights.mllm = f"runs/full/{made[-1]}", "runs/full/who/parts/mllm"
     elif variant == "who":
         _who_is_who(config)
     elif variant in _PIECES:

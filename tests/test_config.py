@@ -8,12 +8,24 @@ import pytest
 
 from cinema_jax.config import Config, default, parse, to_dict
 from cinema_jax.errors import InputError
-from configs import demo
+from configs import demo, demo_full
 
 
 @pytest.mark.parametrize("variant", ["", "smoke", "scratch"])
 def test_demo_variants_parse(variant):
     assert isinstance(parse(demo.get_config(variant)), Config)
+
+
+@pytest.mark.parametrize("variant", ["who", "pictures", "new_t5", "more_roles", "demo"])
+def test_pieces_of_pretraining_parse_and_each_starts_from_the_one_before(variant):
+    config = parse(demo_full.get_config(variant))
+    assert (config.init, config.weights.dit) == {
+        "who": ("", ""),
+        "pictures": ("", ""),
+        "new_t5": ("", "runs/full/captioned_videos/parts/dit"),
+        "more_roles": ("runs/full/roles", ""),
+        "demo": ("runs/full/more_roles", ""),
+    }[variant]
 
 
 def test_the_variant_for_own_videos_asks_for_their_folder():

@@ -43,6 +43,7 @@ SENTENCES: dict[str, Sentence] = {
     "three dance": Sentence("{a}, {b} and {c} dance", ("three friends dance", "they dance")),
     "three walk": Sentence("{a}, {b} and {c} walk {side}", ("three friends go for a walk", "they take a walk")),
 }
+STYLES = ("full", "colour", "noun")
 QUESTIONS = ("describe the images", "who is in the images", "name the friends")
 
 
@@ -106,7 +107,11 @@ def prompt(story: Story, rng: np.random.Generator) -> str:
 
 
 def _names(story: Story, style: str) -> list[str]:
-    """The subjects by all that can be seen of them, by colour and noun, or by noun alone; in the order of the roles."""
+    """The subjects by all that can be seen of them, by colour and noun, or by noun alone; in the order of the roles.
+
+    Args:
+        style: one of STYLES.
+    """
     if style == "full":
         return [named(description) for description in story.descriptions]
     if style == "noun":
@@ -114,10 +119,15 @@ def _names(story: Story, style: str) -> list[str]:
     return [f"the {color} {noun}".replace("  ", " ") for color, noun in zip(story.colors, story.nouns, strict=True)]
 
 
-def numbered(story: Story, order: Sequence[int], rng: np.random.Generator) -> tuple[str, str]:
+def numbered(story: Story, order: Sequence[int], style: str) -> tuple[str, str]:
     """What happens, by names, and again with the number of each one's picture: "the bird chases the snail to the left"
-    and "the bird 2 chases the snail 1 to the left"."""
-    names = _names(story, ("full", "colour", "noun")[rng.integers(3)])
+    and "the bird 2 chases the snail 1 to the left".
+
+    Args:
+        order: the numbers of the roles in the order of the subjects' pictures.
+        style: of the names, one of STYLES.
+    """
+    names = _names(story, style)
     numbers = [list(order).index(role) + 1 for role in range(len(names))]
     return story.tell(names), story.tell([f"{name} {number}" for name, number in zip(names, numbers, strict=True)])
 

@@ -159,7 +159,7 @@ class Critters:
             question, answer = prompt, grammar.caption(story, order)
         else:
             order = [int(role) for role in rng.permutation(len(order))]
-            question, answer = grammar.numbered(story, order, rng)
+            question, answer = grammar.numbered(story, order, grammar.STYLES[rng.integers(3)])
         images = tuple(_shown(reference(scene.actors[role].subject, rng), rng) for role in order)
         return images, question, answer
 
