@@ -5,7 +5,7 @@
 Held-out scenes of two critters whose roles differ, pictures in a random order. The transformer is told the plot by T5
 ("the second chases the first"), once as it is and once with "the first" and "the second" exchanged, at the same noise:
 the table says by how much its error on the subjects rises. The multimodal LLM reads pictures and what happens, and
-repeats it with the numbers of the pictures ("the bird 2 chases the snail 1"): how often are the right numbers likelier
+tells it with the numbers of the pictures ("the bird 2 chases the snail 1"): how often are the right numbers likelier
 than the exchanged ones? The AlignerNet, where the checkpoint has one (a run of configs/demo.py), reads a prompt: how
 often is it nearer to T5's features of the caption than to those of the caption with the ordinals exchanged?
 """
@@ -37,14 +37,14 @@ BATCH = 16
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One scene: plots, captions, and for each style of names answers; of each two, of which the first is right."""
+    """One scene: plots, captions and, for each style of names, numbers of pictures; each right, and exchanged."""
 
     video: np.ndarray
     boxes: np.ndarray
     conditions: dict[str, np.ndarray]
     plots: tuple[np.ndarray, np.ndarray]
     captions: tuple[np.ndarray, np.ndarray]
-    answers: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
+    numbers: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
     # Whether the prompt names nobody; whether the pictures are in the order of the roles.
     vague: bool
     ordered: bool
@@ -78,7 +78,7 @@ def examples(run: Run, count: int) -> list[Example]:
                 tuple(preprocessor.text(plot)[0] for plot in plots),
                 tuple(preprocessor.text(caption)[0] for caption in captions),
                 {
-                    style: answers(preprocessor, grammar.numbered(story, order, style), pictures)
+                    style: numbers(preprocessor, grammar.numbered(story, order, style, (0, 1)), pictures)
                     for style in grammar.STYLES
                 },
                 not grammar.tells_who(told.prompt, story),
@@ -88,13 +88,14 @@ def examples(run: Run, count: int) -> list[Example]:
     return found
 
 
-def answers(
-    preprocessor: Preprocessor, numbered: tuple[str, str], pictures: list[np.ndarray]
+def numbers(
+    preprocessor: Preprocessor, numbered: str, pictures: list[np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Question and answer as the multimodal LLM reads them, and the same with the two numbers exchanged."""
-    question, answer = numbered
-    wrong = exchanged(answer, " 1", " 2")
-    return preprocessor.answering(question, pictures, answer), preprocessor.answering(question, pictures, wrong)
+    """What happens as the multimodal LLM reads it, and the same with the two numbers exchanged; these are scored."""
+    read = tuple(preprocessor.answering(text, pictures, "") for text in (numbered, exchanged(numbered, " 1", " 2")))
+    for arrays in read:
+        arrays["loss_mask"][arrays["lengths"] - 1] = False
+    return read
 
 
 def transformer_errors(cinema: Cinema, params: dict, found: list[Example]) -> np.ndarray:
@@ -124,7 +125,7 @@ def answered_right(cinema: Cinema, params: dict, found: list[Example], style: st
     """Whether the multimodal LLM gives the right numbers the higher likelihood: [scenes]."""
 
     def likelihoods(part: list[Example], which: int) -> np.ndarray:
-        return np.asarray(log_likelihood(cinema, params, collate([one.answers[style][which] for one in part])))
+        return np.asarray(log_likelihood(cinema, params, collate([one.numbers[style][which] for one in part])))
 
     return np.concatenate([likelihoods(part, 0) > likelihoods(part, 1) for part in batches(found)])
 

@@ -54,14 +54,22 @@ class Preprocessor:
         return np.asarray(tokens + padding, np.int32), len(tokens)
 
     def answering(self, prompt: str, images: Sequence[np.ndarray], answer: str, alone: bool = False) -> Arrays:
-        """What the MLLM reads, continued by an answer that it should learn; with `alone`, room for one image only."""
+        """What the MLLM reads, continued by an answer that it should learn; with `alone`, room for one image only.
+
+        Numbers of images that the prompt gives ("the bird 2 chases the snail") are to be learned too.
+        """
         assert self.processor is not None, "there is no MLLM to answer"
         condition, patches = self.config.condition, self.processor.max_patches
         length = condition.mllm_tokens + condition.answer_tokens
         if alone:
             patches //= self.config.data.max_references
             length //= self.config.data.max_references
-        return dataclasses.replace(self.processor, max_length=length, max_patches=patches)(prompt, images, answer)
+        arrays = dataclasses.replace(self.processor, max_length=length, max_patches=patches)(prompt, images, answer)
+        numbers = self.processor.tokenizer.convert_tokens_to_ids([str(number + 1) for number in range(len(images))])
+        # Before it stand the numbers that the template gives.
+        last = np.flatnonzero(arrays["tokens"] == self.processor.image_token_id).max(initial=-1)
+        arrays["loss_mask"] |= np.isin(arrays["tokens"], numbers) & (np.arange(len(arrays["tokens"])) > last)
+        return arrays
 
     def conditions(self, prompt: str, references: Sequence[Reference]) -> Arrays:
         """One sample's prompt and references, for MLLM, VAE and (ablation) T5.

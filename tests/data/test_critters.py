@@ -21,6 +21,8 @@ from cinema_jax.data.example import Source
 from cinema_jax.data.images import on_white
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
+from cinema_jax.parts import checkpoint_folder
+from cinema_jax.training.run import Run
 from configs.demo import get_config
 
 
@@ -231,7 +233,7 @@ def test_prompts_are_sometimes_vague_and_sometimes_full():
 
 
 def test_describe_tasks_follow_the_order_of_the_images(monkeypatch):
-    critters, kinds, shown, pictures = Critters("train"), set(), [], []
+    critters, kinds, shown, pictures, numbered = Critters("train"), set(), [], [], 0
 
     def watched(subject, rng):
         shown.append(subject)
@@ -246,21 +248,29 @@ def test_describe_tasks_follow_the_order_of_the_images(monkeypatch):
         assert len(images) == len(actors)
         for image, picture in zip(images, pictures, strict=True):
             assert digest(image) in (digest(picture.image), digest(on_white(picture.image, picture.mask)))
-        said = [noun for noun in grammar.words(answer) if noun in nouns]
+        story, order = critters.scene(seed).story(), [actors.index(subject) for subject in shown]
         if question in grammar.QUESTIONS:
             kinds.add("naming")
-            assert said == nouns
-        elif ":" in answer:
+            assert answer == grammar.naming([subject.describe() for subject in shown])
+        elif answer == grammar.caption(story, order):
             kinds.add("caption")
-            order = [actors.index(subject) for subject in shown]
-            assert answer == grammar.caption(critters.scene(seed).story(), order)
         else:
             kinds.add("numbers")
-            assert said == [subject.noun for subject in actors]
-            numbers = [int(word) for word in grammar.words(answer) if word.isdigit()]
-            assert numbers == [1 + nouns.index(noun) for noun in said]
-            assert grammar.words(question) == [word for word in grammar.words(answer) if not word.isdigit()]
+            assert answer == grammar.told_by_order(story, order)
+            words = grammar.words(question)
+            given = {(words[at - 1], int(word)) for at, word in enumerate(words) if word.isdigit()}
+            assert given <= {(noun, number) for number, noun in enumerate(nouns, 1)}
+            numbered += len(given) / len(nouns)
     assert kinds == {"naming", "caption", "numbers"}
+    assert 0.3 < numbered / 20 < 0.7
+
+
+def test_numbers_of_images_are_learned_where_a_prompt_gives_them():
+    preprocessor = Run.load(checkpoint_folder("packaged")).preprocessor()
+    tokenizer, images = preprocessor.processor.tokenizer, [np.zeros((64, 64, 3), np.uint8)] * 2
+    arrays = preprocessor.answering("the bird 2 chases the snail", images, "the second chases the first")
+    learned = [tokenizer.decode(token) for token in arrays["tokens"][arrays["loss_mask"]]]
+    assert learned == ["2", "the", "second", "chases", "the", "first", tokenizer.eos_token]
 
 
 def test_boxes_contain_the_subjects_and_little_else():

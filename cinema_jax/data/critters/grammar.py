@@ -1,7 +1,7 @@
 """Words for scenes: detailed captions, prompts from precise to vague, and the naming of references."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,15 +81,15 @@ def caption(story: Story, order: Sequence[int] | None = None) -> str:
     """
     order = order or range(len(story.descriptions))
     subjects = " and ".join(named(story.descriptions[role]) for role in order)
-    return f"{PLACES[story.place].words} {subjects}: {_told_by_order(story, order)}"
+    return f"{PLACES[story.place].words} {subjects}: {told_by_order(story, order)}"
 
 
 def plot(story: Story, order: Sequence[int]) -> str:
     """The caption without what the subjects look like: "on the beach: the second chases the first to the left"."""
-    return f"{PLACES[story.place].words}: {_told_by_order(story, order)}"
+    return f"{PLACES[story.place].words}: {told_by_order(story, order)}"
 
 
-def _told_by_order(story: Story, order: Sequence[int]) -> str:
+def told_by_order(story: Story, order: Sequence[int]) -> str:
     """The action, its subjects named by the order of their pictures: "the second chases the first to the left"."""
     ordinals = ("the first", "the second", "the third") if len(order) > 1 else ("it",)
     return story.tell([ordinals[list(order).index(role)] for role in range(len(order))])
@@ -119,17 +119,19 @@ def _names(story: Story, style: str) -> list[str]:
     return [f"the {color} {noun}".replace("  ", " ") for color, noun in zip(story.colors, story.nouns, strict=True)]
 
 
-def numbered(story: Story, order: Sequence[int], style: str) -> tuple[str, str]:
-    """What happens, by names, and again with the number of each one's picture: "the bird chases the snail to the left"
-    and "the bird 2 chases the snail 1 to the left".
+def numbered(story: Story, order: Sequence[int], style: str, told: Collection[int]) -> str:
+    """What happens, some nouns followed by the numbers of their pictures: "the bird 2 chases the snail to the left".
 
     Args:
         order: the numbers of the roles in the order of the subjects' pictures.
         style: of the names, one of STYLES.
+        told: the roles that get a number.
     """
     names = _names(story, style)
-    numbers = [list(order).index(role) + 1 for role in range(len(names))]
-    return story.tell(names), story.tell([f"{name} {number}" for name, number in zip(names, numbers, strict=True)])
+    for role in told:
+        noun = story.nouns[role]
+        names[role] = names[role].replace(noun, f"{noun} {list(order).index(role) + 1}")
+    return story.tell(names)
 
 
 def tells_who(prompt: str, story: Story) -> bool:

@@ -144,10 +144,11 @@ class Critters:
     ) -> tuple[tuple[UInt8[np.ndarray, "height width 3"], ...], str, str]:
         """(images, question, answer) for teaching a multimodal model to see, and to find out who is who.
 
-        Half of the time the answer repeats what was said and puts the number of the image behind each name: a model
-        that can go on like this knows of every noun that it reads, in a prompt too, which image it speaks of, and that
-        is what the AlignerNet has to be told. Else the question is what the images show, in their order, or it is a
-        prompt, perhaps vague, and the answer the full caption.
+        A quarter of the time the question is what the images show, in their order; a quarter of the time it is a
+        prompt, perhaps vague, and the answer the full caption. Else it says what happens with numbers of images behind
+        some nouns, which are to be learned as well (`Preprocessor.answering`), and the answer who does what: a model
+        that foretells the number knows of every noun that it reads which image it speaks of, and that is what the
+        AlignerNet has to be told.
         """
         scene, task = self.scene(index), rng.integers(4)
         story = scene.story()
@@ -159,7 +160,9 @@ class Critters:
             question, answer = prompt, grammar.caption(story, order)
         else:
             order = [int(role) for role in rng.permutation(len(order))]
-            question, answer = grammar.numbered(story, order, grammar.STYLES[rng.integers(3)])
+            told = [role for role in order if rng.random() < 0.5]
+            question = grammar.numbered(story, order, grammar.STYLES[rng.integers(3)], told)
+            answer = grammar.told_by_order(story, order)
         images = tuple(_shown(reference(scene.actors[role].subject, rng), rng) for role in order)
         return images, question, answer
 
