@@ -4,10 +4,10 @@
 
 Held-out scenes of two critters whose roles differ, pictures in a random order. The transformer is told the plot by T5
 ("the second chases the first"), once as it is and once with "the first" and "the second" exchanged, at the same noise:
-the table says by how much its error on the subjects rises. The multimodal LLM reads pictures and what happens, and
-tells it with the numbers of the pictures ("the bird 2 chases the snail 1"): how often are the right numbers likelier
-than the exchanged ones? The AlignerNet, where the checkpoint has one (a run of configs/demo.py), reads a prompt: how
-often is it nearer to T5's features of the caption than to those of the caption with the ordinals exchanged?
+the table says by how much its error on the subjects rises. The multimodal LLM reads pictures and what happens ("the
+bird chases the snail") and says who does what ("second chases the first"): how often is the right answer likelier than
+the one with the ordinals exchanged? The AlignerNet, where the checkpoint has one (a run of configs/demo.py), reads a
+prompt: how often is it nearer to T5's features of the caption than to those of the caption with the ordinals exchanged?
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from absl import app, flags
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters import Critters, grammar
-from cinema_jax.data.pipeline import Preprocessor, covered
+from cinema_jax.data.pipeline import covered
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.identity import log_likelihood
 from cinema_jax.training.run import Run
@@ -37,22 +37,22 @@ BATCH = 16
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One scene: plots, captions and, for each style of names, numbers of pictures; each right, and exchanged."""
+    """One scene: plots, captions and, for each style of names, answers; each right, and exchanged."""
 
     video: np.ndarray
     boxes: np.ndarray
     conditions: dict[str, np.ndarray]
     plots: tuple[np.ndarray, np.ndarray]
     captions: tuple[np.ndarray, np.ndarray]
-    numbers: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
+    answers: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
     # Whether the prompt names nobody; whether the pictures are in the order of the roles.
     vague: bool
     ordered: bool
 
 
-def exchanged(text: str, first: str = "the first", second: str = "the second") -> str:
-    """With these words exchanged."""
-    return text.replace(first, "@").replace(second, first).replace("@", second)
+def exchanged(text: str) -> str:
+    """With "first" and "second" exchanged."""
+    return text.replace("first", "@").replace("second", "first").replace("@", "second")
 
 
 def examples(run: Run, count: int) -> list[Example]:
@@ -69,6 +69,8 @@ def examples(run: Run, count: int) -> list[Example]:
         pictures = [picture.image for picture in told.references]
         keys = [actor.subject.key for actor in scene.actors]
         order = [keys.index(picture.subject) for picture in told.references]
+        answer = grammar.told_by_order(story, order).removeprefix("the ")
+        answers = answer, exchanged(answer)
         plots, captions = (told.plot, exchanged(told.plot)), (told.caption, exchanged(told.caption))
         found.append(
             Example(
@@ -78,7 +80,10 @@ def examples(run: Run, count: int) -> list[Example]:
                 tuple(preprocessor.text(plot)[0] for plot in plots),
                 tuple(preprocessor.text(caption)[0] for caption in captions),
                 {
-                    style: numbers(preprocessor, grammar.numbered(story, order, style, (0, 1)), pictures)
+                    style: tuple(
+                        preprocessor.answering(grammar.numbered(story, order, style, ()), pictures, answer)
+                        for answer in answers
+                    )
                     for style in grammar.STYLES
                 },
                 not grammar.tells_who(told.prompt, story),
@@ -86,16 +91,6 @@ def examples(run: Run, count: int) -> list[Example]:
             )
         )
     return found
-
-
-def numbers(
-    preprocessor: Preprocessor, numbered: str, pictures: list[np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What happens as the multimodal LLM reads it, and the same with the two numbers exchanged; these are scored."""
-    read = tuple(preprocessor.answering(text, pictures, "") for text in (numbered, exchanged(numbered, " 1", " 2")))
-    for arrays in read:
-        arrays["loss_mask"][arrays["lengths"] - 1] = False
-    return read
 
 
 def transformer_errors(cinema: Cinema, params: dict, found: list[Example]) -> np.ndarray:
@@ -122,10 +117,10 @@ def transformer_errors(cinema: Cinema, params: dict, found: list[Example]) -> np
 
 
 def answered_right(cinema: Cinema, params: dict, found: list[Example], style: str) -> np.ndarray:
-    """Whether the multimodal LLM gives the right numbers the higher likelihood: [scenes]."""
+    """Whether the multimodal LLM gives the right answer the higher likelihood: [scenes]."""
 
     def likelihoods(part: list[Example], which: int) -> np.ndarray:
-        return np.asarray(log_likelihood(cinema, params, collate([one.numbers[style][which] for one in part])))
+        return np.asarray(log_likelihood(cinema, params, collate([one.answers[style][which] for one in part])))
 
     return np.concatenate([likelihoods(part, 0) > likelihoods(part, 1) for part in batches(found)])
 
@@ -168,7 +163,7 @@ def main(argv: list[str]) -> None:
             f"| {time} | {true.mean():.3f} | {other.mean():.3f} | {rise.mean():+.2f} % +- {spread:.2f} | "
             f"{100 * np.mean(rise > 0):.0f} % |"
         )
-    print("\n| names | multimodal LLM: right numbers likelier |\n|---|---|")
+    print("\n| names | multimodal LLM: right answer likelier |\n|---|---|")
     for style in grammar.STYLES:
         print(f"| {style} | {100 * answered_right(cinema, params, found, style).mean():.0f} % |")
     if "aligner" not in names:

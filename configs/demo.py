@@ -58,7 +58,7 @@ def _sizes(config: ConfigDict) -> None:
     mllm = config.mllm_model
     mllm.vision.depth, mllm.vision.embed_dim, mllm.vision.num_heads, mllm.vision.mlp_ratio = 4, 128, 4, 3
     mllm.vision.patch_size, mllm.vision.temporal_patch_size = 8, 2
-    mllm.hidden_size, mllm.intermediate_size, mllm.num_hidden_layers = 192, 384, 3
+    mllm.hidden_size, mllm.intermediate_size, mllm.num_hidden_layers = 192, 384, 5
     mllm.num_attention_heads, mllm.num_key_value_heads, mllm.mrope_section = 6, 2, (4, 6, 6)
     mllm.tie_word_embeddings = False
     aligner = config.aligner_model
@@ -85,7 +85,7 @@ def _stages(config: ConfigDict) -> None:
     stage(config, "mllm", steps=6500, rate=3e-3, warmup=100)
     stage(config, "t5", steps=1500, rate=2e-3, warmup=50)
     stage(config, "pretrain", steps=600, rate=3e-3)
-    stage(config, "align", steps=800, rate=1e-2)
+    stage(config, "align", steps=500, rate=1e-2)
     stage(config, "finetune", steps=200, rate=1.5e-3, average=0.998)
     # A quarter of a batch fits the caches of a processor: a third faster.
     config.pretrain.microbatches = config.finetune.microbatches = 4

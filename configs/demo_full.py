@@ -99,7 +99,7 @@ def _pretrain(config: ConfigDict, piece: _Piece) -> None:
 
 def _who_is_who(config: ConfigDict) -> None:
     config.stages, config.init, config.seed = ("mllm",), "", 2
-    demo.stage(config, "mllm", steps=900, rate=2e-3, warmup=50)
+    demo.stage(config, "mllm", steps=1500, rate=2e-3, warmup=50)
     mllm = config.mllm
     # The vision tower sees well enough.
     mllm.image_steps, mllm.batch_size, mllm.trainable = 0, 32, ("mllm/(?!visual).*",)
