@@ -69,7 +69,7 @@ def examples(run: Run, count: int) -> list[Example]:
         pictures = [picture.image for picture in told.references]
         keys = [actor.subject.key for actor in scene.actors]
         order = [keys.index(picture.subject) for picture in told.references]
-        answer = grammar.told_by_order(story, order).removeprefix("the ")
+        answer = grammar.who_does_what(story, order)
         answers = answer, exchanged(answer)
         plots, captions = (told.plot, exchanged(told.plot)), (told.caption, exchanged(told.caption))
         found.append(
@@ -147,7 +147,7 @@ def batches(found: list[Example]) -> list[list[Example]]:
 
 
 def main(argv: list[str]) -> None:
-    """Print both tables."""
+    """Print the tables."""
     del argv
     run = Run.load(Path(CHECKPOINT.value))
     names = ("vae", "t5", "mllm", "dit", *(("aligner",) if "align" in run.config.stages else ()))

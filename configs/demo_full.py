@@ -49,7 +49,6 @@ class _Piece:
     stages: tuple[str, ...] = ("pretrain",)
 
 
-_ROLES = _Piece(1000, 6e-3, 0.8, 12288, 5, plots=0.8, shift=4.0, references=1.0, entity_index="vector")
 _PIECES = {
     "pictures": _Piece(2200, 1e-2, 0.3, 16384, 0, shift=1.3, frames=1, fast_t5=True),
     "videos": _Piece(700, 8e-3, 0.1, 6144, 0, shift=1.3, fast_t5=True),
@@ -59,8 +58,10 @@ _PIECES = {
     "captioned_videos": _Piece(1073, 8e-3, 0.73, 12288, 4, prompts=0.4, fast_t5=True),
     "new_t5": _Piece(1800, 8e-3, 0.03, 12288, 4, prompts=0.4, references=0.8, stages=("t5", "pretrain")),
     "ordered": _Piece(692, 6e-3, 0.92, 12288, 5, prompts=0.1, plots=0.4),
-    "roles": _ROLES,
-    "more_roles": dataclasses.replace(_ROLES, steps=800, final=0.03, seed=6, prompts=0.1, plots=0.5, shift=3.0),
+    "roles": _Piece(1000, 6e-3, 0.8, 12288, 5, plots=0.8, shift=4.0, references=1.0, entity_index="vector"),
+    "more_roles": _Piece(
+        800, 6e-3, 0.03, 12288, 6, prompts=0.1, plots=0.5, shift=3.0, references=1.0, entity_index="vector"
+    ),
 }
 
 
@@ -72,20 +73,19 @@ def get_config(variant: str) -> ConfigDict:
     elif variant == "who":
         _who_is_who(config)
     elif variant in _PIECES:
-        before = made[: made.index(variant)][-1:]
-        config.init = f"runs/full/{before[0]}" if before else ""
-        _pretrain(config, _PIECES[variant])
+        place = made.index(variant)
+        _pretrain(config, _PIECES[variant], before=f"runs/full/{made[place - 1]}" if place else "")
     else:
         raise ValueError(f"configs/demo_full.py has no variant {variant!r}; accepted: who, {', '.join(made)}, demo")
     return config
 
 
-def _pretrain(config: ConfigDict, piece: _Piece) -> None:
-    config.stages, config.seed = piece.stages, piece.seed
-    if "t5" in piece.stages:
-        config.weights.dit, config.init = f"{config.init}/parts/dit", ""
-    elif not config.init:
+def _pretrain(config: ConfigDict, piece: _Piece, before: str) -> None:
+    config.stages, config.init, config.seed = piece.stages, before, piece.seed
+    if not before:
         config.weights.t5 = "packaged"
+    elif "t5" in piece.stages:
+        config.init, config.weights.dit = "", f"{before}/parts/dit"
     demo.stage(config, "pretrain", steps=piece.steps, rate=piece.rate, warmup=50, final=piece.final, average=0.998)
     pretrain = config.pretrain
     pretrain.log_every, pretrain.eval_every, pretrain.checkpoint_every = 25, 500, 200

@@ -95,6 +95,11 @@ def told_by_order(story: Story, order: Sequence[int]) -> str:
     return story.tell([ordinals[list(order).index(role)] for role in range(len(order))])
 
 
+def who_does_what(story: Story, order: Sequence[int]) -> str:
+    """The action as an answer, whose first word already says who: "second chases the first to the left"."""
+    return told_by_order(story, order).removeprefix("the ")
+
+
 def prompt(story: Story, rng: np.random.Generator) -> str:
     """What a user might write: everything, colours, only nouns, or hardly anything; with or without the place."""
     style = rng.random()

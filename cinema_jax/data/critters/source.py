@@ -162,8 +162,8 @@ class Critters:
             order = [int(role) for role in rng.permutation(len(order))]
             told = [role for role in order if rng.random() < 0.5]
             question = grammar.numbered(story, order, grammar.STYLES[rng.integers(3)], told)
-            # Its first word already says who: known when the prompt has been read, where the AlignerNet listens.
-            answer = grammar.told_by_order(story, order).removeprefix("the ")
+            # Who acts is then known when the prompt has been read, where the AlignerNet listens.
+            answer = grammar.who_does_what(story, order)
         images = tuple(_shown(reference(scene.actors[role].subject, rng), rng) for role in order)
         return images, question, answer
 
