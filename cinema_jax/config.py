@@ -46,6 +46,9 @@ class DataConfig:
     )
     path: str = option("", "With source=folder or records: the folder that holds manifest.jsonl or the records.")
     subjects: str = option("", "With source=critters: a folder of cut-out PNGs to use as subjects (file stem = noun).")
+    shares: tuple[float, ...] = option(
+        (0.3, 0.45, 0.25), "With source=critters: how much of the scenes has one, two and three subjects."
+    )
     frames: int = option(9, "Pixel frames of a clip: 4k+1.")
     height: int = option(64, "Pixels; a multiple of 16.")
     width: int = option(64, "Pixels; a multiple of 16.")

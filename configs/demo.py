@@ -137,12 +137,12 @@ def _own_videos(config: ConfigDict) -> None:
     config.flow.subject_weight = 1.0
 
 
-def with_t5(config: ConfigDict) -> None:
-    """T5 learns in `pretrain` too."""
+def with_t5(config: ConfigDict, rate: float = 0.1) -> None:
+    """T5 learns in `pretrain` too, at so much of the transformer's learning rate."""
     config.pretrain.trainable = ("t5/.*", "dit/.*")
     # Nothing scales the logits of T5's attention. At the transformer's rate they soon grow so large that it ignores the
     # order of words.
-    config.pretrain.optimizer.rates = (("t5/(?!relative).*", 0.1),)
+    config.pretrain.optimizer.rates = (("t5/(?!relative).*", rate),)
 
 
 def _smoke(config: ConfigDict) -> None:

@@ -43,24 +43,39 @@ class _Piece:
     # How often references are shown, and what tells them apart.
     references: float = 0.9
     entity_index: str = "position"
-    # T5 learns at the transformer's rate.
-    fast_t5: bool = False
+    # How much of the scenes has one, two and three subjects.
+    shares: tuple[float, float, float] = (0.3, 0.45, 0.25)
+    # T5's learning rate in units of the transformer's; 0: it is frozen.
+    t5_rate: float = 0.1
     # With "t5", T5 starts anew.
     stages: tuple[str, ...] = ("pretrain",)
 
 
 _PIECES = {
-    "pictures": _Piece(2200, 1e-2, 0.3, 16384, 0, shift=1.3, frames=1, fast_t5=True),
-    "videos": _Piece(700, 8e-3, 0.1, 6144, 0, shift=1.3, fast_t5=True),
-    "prompted_pictures": _Piece(2400, 1e-2, 0.3, 24576, 2, prompts=0.7, shift=1.3, frames=1, fast_t5=True),
-    "prompted_videos": _Piece(2600, 8e-3, 0.1, 12288, 2, prompts=0.7, fast_t5=True),
-    "more_videos": _Piece(1129, 8e-3, 0.83, 12288, 3, prompts=0.7, fast_t5=True),
-    "captioned_videos": _Piece(1073, 8e-3, 0.73, 12288, 4, prompts=0.4, fast_t5=True),
+    "pictures": _Piece(2200, 1e-2, 0.3, 16384, 0, shift=1.3, frames=1, t5_rate=1.0),
+    "videos": _Piece(700, 8e-3, 0.1, 6144, 0, shift=1.3, t5_rate=1.0),
+    "prompted_pictures": _Piece(2400, 1e-2, 0.3, 24576, 2, prompts=0.7, shift=1.3, frames=1, t5_rate=1.0),
+    "prompted_videos": _Piece(2600, 8e-3, 0.1, 12288, 2, prompts=0.7, t5_rate=1.0),
+    "more_videos": _Piece(1129, 8e-3, 0.83, 12288, 3, prompts=0.7, t5_rate=1.0),
+    "captioned_videos": _Piece(1073, 8e-3, 0.73, 12288, 4, prompts=0.4, t5_rate=1.0),
     "new_t5": _Piece(1800, 8e-3, 0.03, 12288, 4, prompts=0.4, references=0.8, stages=("t5", "pretrain")),
     "ordered": _Piece(692, 6e-3, 0.92, 12288, 5, prompts=0.1, plots=0.4),
     "roles": _Piece(1000, 6e-3, 0.8, 12288, 5, plots=0.8, shift=4.0, references=1.0, entity_index="vector"),
     "more_roles": _Piece(
         800, 6e-3, 0.03, 12288, 6, prompts=0.1, plots=0.5, shift=3.0, references=1.0, entity_index="vector"
+    ),
+    "crowds": _Piece(
+        1000,
+        6e-3,
+        0.03,
+        8192,
+        7,
+        prompts=0.3,
+        plots=0.4,
+        references=1.0,
+        entity_index="vector",
+        shares=(0.2, 0.3, 0.5),
+        t5_rate=0.0,
     ),
 }
 
@@ -89,12 +104,12 @@ def _pretrain(config: ConfigDict, piece: _Piece, before: str) -> None:
     demo.stage(config, "pretrain", steps=piece.steps, rate=piece.rate, warmup=50, final=piece.final, average=0.998)
     pretrain = config.pretrain
     pretrain.log_every, pretrain.eval_every, pretrain.checkpoint_every = 25, 500, 200
-    demo.with_t5(config)
-    if piece.fast_t5:
-        pretrain.optimizer.rates = ()
+    if piece.t5_rate:
+        demo.with_t5(config, piece.t5_rate)
     pretrain.prompts, pretrain.plots, pretrain.references = piece.prompts, piece.plots, piece.references
     config.data.train_videos, config.data.frames = piece.scenes, piece.frames
     config.flow.shift, config.dit_model.entity_index = piece.shift, piece.entity_index
+    config.data.shares = piece.shares
 
 
 def _who_is_who(config: ConfigDict) -> None:

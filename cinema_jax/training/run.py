@@ -270,7 +270,7 @@ class Run:
         cutouts = split_cutouts(find_cutouts(data.subjects), split) if data.subjects else None
         # Each bucket draws scenes of its own.
         seed = self.config.seed + (self.bucket or 0)
-        return Critters(split, seed=seed, max_subjects=data.max_references, cutouts=cutouts, **size)
+        return Critters(split, seed=seed, max_subjects=data.max_references, shares=data.shares, cutouts=cutouts, **size)
 
     def clips(self, manifest: str | Path, split: str) -> Folder:
         """The clips of a manifest, as the config wants them; of one bucket, those that belong to it."""

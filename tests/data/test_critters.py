@@ -89,6 +89,14 @@ def test_seed_and_split_change_the_videos():
     assert len({digest(video) for video in videos}) == 3
 
 
+def test_shares_say_how_many_subjects_scenes_have():
+    crowds = Critters(size=300, shares=(0.1, 0.2, 0.7))
+    counts = np.bincount([len(crowds.scene(index).actors) for index in range(300)], minlength=4)[1:]
+    np.testing.assert_allclose(counts / 300, crowds.shares, atol=0.07)
+    # Latents are kept by name: other scenes are not called the same.
+    assert crowds.id(0) == "critters-0.1-0.2-0.7-train-0-00000000" != Critters().id(0)
+
+
 def test_conditions_vary_with_rng():
     critters = Critters("train")
     several = [critters.conditions(4, np.random.default_rng(seed)) for seed in range(12)]
@@ -355,6 +363,7 @@ def test_colors_survive_drawing():
     [
         ({"split": "dev"}, "split is 'dev'; accepted: train, validation, test"),
         ({"max_subjects": 4}, "max_subjects is 4; accepted: 1, 2 or 3"),
+        ({"shares": (0.0, 1.0, 1.0)}, r"shares is \(0.0, 1.0, 1.0\); accepted: three numbers"),
         ({"frames": 0}, "frames is 0; accepted: 1 or more"),
     ],
 )

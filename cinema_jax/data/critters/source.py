@@ -18,7 +18,7 @@ from cinema_jax.data.images import on_white
 from cinema_jax.errors import InputError
 
 SIZES = {"train": 100_000, "validation": 1_000, "test": 1_000}
-_COUNT_SHARES = (0.3, 0.45, 0.25)  # of scenes with one, two and three subjects
+SHARES = (0.3, 0.45, 0.25)  # of scenes with one, two and three subjects
 
 
 class Critters:
@@ -33,6 +33,7 @@ class Critters:
         size: number of examples; None takes the split's own.
         seed: another seed is another dataset.
         max_subjects: 1, 2 or 3.
+        shares: how much of the scenes has one, two and three subjects.
         cutouts: pictures that play instead of drawn critters.
 
     Raises:
@@ -50,6 +51,7 @@ class Critters:
         size: int | None = None,
         seed: int = 0,
         max_subjects: int = 3,
+        shares: Sequence[float] = SHARES,
         cutouts: Sequence[Cutout] | None = None,
     ):
         if split not in SPLITS:
@@ -59,7 +61,12 @@ class Critters:
         for name, value, least in (("frames", frames, 1), ("height", height, 16), ("width", width, 16)):
             if value < least:
                 raise InputError(f"{name} is {value}; accepted: {least} or more")
-        self.split, self.seed, self.max_subjects = split, seed, max_subjects
+        if len(shares) != len(SHARES) or min(shares) < 0 or shares[0] <= 0:
+            raise InputError(
+                f"shares is {tuple(shares)}; accepted: three numbers of 0 or more, the first above 0: how much of the "
+                "scenes has one, two and three subjects"
+            )
+        self.split, self.seed, self.max_subjects, self.shares = split, seed, max_subjects, tuple(shares)
         self.frames, self.height, self.width, self.fps = frames, height, width, fps
         self.size = SIZES[split] if size is None else size
         self.cutouts = cutouts
@@ -70,6 +77,8 @@ class Critters:
     def id(self, index: int) -> str:
         """For instance "critters-train-0-00000017"."""
         kind = "critters" if self.cutouts is None else "cutouts"
+        if self.shares != SHARES:
+            kind = "-".join([kind, *(f"{share:g}" for share in self.shares)])
         return f"{kind}-{self.split}-{self.seed}-{index:08d}"
 
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
@@ -81,7 +90,7 @@ class Critters:
         """Who does what where in example `index`; its actors are in the order in which the caption names them."""
         rng = self._rng(index, 0)
         most = self.max_subjects if self.cutouts is None else min(self.max_subjects, len(self.cutouts))
-        shares = np.array(_COUNT_SHARES[:most])
+        shares = np.array(self.shares[:most])
         count = 1 + int(rng.choice(most, p=shares / shares.sum()))
         subjects = self._cast(count, rng)
         action = ACTIONS[count][rng.integers(len(ACTIONS[count]))]
