@@ -85,7 +85,7 @@ def _stages(config: ConfigDict) -> None:
     stage(config, "mllm", steps=6500, rate=3e-3, warmup=100)
     stage(config, "t5", steps=1500, rate=2e-3, warmup=50)
     stage(config, "pretrain", steps=600, rate=3e-3)
-    stage(config, "align", steps=500, rate=1e-2)
+    stage(config, "align", steps=1500, rate=1e-2)
     stage(config, "finetune", steps=200, rate=1.5e-3, average=0.998)
     # A quarter of a batch fits the caches of a processor: a third faster.
     config.pretrain.microbatches = config.finetune.microbatches = 4

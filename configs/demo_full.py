@@ -1,7 +1,7 @@
 """What configs/demo.py starts from: a multimodal LLM that finds out who is who, a video transformer and T5.
 
     for piece in who pictures videos prompted_pictures prompted_videos more_videos captioned_videos new_t5 ordered \\
-            roles more_roles demo; do
+            roles more_roles crowds demo; do
         python -m cinema_jax.train --config=configs/demo_full.py:$piece --workdir=runs/full/$piece
     done
 
@@ -12,8 +12,8 @@ the transformer. Each starts from what the one before made. `demo` is configs/de
 
 The captions of the first two say what everybody looks like, so that references add little; the prompts of the others
 often do not, and the transformer learns to look. `new_t5` takes the transformer alone: its T5 starts from random
-numbers. Plots, in the last three, call the subjects by the order of their pictures: the transformer learns who plays
-which role. Every piece may be stopped (Ctrl-C) and goes on where it was: the same command again. The card of the
+numbers. Plots, in the last four, call the subjects by the order of their pictures: the transformer learns who plays
+which role. Half of the scenes of `crowds` show three subjects. Every piece may be stopped (Ctrl-C) and goes on where it was: the same command again. The card of the
 packaged demo, cinema_jax/assets/demo/README.md, has the times and the figures.
 """
 
