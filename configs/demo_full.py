@@ -13,8 +13,9 @@ the transformer. Each starts from what the one before made. `demo` is configs/de
 The captions of the first two say what everybody looks like, so that references add little; the prompts of the others
 often do not, and the transformer learns to look. `new_t5` takes the transformer alone: its T5 starts from random
 numbers. Plots, in the last four, call the subjects by the order of their pictures: the transformer learns who plays
-which role. Half of the scenes of `crowds` show three subjects. Every piece may be stopped (Ctrl-C) and goes on where it was: the same command again. The card of the
-packaged demo, cinema_jax/assets/demo/README.md, has the times and the figures.
+which role. Half of the scenes of `crowds` show three subjects. Every piece may be stopped (Ctrl-C) and goes on where it
+was: the same command again. The card of the packaged demo, cinema_jax/assets/demo/README.md, has the times and the
+figures.
 """
 
 import dataclasses
@@ -43,8 +44,8 @@ class _Piece:
     # How often references are shown, and what tells them apart.
     references: float = 0.9
     entity_index: str = "position"
-    # How much of the scenes has one, two and three subjects.
-    shares: tuple[float, float, float] = (0.3, 0.45, 0.25)
+    # How much of the scenes has one, two and three subjects; empty: as the config's default.
+    shares: tuple[float, ...] = ()
     # T5's learning rate in units of the transformer's; 0: it is frozen.
     t5_rate: float = 0.1
     # With "t5", T5 starts anew.
@@ -109,7 +110,7 @@ def _pretrain(config: ConfigDict, piece: _Piece, before: str) -> None:
     pretrain.prompts, pretrain.plots, pretrain.references = piece.prompts, piece.plots, piece.references
     config.data.train_videos, config.data.frames = piece.scenes, piece.frames
     config.flow.shift, config.dit_model.entity_index = piece.shift, piece.entity_index
-    config.data.shares = piece.shares
+    config.data.shares = piece.shares or config.data.shares
 
 
 def _who_is_who(config: ConfigDict) -> None:
