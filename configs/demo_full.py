@@ -14,9 +14,9 @@ and finetunes.
 The captions of the first two say what everybody looks like, so that references add little; the prompts of the others
 often do not, and the transformer learns to look. `new_t5` takes the transformer alone: its T5 starts from random
 numbers. Plots, in the last four, call the subjects by the order of their pictures: the transformer learns who plays
-which role. Half of the scenes of `crowds` show three subjects. Every piece may be stopped (Ctrl-C) and goes on where it
-was: the same command again. The card of the packaged demo, cinema_jax/assets/demo/README.md, has the times and the
-figures.
+which role. Half of the scenes of `crowds` show three subjects, and its T5 is frozen. Every piece may be stopped
+(Ctrl-C) and goes on where it was: the same command again. The card of the packaged demo,
+cinema_jax/assets/demo/README.md, has the times and the figures.
 """
 
 import dataclasses
