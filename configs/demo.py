@@ -145,6 +145,13 @@ def with_t5(config: ConfigDict, rate: float = 0.1) -> None:
     config.pretrain.optimizer.rates = (("t5/(?!relative).*", rate),)
 
 
+def without_augmentation(config: ConfigDict) -> None:
+    """References are shown as they are: neither turned, scaled nor coloured anew."""
+    augment = config.data.augment
+    augment.min_scale, augment.rotation = 1.0, 0.0
+    augment.brightness = augment.contrast = augment.saturation = 0.0
+
+
 def _smoke(config: ConfigDict) -> None:
     config.data.train_videos = config.data.validation_videos = 8
     config.data.frames = 5

@@ -12,13 +12,20 @@ configs/demo.py), and share steps, batches and order of data; `--config.seed=1` 
     random_aligner   finetune starts from a random AlignerNet: no align stage
     entity_time      the reference tokens are modulated by the video's time, not by time 0
     no_augment       references are shown as they are: neither turned, scaled nor coloured anew
+
+The last two again as short pretrainings from random weights, so that neither choice is what the transformer already
+knows: single frames, and plots ("the first chases the second") beside them, which leave the looks to the references.
+`benchmarks/references.py` tells how well these are read.
+
+    pretrain, pretrain_entity_time, pretrain_no_augment
 """
 
 from ml_collections import ConfigDict
 
 from configs import demo
 
-VARIANTS = ("full", "t5", "no_entities", "random_aligner", "entity_time", "no_augment")
+PRETRAINED = ("full", "t5", "no_entities", "random_aligner", "entity_time", "no_augment")
+VARIANTS = (*PRETRAINED, "pretrain", "pretrain_entity_time", "pretrain_no_augment")
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -32,12 +39,15 @@ def get_config(variant: str = "full") -> ConfigDict:
         config.condition.entities = False
     elif variant == "random_aligner":
         config.condition.aligner_init = "random"
-    elif variant == "entity_time":
+    elif variant.endswith("entity_time"):
         config.dit_model.entity_time = "video"
-    elif variant == "no_augment":
-        config.data.augment.min_scale, config.data.augment.rotation = 1.0, 0.0
-        for name in ("brightness", "contrast", "saturation"):
-            config.data.augment[name] = 0.0
+    elif variant.endswith("no_augment"):
+        demo.without_augmentation(config)
     if variant in ("t5", "random_aligner"):
         config.stages = ("finetune",)
+    if variant.startswith("pretrain"):
+        config.stages, config.init, config.weights.t5 = ("pretrain",), "", "packaged"
+        config.data.train_videos, config.data.frames = 4096, 1
+        demo.stage(config, "pretrain", steps=500, rate=1e-2)
+        config.pretrain.plots = config.pretrain.references = 1.0
     return config

@@ -1,7 +1,7 @@
 """What configs/demo.py starts from: a multimodal LLM that finds out who is who, a video transformer and T5.
 
     for piece in who pictures videos prompted_pictures prompted_videos more_videos captioned_videos new_t5 ordered \\
-            roles more_roles crowds demo; do
+            roles more_roles crowds more_crowds demo; do
         python -m cinema_jax.train --config=configs/demo_full.py:$piece --workdir=runs/full/$piece
     done
 
@@ -47,6 +47,8 @@ class _Piece:
     entity_index: str = "position"
     # How much of the scenes has one, two and three subjects; empty: as the config's default.
     shares: tuple[float, ...] = ()
+    # Whether references are turned, scaled and coloured anew each time.
+    augment: bool = True
     # T5's learning rate in units of the transformer's; 0: it is frozen.
     t5_rate: float = 0.1
     # With "t5", T5 starts anew.
@@ -77,6 +79,21 @@ _PIECES = {
         references=1.0,
         entity_index="vector",
         shares=(0.2, 0.3, 0.5),
+        t5_rate=0.0,
+    ),
+    "more_crowds": _Piece(
+        900,
+        6e-3,
+        0.03,
+        8192,
+        8,
+        prompts=0.2,
+        plots=0.6,
+        shift=3.0,
+        references=1.0,
+        entity_index="vector",
+        shares=(0.2, 0.3, 0.5),
+        augment=False,
         t5_rate=0.0,
     ),
 }
@@ -114,6 +131,8 @@ def _pretrain(config: ConfigDict, piece: _Piece, before: str) -> None:
     config.data.train_videos, config.data.frames = piece.scenes, piece.frames
     config.flow.shift, config.dit_model.entity_index = piece.shift, piece.entity_index
     config.data.shares = piece.shares or config.data.shares
+    if not piece.augment:
+        demo.without_augmentation(config)
 
 
 def _who_is_who(config: ConfigDict) -> None:

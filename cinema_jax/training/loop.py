@@ -1,6 +1,5 @@
 """The training loop: any stage, from its data to its finished weights."""
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -257,7 +256,7 @@ class Trainer:
             shape[1:],
             self.run.workdir / "latents",
             split,
-            [self.digests["vae"], dataclasses.asdict(data), repr(vae)],
+            [self.digests["vae"], data.of_clips(), repr(vae)],
             batch_size=local.size * max(1, 8 // local.size),
             threads=data.threads,
         )

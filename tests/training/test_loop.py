@@ -100,8 +100,14 @@ def test_a_stage_may_train_a_piece_of_a_part(workdir, tmp_path):
 def test_a_run_whose_prompts_t5_reads_is_judged_as_well(workdir, tmp_path):
     values = tiny_values()
     values.stages, values.init, values.condition.conditioner = ("finetune",), str(workdir), "t5"
+    # Encoded videos serve a run whose references are shown otherwise.
+    values.data.augment.rotation, values.data.threads = 5.0, 1
     run = Run.open(parse(values), tmp_path / "t5")
+    shutil.copytree(workdir / "latents", run.workdir / "latents")
     loop.train(run)
+    assert {file.name for file in (run.workdir / "latents").iterdir()} == {
+        file.name for file in (workdir / "latents").iterdir()
+    }
     record = json.loads((run.workdir / "stages" / "finetune.json").read_text())
     # The MLLM judges, though it does not read.
     assert 0 <= record["identity_generated"] <= 1
