@@ -11,19 +11,25 @@ that ship with the project.
     --config=configs/demo.py:scratch     makes the shipped weights: VAE, MLLM, and T5 trained jointly with a transformer
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from cinema_jax.config import default
+from cinema_jax.data.augment import AugmentConfig
 
 _PRETRAINED = "weights/demo_pretrain"
+# Scenes of one, two and three subjects. Three are hardest to keep apart.
+SHARES = (0.2, 0.3, 0.5)
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The demo, or one of its variants."""
-    config = default()
-    _sizes(config)
-    _stages(config)
-    if variant == "scratch":
+    config = base()
+    if not variant:
+        without_augmentation(config)
+        config.data.shares = SHARES
+    elif variant == "scratch":
         config.stages = ("vae", "mllm", "t5", "pretrain")
         _from_scratch(config)
         # What shows in the picture is what the flow sees first: see training/latent_scale.py.
@@ -34,8 +40,16 @@ def get_config(variant: str = "") -> ConfigDict:
         _smoke(config)
     elif variant == "folder":
         _own_videos(config)
-    elif variant:
+    else:
         raise ValueError(f"configs/demo.py has no variant {variant!r}; accepted: folder, smoke, scratch")
+    return config
+
+
+def base() -> ConfigDict:
+    """What all variants share."""
+    config = default()
+    _sizes(config)
+    _stages(config)
     return config
 
 
@@ -146,10 +160,10 @@ def with_t5(config: ConfigDict, rate: float = 0.1) -> None:
 
 
 def without_augmentation(config: ConfigDict) -> None:
-    """References are shown as they are: neither turned, scaled nor coloured anew."""
-    augment = config.data.augment
-    augment.min_scale, augment.rotation = 1.0, 0.0
-    augment.brightness = augment.contrast = augment.saturation = 0.0
+    """References are shown as they are. Where they are cut out of the very videos this would teach to paste them; a
+    critter's picture is drawn apart, in a pose of its own."""
+    size = config.data.augment.max_side
+    config.data.augment.update(dataclasses.asdict(AugmentConfig.none()), max_side=size)
 
 
 def _smoke(config: ConfigDict) -> None:

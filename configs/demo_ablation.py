@@ -11,21 +11,21 @@ configs/demo.py), and share steps, batches and order of data; `--config.seed=1` 
     no_entities      references reach the transformer through the multimodal LLM alone
     random_aligner   finetune starts from a random AlignerNet: no align stage
     entity_time      the reference tokens are modulated by the video's time, not by time 0
-    no_augment       references are shown as they are: neither turned, scaled nor coloured anew
+    augment          references are turned, scaled and coloured anew each time
 
 The last two again as short pretrainings from random weights, so that neither choice is what the transformer already
 knows: single frames, and plots ("the first chases the second") beside them, which leave the looks to the references.
 `benchmarks/references.py` tells how well these are read.
 
-    pretrain, pretrain_entity_time, pretrain_no_augment
+    pretrain, pretrain_entity_time, pretrain_augment
 """
 
 from ml_collections import ConfigDict
 
 from configs import demo
 
-PRETRAINED = ("full", "t5", "no_entities", "random_aligner", "entity_time", "no_augment")
-VARIANTS = (*PRETRAINED, "pretrain", "pretrain_entity_time", "pretrain_no_augment")
+PRETRAINED = ("full", "t5", "no_entities", "random_aligner", "entity_time", "augment")
+VARIANTS = (*PRETRAINED, "pretrain", "pretrain_entity_time", "pretrain_augment")
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -41,8 +41,8 @@ def get_config(variant: str = "full") -> ConfigDict:
         config.condition.aligner_init = "random"
     elif variant.endswith("entity_time"):
         config.dit_model.entity_time = "video"
-    elif variant.endswith("no_augment"):
-        demo.without_augmentation(config)
+    elif variant.endswith("augment"):
+        config.data.augment = demo.base().data.augment
     if variant in ("t5", "random_aligner"):
         config.stages = ("finetune",)
     if variant.startswith("pretrain"):

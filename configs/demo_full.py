@@ -13,16 +13,18 @@ and finetunes.
 
 The captions of the first two say what everybody looks like, so that references add little; the prompts of the others
 often do not, and the transformer learns to look. `new_t5` takes the transformer alone: its T5 starts from random
-numbers. Plots, in the last four, call the subjects by the order of their pictures: the transformer learns who plays
-which role. Half of the scenes of `crowds` show three subjects, and its T5 is frozen. Every piece may be stopped
-(Ctrl-C) and goes on where it was: the same command again. The card of the packaged demo,
-cinema_jax/assets/demo/README.md, has the times and the figures.
+numbers. Plots, in the last five, call the subjects by the order of their pictures: the transformer learns who plays
+which role. Half of the scenes of `crowds` and `more_crowds` show three subjects, and their T5 is frozen; `more_crowds`
+shows references as they are, not turned, scaled and coloured anew each time. Every piece may be stopped (Ctrl-C) and
+goes on where it was: the same command again. The card of the packaged demo, cinema_jax/assets/demo/README.md, has the
+times and the figures.
 """
 
 import dataclasses
 
 from ml_collections import ConfigDict
 
+from cinema_jax.config import DataConfig
 from configs import demo
 
 
@@ -45,8 +47,8 @@ class _Piece:
     # How often references are shown, and what tells them apart.
     references: float = 0.9
     entity_index: str = "position"
-    # How much of the scenes has one, two and three subjects; empty: as the config's default.
-    shares: tuple[float, ...] = ()
+    # How much of the scenes has one, two and three subjects.
+    shares: tuple[float, ...] = DataConfig.shares
     # Whether references are turned, scaled and coloured anew each time.
     augment: bool = True
     # T5's learning rate in units of the transformer's; 0: it is frozen.
@@ -78,7 +80,7 @@ _PIECES = {
         plots=0.4,
         references=1.0,
         entity_index="vector",
-        shares=(0.2, 0.3, 0.5),
+        shares=demo.SHARES,
         t5_rate=0.0,
     ),
     "more_crowds": _Piece(
@@ -92,7 +94,7 @@ _PIECES = {
         shift=3.0,
         references=1.0,
         entity_index="vector",
-        shares=(0.2, 0.3, 0.5),
+        shares=demo.SHARES,
         augment=False,
         t5_rate=0.0,
     ),
@@ -101,8 +103,9 @@ _PIECES = {
 
 def get_config(variant: str) -> ConfigDict:
     """The demo, or a piece of what it starts from."""
-    config, made = demo.get_config(), [*_PIECES]
+    config, made = demo.base(), [*_PIECES]
     if variant == "demo":
+        config = demo.get_config()
         # Of two seeds the one whose videos of 216 validation prompts followed these more often.
         config.seed = 1
         config.init, config.weights.mllm = f"runs/full/{made[-1]}", "runs/full/who/parts/mllm"
@@ -130,7 +133,7 @@ def _pretrain(config: ConfigDict, piece: _Piece, before: str) -> None:
     pretrain.prompts, pretrain.plots, pretrain.references = piece.prompts, piece.plots, piece.references
     config.data.train_videos, config.data.frames = piece.scenes, piece.frames
     config.flow.shift, config.dit_model.entity_index = piece.shift, piece.entity_index
-    config.data.shares = piece.shares or config.data.shares
+    config.data.shares = piece.shares
     if not piece.augment:
         demo.without_augmentation(config)
 

@@ -16,15 +16,15 @@ def test_demo_variants_parse(variant):
     assert isinstance(parse(demo.get_config(variant)), Config)
 
 
-@pytest.mark.parametrize("variant", ["who", "pictures", "new_t5", "crowds", "demo"])
+@pytest.mark.parametrize("variant", ["who", "pictures", "new_t5", "more_crowds", "demo"])
 def test_pieces_of_pretraining_parse_and_each_starts_from_the_one_before(variant):
     config = parse(demo_full.get_config(variant))
     assert (config.init, config.weights.dit) == {
         "who": ("", ""),
         "pictures": ("", ""),
         "new_t5": ("", "runs/full/captioned_videos/parts/dit"),
-        "crowds": ("runs/full/more_roles", ""),
-        "demo": ("runs/full/crowds", ""),
+        "more_crowds": ("runs/full/crowds", ""),
+        "demo": ("runs/full/more_crowds", ""),
     }[variant]
 
 
