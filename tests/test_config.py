@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cinema_jax.config import Config, default, parse, to_dict
+from cinema_jax.data.augment import AugmentConfig
 from cinema_jax.errors import InputError
 from configs import demo, demo_full
 
@@ -33,7 +34,11 @@ def test_the_variant_for_own_videos_asks_for_their_folder():
     with pytest.raises(InputError, match=r"config\.data\.path is empty"):
         parse(values)
     values.data.path = "videos"
-    assert parse(values).stages == ("pretrain", "align", "finetune")
+    config = parse(values)
+    assert config.stages == ("pretrain", "align", "finetune")
+    # References come out of the very videos there, and would be pasted.
+    assert config.data.augment == AugmentConfig()
+    assert parse(demo.get_config()).data.augment == dataclasses.replace(AugmentConfig.none(), max_side=80)
 
 
 def test_unknown_variant_is_refused():
