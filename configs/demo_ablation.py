@@ -48,6 +48,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant.startswith("pretrain"):
         config.stages, config.init, config.weights.t5 = ("pretrain",), "", "packaged"
         config.data.train_videos, config.data.frames = 4096, 1
-        demo.stage(config, "pretrain", steps=400, rate=1e-2)
+        demo.stage(config, "pretrain", steps=240, rate=1e-2)
         config.pretrain.plots = config.pretrain.references = 1.0
     return config
