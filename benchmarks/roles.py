@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from subject_errors import Pair, batches, load, rise, subject_errors
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters import Critters, grammar
-from cinema_jax.data.pipeline import covered
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.identity import log_likelihood
 from cinema_jax.training.run import Run
-from cinema_jax.training.stages import flow_errors
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "weights/demo_pretrain", "A run, or a folder of weights with its config."
@@ -32,17 +31,14 @@ CHECKPOINT = flags.DEFINE_string(
 SCENES = flags.DEFINE_integer("scenes", 96, "Held-out scenes.", lower_bound=8)
 TIMES = (0.75, 0.85, 0.95)
 ACTIONS = ("chase", "jump over", "hide behind", "walk around")
-BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One scene: plots, captions and, for each style of names, answers; each right, and exchanged."""
 
-    video: np.ndarray
-    boxes: np.ndarray
+    plots: Pair
     conditions: dict[str, np.ndarray]
-    plots: tuple[np.ndarray, np.ndarray]
     captions: tuple[np.ndarray, np.ndarray]
     answers: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
     # Whether the prompt names nobody; whether the pictures are in the order of the roles.
@@ -71,13 +67,16 @@ def examples(run: Run, count: int) -> list[Example]:
         order = [keys.index(picture.subject) for picture in told.references]
         answer = grammar.who_does_what(story, order)
         answers = answer, exchanged(answer)
+        conditions = preprocessor.conditions(told.prompt, told.references)
         plots, captions = (told.plot, exchanged(told.plot)), (told.caption, exchanged(told.caption))
         found.append(
             Example(
-                source.video(index),
-                source.boxes(index),
-                preprocessor.conditions(told.prompt, told.references),
-                tuple(preprocessor.text(plot)[0] for plot in plots),
+                Pair(
+                    source.video(index),
+                    source.boxes(index),
+                    tuple(conditions | {"caption_tokens": preprocessor.text(plot)[0]} for plot in plots),
+                ),
+                conditions,
                 tuple(preprocessor.text(caption)[0] for caption in captions),
                 {
                     style: tuple(
@@ -91,29 +90,6 @@ def examples(run: Run, count: int) -> list[Example]:
             )
         )
     return found
-
-
-def transformer_errors(cinema: Cinema, params: dict, found: list[Example]) -> np.ndarray:
-    """The errors on the subjects at each of TIMES: [times, plots, scenes]."""
-
-    encode = jax.jit(cinema.encode_video)
-
-    @jax.jit
-    def errors(params, latents, plot, batch, weights, key, time):
-        told = cinema.pretrain_conditions(params, {"caption_tokens": plot, **batch})
-        noise, times = jax.random.normal(key, latents.shape), jnp.full(latents.shape[0], time)
-        return flow_errors(cinema, params, latents, noise, times, told, weights)
-
-    result = np.zeros((len(TIMES), 2, len(found)))
-    for start, part in zip(range(0, len(found), BATCH), batches(found), strict=True):
-        batch = collate([one.conditions for one in part])
-        latents = encode(params, np.stack([one.video for one in part]))
-        weights = np.stack([covered(one.boxes, latents.shape[1:4]) for one in part])
-        for i, time in enumerate(TIMES):
-            for which in (0, 1):
-                plots, key = np.stack([one.plots[which] for one in part]), jax.random.key(1000 * i + start)
-                result[i, which, start : start + BATCH] = errors(params, latents, plots, batch, weights, key, time)
-    return result
 
 
 def answered_right(cinema: Cinema, params: dict, found: list[Example], style: str) -> np.ndarray:
@@ -141,27 +117,20 @@ def aligned_right(cinema: Cinema, params: dict, found: list[Example]) -> np.ndar
     return np.concatenate(nearer)
 
 
-def batches(found: list[Example]) -> list[list[Example]]:
-    """In their order."""
-    return [found[start : start + BATCH] for start in range(0, len(found), BATCH)]
-
-
 def main(argv: list[str]) -> None:
     """Print the tables."""
     del argv
     run = Run.load(Path(CHECKPOINT.value))
     names = ("vae", "t5", "mllm", "dit", *(("aligner",) if "align" in run.config.stages else ()))
-    configs, params, _ = run.load_parts(names)
-    params = {path: jnp.asarray(np.asarray(x)) for path, x in params.items()}
-    # T5's text with references beside it, as in pretraining, however the checkpoint was trained last.
-    config = dataclasses.replace(run.config, pretrain=dataclasses.replace(run.config.pretrain, references=1.0))
-    cinema, found = Cinema(config, configs), examples(run, SCENES.value)
+    cinema, params = load(run, names)
+    found = examples(run, SCENES.value)
     print("| flow time | error on subjects | exchanged | rises by | scenes in which it rises |\n|---|---|---|---|---|")
-    for time, (true, other) in zip(TIMES, transformer_errors(cinema, params, found), strict=True):
-        rise, spread = 100 * (other - true) / true.mean(), 100 * (other - true).std() / true.mean() / len(found) ** 0.5
+    errors = subject_errors(cinema, params, TIMES)([one.plots for one in found])
+    for time, (true, other) in zip(TIMES, errors, strict=True):
+        rises, spread = rise(true, other)
         print(
-            f"| {time} | {true.mean():.3f} | {other.mean():.3f} | {rise.mean():+.2f} % +- {spread:.2f} | "
-            f"{100 * np.mean(rise > 0):.0f} % |"
+            f"| {time} | {true.mean():.3f} | {other.mean():.3f} | {rises.mean():+.2f} % +- {spread:.2f} | "
+            f"{100 * np.mean(rises > 0):.0f} % |"
         )
     print("\n| names | multimodal LLM: right answer likelier |\n|---|---|")
     for style in grammar.STYLES:

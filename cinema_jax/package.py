@@ -2,7 +2,7 @@
 
     python -m cinema_jax.package --workdir=runs/scratch            the small networks that runs start from
     python -m cinema_jax.package --workdir=runs/full/demo --demo   what commands sample from if no checkpoint is named
-    python -m cinema_jax.package --workdir=runs/full/crowds --output=weights/demo_pretrain   for `config.init`
+    python -m cinema_jax.package --workdir=runs/full/more_crowds --output=weights/demo_pretrain   for `config.init`
 
 The first writes VAE, T5, MLLM and tokenizer, whichever the run has trained, to `cinema_jax/assets`; the others all that
 the run has trained or read from elsewhere than the package, and its config, to `cinema_jax/assets/demo` or a folder.

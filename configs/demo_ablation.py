@@ -24,8 +24,17 @@ from ml_collections import ConfigDict
 
 from configs import demo
 
-PRETRAINED = ("full", "t5", "no_entities", "random_aligner", "entity_time", "augment")
-VARIANTS = (*PRETRAINED, "pretrain", "pretrain_entity_time", "pretrain_augment")
+VARIANTS = (
+    "full",
+    "t5",
+    "no_entities",
+    "random_aligner",
+    "entity_time",
+    "augment",
+    "pretrain",
+    "pretrain_entity_time",
+    "pretrain_augment",
+)
 
 
 def get_config(variant: str = "full") -> ConfigDict:

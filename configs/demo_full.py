@@ -102,9 +102,8 @@ _PIECES = {
 
 def get_config(variant: str) -> ConfigDict:
     """The demo, or a piece of what it starts from."""
-    config, made = demo.base(), [*_PIECES]
+    config, made = demo.get_config() if variant == "demo" else demo.base(), [*_PIECES]
     if variant == "demo":
-        config = demo.get_config()
         config.init, config.weights.mllm = f"runs/full/{made[-1]}", "runs/full/who/parts/mllm"
     elif variant == "who":
         _who_is_who(config)
