@@ -282,8 +282,11 @@ def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def local_rows(mesh: Mesh, size: int) -> slice:
-    """The contiguous rows of a global batch of `size` that this process's devices hold, and so the ones it must load.
+def host_rows(mesh: Mesh, size: int) -> dict[int, tuple[int, ...]]:
+    """The rows of a global batch of `size` that each process's devices hold, in ascending order, by process index.
+
+    On real slices a host is a block of the torus, so its rows are seldom neighbours, and processes whose devices differ
+    only along `context` or `tensor` hold the same ones. The devices may belong to a topology that is not at hand.
 
     Raises:
         InputError: the batch does not split over the mesh.
@@ -291,16 +294,34 @@ def local_rows(mesh: Mesh, size: int) -> slice:
     parts = batch_parts(mesh)
     if size % parts:
         raise InputError(f"a batch of {size} does not split into slice x data x fsdp = {parts}: take a multiple of it")
-    slices = [
-        index[0].indices(size) for index in batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-    ]
-    return slice(min(start for start, _, _ in slices), max(stop for _, stop, _ in slices))
+    held: dict[int, set[int]] = {}
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((size,)).items():
+        held.setdefault(device.process_index, set()).update(range(*rows.indices(size)))
+    return {process: tuple(sorted(held[process])) for process in sorted(held)}
+
+
+def local_rows(mesh: Mesh, size: int) -> tuple[int, ...]:
+    """Those of this process, which it must load; raises like `host_rows`."""
+    return host_rows(mesh, size)[jax.process_index()]
 
 
 def global_batch(rows: Mapping[str, np.ndarray], mesh: Mesh, size: int) -> dict[str, jax.Array]:
-    """The global batch of `size`, of which this process holds `rows`."""
+    """The global batch of `size`, of which this process holds `rows`: those of `local_rows`, in that order."""
     place = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(place, x, (size, *x.shape[1:])) for name, x in rows.items()}
+    position = {row: i for i, row in enumerate(local_rows(mesh, size))}
+
+    def array(x: np.ndarray) -> jax.Array:
+        if len(x) != len(position):
+            raise ValueError(f"this process holds {len(position)} rows of a batch of {size}, and was given {len(x)}")
+
+        # The rows of one device are neighbours, and so they are among those of its process.
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            first, stop, _ = index[0].indices(size)
+            return x[position[first] : position[first] + stop - first]
+
+        return jax.make_array_from_callback((size, *x.shape[1:]), place, shard)
+
+    return {name: array(x) for name, x in rows.items()}
 
 
 def whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, size: int) -> dict[str, jax.Array]:

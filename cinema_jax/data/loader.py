@@ -102,20 +102,17 @@ class Loader:
         make_example: MakeExample,
         config: LoaderConfig,
         *,
-        rows: slice | None = None,
+        rows: Sequence[int] | None = None,
         on_failure: Callable[[int, int, str], None] | None = None,
     ):
-        """`sizes`: entries of each bucket. `rows`: the contiguous rows of the global batch to load; None for all."""
+        """`sizes`: entries of each bucket. `rows`: which rows of the global batch to load, in this order; None: all."""
         self.config = config
         self.failures: dict[int, str] = {}
         self.replaced = 0
         self._on_failure = on_failure
-        first, last, stride = (rows or slice(None)).indices(config.global_batch)
-        if stride != 1 or first >= last:
-            raise ValueError(
-                f"Loader.rows is {rows}; it must be contiguous, not empty and within {config.global_batch}"
-            )
-        self._rows = range(first, last)
+        self._rows = tuple(range(config.global_batch) if rows is None else rows)
+        if not self._rows or not set(self._rows) <= set(range(config.global_batch)):
+            raise ValueError(f"Loader.rows is {rows}; it must name rows from 0 to {config.global_batch - 1}")
         self._order = BucketOrder(sizes, config.global_batch, config.seed, config.shuffle)
         self._maker = Maker(make_example, tuple(sizes), config.seed, config.purpose)
 
@@ -142,17 +139,16 @@ class Loader:
         """The dataset entries of this process's rows of a step, as long as all of them can be read."""
         return [self._order[index] for index in self._indices(step)]
 
-    def _indices(self, step: int) -> range:
+    def _indices(self, step: int) -> list[int]:
         """The global numbers of this process's examples in a step."""
-        first = step * self.config.global_batch
-        return range(first + self._rows.start, first + self._rows.stop)
+        return [step * self.config.global_batch + row for row in self._rows]
 
     def _dataset(self, make: Callable[[int, int], Loaded], start: int, count: int | None) -> grain.IterDataset:
         rows = len(self._rows)
 
         def load(position: int) -> Loaded:
             step, row = divmod(int(position), rows)
-            index = self._indices(start + step)[row]
+            index = (start + step) * self.config.global_batch + self._rows[row]
             return make(index, self._order[index])
 
         examples = grain.MapDataset.range(sys.maxsize if count is None else count * rows).map(load)

@@ -66,7 +66,7 @@ def abstract_batch(cinema: Cinema, stage: str, size: int, mesh: Mesh) -> dict[st
     Raises:
         InputError: the batch does not split over the mesh.
     """
-    sharding.local_rows(mesh, size)
+    sharding.host_rows(mesh, size)
     place = sharding.batch_sharding(mesh)
     shapes = example_shapes(cinema, stage)
     return {

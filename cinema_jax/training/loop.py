@@ -306,7 +306,7 @@ class Trainer:
             self.unreadable |= told
         check_unreadable(self.unreadable, records, "records")
 
-    def _loader(self, examples: Mixture, kind: str, size: int, rows: slice | None = None) -> Loader:
+    def _loader(self, examples: Mixture, kind: str, size: int, rows: Sequence[int] | None = None) -> Loader:
         def replaced(global_index: int, row: int, message: str) -> None:
             record = examples.id(row)
             logger.warning("%s was replaced: %s", record, message)
@@ -325,7 +325,7 @@ class Trainer:
         shown = {}
         for step in steps:
             _, _, kind, size = next(phase for phase in self._phases() if phase[0] <= step < phase[1])
-            rows = self._loader(examples, kind, size, slice(None)).entries(step)
+            rows = self._loader(examples, kind, size, range(size)).entries(step)
             shown[step + 1] = [examples.id(row) for row in rows]
         file = self.run.workdir / "not_finite.json"
         if distributed.is_first():
