@@ -51,7 +51,7 @@ def train(
     for i in sorted(range(processes), key=lambda i: moment == "stop" and str(i) in at.split(",")):
         if moment == "stop" and str(i) in at.split(","):
             started[i].kill()
-        said = started[i].communicate(timeout=300)[1]
+        said = started[i].communicate(timeout=900)[1]
         results[i] = started[i].returncode, said
     return [results[i] for i in range(processes)]
 
