@@ -6,11 +6,12 @@ CINEMA_BUCKETS makes of the hosts' /gcs. Every call is noted in `calls`.
 
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 
-# Google Cloud as the launchers and docs/first_pod_run.md use it; HOSTS says how many a slice has. A file `preempt`
-# names a file: as soon as that is there, the slice is taken back, once.
+# Google Cloud as the launchers and docs/first_pod_run.md use it, for v5p. A file `preempt` holds a pattern: as soon as
+# such a file is there, the slice is taken back, once.
 GCLOUD = r"""#!/bin/bash
 set -eu
 echo "gcloud $*" >>"$CLOUD/calls"
@@ -19,8 +20,10 @@ for word in "${@//gs:\/\//$CINEMA_BUCKETS/}"; do [[ $word == --* ]] || words+=("
 on_host() {
   cd "$CLOUD/hosts/$1"
   # Where jax finds the others; a TPU VM asks its metadata server.
-  if ((HOSTS > 1)); then
-    export JAX_COORDINATOR_ADDRESS=127.0.0.1:$PORT JAX_NUM_PROCESSES=$HOSTS JAX_PROCESS_ID=$1
+  local count
+  count=$(ls "$CLOUD/hosts" | wc -l)
+  if ((count > 1)); then
+    export JAX_COORDINATOR_ADDRESS=127.0.0.1:$PORT JAX_NUM_PROCESSES=$count JAX_PROCESS_ID=$1
   fi
   HOME=$PWD HOST=host-$1 PATH=$CLOUD/host_bin:$PATH bash -c "$2"
 }
@@ -40,7 +43,9 @@ case "${words[*]:0:5}" in
   "storage rsync "*) mkdir -p "${words[3]}" && cp -r "${words[2]}/." "${words[3]}" ;;
   "storage ls "*) ls -d "${words[2]}"/* ;;
   "compute tpus queued-resources create "*)
-    for ((i = 0; i < HOSTS; i++)); do mkdir -p "$CLOUD/hosts/$i"; done
+    for word in "$@"; do if [[ $word == --accelerator-type=v5p-* ]]; then cores=${word##*-}; fi; done
+    # Two cores a chip, four chips a host.
+    for ((i = 0; i < cores / 8; i++)); do mkdir -p "$CLOUD/hosts/$i"; done
     echo ACTIVE >"$CLOUD/state"
     ;;
   "compute tpus queued-resources delete "*)
@@ -48,7 +53,7 @@ case "${words[*]:0:5}" in
     rm -f "$CLOUD/state"
     ;;
   "compute tpus queued-resources list")
-    if [[ -f $CLOUD/preempt && -e $(<"$CLOUD/preempt") ]]; then
+    if [[ -f $CLOUD/preempt ]] && compgen -G "$(<"$CLOUD/preempt")" >/dev/null; then
       rm "$CLOUD/preempt"
       take_back
       echo SUSPENDED >"$CLOUD/state"
@@ -60,7 +65,7 @@ case "${words[*]:0:5}" in
     ;;
   "compute tpus queued-resources ssh "*)
     for word in "$@"; do if [[ $word == --command=* ]]; then command=${word#--command=}; fi; done
-    for ((i = 0; i < HOSTS; i++)); do on_host "$i" "$command" & done
+    for home in "$CLOUD"/hosts/*; do on_host "${home##*/}" "$command" & done
     wait
     ;;
   *) echo "no stand-in for gcloud $*" >&2 && exit 1 ;;
@@ -93,6 +98,13 @@ exit "$most"
 NOTED = 'echo "$(basename "$0") $*" >>"$CLOUD/calls"\n'
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
 def script(file: Path, text: str) -> None:
     """An executable of bash."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +133,7 @@ def make(folder: Path, python: str) -> dict[str, str]:
         "CINEMA_BUCKETS": str(folder / "buckets"),
         "CINEMA_POLL": "0",
         "JAX_PLATFORMS": "cpu",
-        "HOSTS": "1",
+        "PORT": str(free_port()),
         "TASKS": "1",
         "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{kept['PATH']}",
     }

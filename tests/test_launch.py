@@ -306,8 +306,7 @@ def checkout(tmp_path):
     def run(command: str, *more: str, **values: str) -> subprocess.CompletedProcess:
         given = options(COMMON | {"topology": "v5p:2x2x2", **values})
         words = ["bash", str(root / "launch/tpu_vm.sh"), command, *given, *more]
-        two = environment | {"HOSTS": "2", "PORT": "1"}
-        return subprocess.run(words, env=two, capture_output=True, text=True, timeout=120)
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
 
     return root, run
 
