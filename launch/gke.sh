@@ -54,12 +54,19 @@ has a choice"
   check_training $((HOSTS * CINEMA_NODE_COUNT)) yes
 }
 
-# In the container, around the command: at the first start a look at all hosts, which passes its exit code on. As a pod's
-# first process a shell that waits for another would not hear SIGTERM.
+# In the container, around the command: at the first start a look at all hosts, whose exit code decides. SIGTERM is for
+# training, which saves first. A pod that lost another one ends after it, so that the 2 of that one is seen and decides.
 # shellcheck disable=SC2016  # for the other shell
-CHECK_FIRST='trap "exit 143" TERM
-if [ "$RESTART_ATTEMPT" = 0 ]; then "$0" "$@" --check & wait $! || exit $?; fi
-exec "$0" "$@"'
+IN_POD='trap "kill -TERM \$child" TERM
+run() {
+  "$@" & child=$!
+  while wait "$child"; code=$?; kill -0 "$child" 2>/dev/null; do :; done
+  case $code in 0) return ;; 2 | 143) ;; *) sleep 10 ;; esac
+  exit "$code"
+}
+if [ "$CHECK$RESTART_ATTEMPT" = yes0 ]; then run "$@" --check; fi
+run "$@"
+'
 
 # gke.yaml without its comments and with its ${...} filled; what is not a number as JSON, which is YAML.
 fill() {
@@ -73,13 +80,11 @@ nodes = {label + "tpu-accelerator": os.environ["ACCELERATOR"], label + "tpu-topo
 nodes |= {label + "spot": "true"} if os.environ["SPOT"] == "yes" else {}
 # Buckets are folders in the pod, and Kubernetes takes $$ for a dollar.
 command = [word.replace("gs://", "/gcs/").replace("$", "$$") for word in sys.argv[2:]]
-if os.environ["CHECK"] == "no":
-    command = command[3:]
 values = {**os.environ, "NODE_SELECTOR": json.dumps(nodes), "COMMAND": json.dumps(command)}
 values |= {name: json.dumps(os.environ[name]) for name in ("NAME", "NAMESPACE", "IMAGE", "SERVICE_ACCOUNT")}
 lines = [line for line in open(sys.argv[1]) if not line.lstrip().startswith("#")]
 print(string.Template("".join(lines)).substitute(values), end="")
-' "$ROOT/launch/gke.yaml" sh -c "$CHECK_FIRST" \
+' "$ROOT/launch/gke.yaml" sh -c "$IN_POD" sh \
     python -m cinema_jax.train "--config=$CINEMA_CONFIG" "--workdir=$CINEMA_WORKDIR" ${MORE[@]+"${MORE[@]}"}
 }
 

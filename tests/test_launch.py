@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -464,7 +465,7 @@ def test_jobset_takes_slices_nodes_of_four_and_any_option():
     assert replicated["template"]["spec"]["completions"] == 2
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     # Kubernetes takes $$ for a dollar.
-    assert pod["containers"][0]["command"][6:] == [TRAIN, "--workdir=/gcs/bucket/run", '--config.x="$$(a): b"']
+    assert pod["containers"][0]["command"][7:] == [TRAIN, "--workdir=/gcs/bucket/run", '--config.x="$$(a): b"']
     assert {volume["mountPath"] for volume in pod["containers"][0]["volumeMounts"]} == {"/dev/shm", "/gcs"}
 
 
@@ -481,26 +482,52 @@ def test_gke_asks_the_cluster_before_it_applies(tmp_path):
     ]
 
 
+@pytest.fixture
+def pod(tmp_path):
+    """The container of a filled file, with `python` in training's place; `sleep` only notes that it was called."""
+
+    def start(python: str, attempt: str, **values: str) -> subprocess.Popen:
+        filled = gke("v6e:4x4", **values)
+        (container,) = filled["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+        environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+        told = next(variable for variable in container["env"] if variable["name"] == "RESTART_ATTEMPT")
+        path = told["valueFrom"]["fieldRef"]["fieldPath"]
+        assert path == "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']"
+        cloud.script(tmp_path / "bin/python", f"echo ${{!#}} >>{tmp_path}/ran\n{python}")
+        cloud.script(tmp_path / "bin/sleep", f"echo sleep >>{tmp_path}/ran")
+        environment |= {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "RESTART_ATTEMPT": attempt}
+        words = [word.replace("$$", "$").replace("/gcs/bucket/run", "/x") for word in container["command"]]
+        return subprocess.Popen(words, env=environment)
+
+    return start
+
+
 @pytest.mark.parametrize(
-    ("attempt", "check", "ran", "code"),
-    [("0", 0, ["--check", "--workdir=/x"], 143), ("0", 2, ["--check"], 2), ("1", 2, ["--workdir=/x"], 143)],
+    ("attempt", "given", "codes", "ran", "code"),
+    [
+        ("0", {}, (0, 143), ["--check", "--workdir=/x"], 143),
+        ("0", {}, (2, 0), ["--check"], 2),
+        ("1", {}, (2, 0), ["--workdir=/x"], 0),
+        ("0", {"check": "no"}, (2, 0), ["--workdir=/x"], 0),
+        # After the pod whose bad input ended it.
+        ("1", {}, (0, 134), ["--workdir=/x", "sleep"], 134),
+    ],
 )
-def test_the_container_checks_at_the_first_start_alone(tmp_path, attempt, check, ran, code):
-    filled = gke("v6e:4x4")
-    (container,) = filled["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
-    told = {variable["name"]: variable for variable in container["env"]}["RESTART_ATTEMPT"]
-    assert told["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']"
-    python = f'echo "${{!#}}" >>{tmp_path}/ran; [[ ${{!#}} != --check ]] || exit {check}; exit 143'
-    cloud.script(tmp_path / "python", python)
-    words = [word.replace("$$", "$").replace("/gcs/bucket/run", "/x") for word in container["command"]]
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RESTART_ATTEMPT": attempt}
-    assert subprocess.run(words, env=environment, timeout=60).returncode == code
+def test_the_container_checks_at_the_first_start_alone(pod, tmp_path, attempt, given, codes, ran, code):
+    started = pod(f"[[ ${{!#}} != --check ]] || exit {codes[0]}; exit {codes[1]}", attempt, **given)
+    assert started.wait(60) == code
     assert (tmp_path / "ran").read_text().split() == ran
 
 
-def test_the_container_may_do_without_the_check():
-    pod = gke("v6e:4x4", check="no")["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    assert pod["containers"][0]["command"][:3] == ["python", "-m", "cinema_jax.train"]
+@pytest.mark.parametrize("attempt", ["0", "1"])
+def test_the_container_passes_sigterm_on_and_waits(pod, tmp_path, attempt):
+    saves = f"trap 'echo saved >>{tmp_path}/ran; exit 143' TERM; touch {tmp_path}/ready"
+    started = pod(f"{saves}; while :; do /bin/sleep 0.1; done", attempt)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(60) == 143
+    assert (tmp_path / "ran").read_text().split() == ["--check" if attempt == "0" else "--workdir=/x", "saved"]
 
 
 def slurm(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
