@@ -4,8 +4,10 @@ A host is a folder `hosts/<number>`, which is HOME there; gs://BUCKET is the fol
 CINEMA_BUCKETS makes of the hosts' /gcs. Every call is noted in `calls`.
 """
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -137,6 +139,13 @@ def make(folder: Path, python: str) -> dict[str, str]:
         "TASKS": "1",
         "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{kept['PATH']}",
     }
+
+
+def end(folder: Path) -> None:
+    """End what still runs on the hosts."""
+    for pid in folder.glob("hosts/*/cinema_run/pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
 
 
 def calls(folder: Path) -> list[str]:

@@ -86,11 +86,11 @@ def pipeline(folder: Path, rotary: bool, scheduler: str) -> CogVideoXPipeline:
     return made
 
 
-def qwen(folder: Path, width: int = 64) -> None:
-    """A tiny random Qwen2-VL as transformers saves it."""
+def qwen(folder: Path, width: int = 64, vocab_size: int = 120) -> None:
+    """A tiny random Qwen2-VL as transformers saves it, and a tokenizer, which has more words than 120."""
     config = Qwen2VLConfig(
         text_config={
-            "vocab_size": 120,
+            "vocab_size": vocab_size,
             "hidden_size": width,
             "intermediate_size": 48,
             "num_hidden_layers": 2,

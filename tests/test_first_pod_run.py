@@ -1,8 +1,7 @@
 """docs/first_pod_run.md, walked: its commands as they stand there, from an empty project to the exported model's video.
 
 Stand-ins are Google Cloud, Kubernetes and SLURM (see `cloud`); the networks are small ones in the released layout, and
-the config trains them for a few steps. Importing, preparing, training on two hosts and then on one, exporting and
-generating are the real commands.
+the config trains them for a few steps. Importing, preparing, training, exporting and generating are the real commands.
 """
 
 import json
@@ -13,6 +12,7 @@ import sys
 from pathlib import Path
 
 import cloud
+import numpy as np
 import prepared
 import pytest
 from PIL import Image
@@ -37,20 +37,28 @@ def get_config():
     aligner, flow = config.aligner_model, config.flow
     aligner.num_layers, aligner.width, aligner.num_heads = 1, 32, 2
     flow.sample_steps, flow.tiled_decoding = 1, False
-    for stage in config.stages:
-        config[stage].steps, config[stage].batch_size, config[stage].checkpoint_every = 2, 2, 1
+    # From a random AlignerNet on: one stage has all that a walk comes by.
+    config.stages, condition.aligner_init = ("finetune",), "random"
+    config.finetune.steps, config.finetune.batch_size, config.finetune.checkpoint_every = 2, 2, 1
+    config.finetune.log_every = 1
     return config
 """
-# The smallest slices that have two hosts and one.
-SMALLER = {"v5p:4x4x4": "v5p:2x2x2", "v5p:4x4x8": "v5p:2x2x1"}
+# Slices of one host; before a release of two, the first of which is taken back after its first checkpoint.
+ONE_HOST = {"v5p:4x4x4": "v5p:2x2x1", "v5p:4x4x8": "v5p:2x2x1"}
+TWO_HOSTS = {"v5p:4x4x4": "v5p:2x2x2", "v5p:4x4x8": "v5p:2x2x1"}
+WALKS = [
+    pytest.param((ONE_HOST, False), id="one host"),
+    pytest.param((TWO_HOSTS, True), id="two hosts, preempted", marks=pytest.mark.release),
+]
 SBATCH = """while [[ $1 == --* ]]; do shift; done
 SLURM_JOB_ID=7 SLURM_NTASKS_PER_NODE=1 SLURM_GPUS_ON_NODE=1 CINEMA_PYTHON=noted exec bash "$@"
 """
 
 
-@pytest.fixture(scope="module")
-def walk(tmp_path_factory):
+@pytest.fixture(scope="module", params=WALKS)
+def walk(request, tmp_path_factory):
     """A checkout in which all commands have run; next to it the cloud, and what they printed."""
+    smaller, preempted = request.param
     folder = tmp_path_factory.mktemp("walk")
     checkout = folder / "checkout"
     _check_out(checkout)
@@ -60,23 +68,29 @@ def walk(tmp_path_factory):
     for name in ("zai-org", "Qwen"):
         (checkout / name).mkdir()
     (made / "pipeline").rename(checkout / "zai-org/CogVideoX-5b")
-    qwen(checkout / "Qwen/Qwen2-VL-7B-Instruct")
+    qwen(checkout / "Qwen/Qwen2-VL-7B-Instruct", vocab_size=400)
     prepared.make_folder(folder / "videos")
     Image.open(folder / "videos/a.png").save(folder / "rabbit.png")
     # A real check takes as long as all else here; what it is told to look at is noted.
     trains = f'[[ $* != *--check* ]] || {{ echo "checked $*" >>"$CLOUD/calls"; exit; }}\nexec "{sys.executable}" "$@"'
-    environment = cloud.make(folder / "cloud", trains)
+    environment = cloud.make(folder / "cloud", trains) | {"CINEMA_POLL": "1"}
     # `plan` compiles for chips, and has tests of its own.
     cloud.script(folder / "cloud/bin/python", f'[[ $2 != cinema_jax.plan ]] || exit 0\nexec "{sys.executable}" "$@"')
     cloud.script(folder / "cloud/bin/sbatch", SBATCH)
     cloud.script(folder / "cloud/bin/noted", cloud.NOTED)
-    (folder / "cloud/preempt").write_text(f"{folder}/cloud/buckets/BUCKET/5b/checkpoints/align/1/*")
+    if preempted:
+        (folder / "cloud/preempt").write_text(f"{folder}/cloud/buckets/BUCKET/5b/checkpoints/finetune/1/*")
+    blocks = [_here(block, folder, smaller) for block in cloud.commands(DOCUMENT)]
     walked = folder / "walk.sh"
-    walked.write_text("set -euo pipefail\n" + "\n".join(_here(block, folder) for block in cloud.commands(DOCUMENT)))
-    with (folder / "output").open("w") as output:
-        done = subprocess.run(["bash", "-x", walked], cwd=checkout, env=environment, stdout=output, stderr=output)
+    walked.write_text("\n".join(["set -euo pipefail", *blocks]))
+    try:
+        with (folder / "output").open("w") as output:
+            done = subprocess.run(["bash", "-x", walked], cwd=checkout, env=environment, stdout=output, stderr=output)
+    finally:
+        cloud.end(folder / "cloud")
     printed = (folder / "output").read_text()
     assert done.returncode == 0, printed[-6000:]
+    assert not (folder / "cloud/preempt").exists(), "the slice was not taken back"
     return checkout, folder / "cloud", printed
 
 
@@ -92,9 +106,9 @@ def _check_out(root: Path) -> None:
     subprocess.run(["git", "init", "-q", root], check=True)
 
 
-def _here(block: str, folder: Path) -> str:
+def _here(block: str, folder: Path, smaller: dict[str, str]) -> str:
     """A block with what is not here replaced: large slices, and buckets where no launcher mounts them."""
-    for large, small in SMALLER.items():
+    for large, small in smaller.items():
         block = block.replace(large, small)
     python = re.compile(r"^python -m (?:.*\\\n)*.*$", re.MULTILINE)
     block = python.sub(lambda command: command[0].replace("gs://", f"{folder}/cloud/buckets/"), block)
@@ -111,17 +125,22 @@ def test_the_walk_ends_with_a_video_of_the_exported_model(walk):
 def test_the_walk_checks_all_hosts_before_they_train(walk):
     _, folder, _ = walk
     checked = [line for line in cloud.calls(folder) if line.startswith("checked ")]
-    workdir = f"{folder}/buckets/BUCKET/5b"
-    assert len(checked) >= 4, "two by hand, two by watch"
-    assert all("--config=configs/cogvideox_5b.py" in line and line.endswith(f"--workdir={workdir}") for line in checked)
+    assert len(checked) >= 2, "by hand, and by resume on the new slice"
+    for line in checked:
+        assert "--config=configs/cogvideox_5b.py" in line
+        assert line.endswith(f"--check --workdir={folder}/buckets/BUCKET/5b")
 
 
-def test_the_walk_goes_on_after_a_preemption(walk):
+def test_the_walk_trains_to_the_end(walk):
     _, folder, printed = walk
-    assert not (folder / "preempt").exists(), "the slice was not taken back"
-    assert re.search(r"Z gone\n(.*\n)*.*Z finished\n", printed)
-    stages = folder / "buckets/BUCKET/5b/stages"
-    assert {file.stem for file in stages.iterdir()} == {"align", "finetune"}
+    assert re.search(r"Z finished$", printed, re.MULTILINE)
+    run = folder / "buckets/BUCKET/5b"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    assert losses.keys() == {1, 2}
+    assert np.isfinite(list(losses.values())).all()
+    assert (run / "stages/finetune.json").exists()
+    assert list((run / "logs").glob("*/*.log"))
 
 
 def test_the_walk_leaves_nothing_that_costs_money(walk):
