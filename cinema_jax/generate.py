@@ -44,7 +44,7 @@ def main() -> None:
     from cinema_jax.sampling import Request, sampler_of
     from cinema_jax.training.run import Run
 
-    run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value))
+    run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value), sampling_flags.INIT.value)
     if not pictures and run.config.condition.conditioner != "t5":
         raise InputError("no --reference was given; name at least one picture of a subject")
     sampling_flags.keep_compiled()

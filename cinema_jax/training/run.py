@@ -57,6 +57,9 @@ class Run:
     workdir: Path
     # With `config.data.buckets`, the one whose shapes `config.data` has.
     bucket: int | None = None
+    # Of a checkpoint that is loaded, perhaps on another machine than it was trained on: what lies there in the place of
+    # `config.init`, or "". None: the run is trained here, where its config is right.
+    init: str | None = None
 
     @property
     def buckets(self) -> tuple["Run", ...]:
@@ -105,17 +108,40 @@ class Run:
             parts.write_json(file, to_dict(config))
 
     @classmethod
-    def load(cls, workdir: Path) -> "Run":
-        """The run in `workdir`, as it was configured; an import; or a folder in the layout of diffusers."""
+    def load(cls, workdir: Path, init: str = "") -> "Run":
+        """The run in `workdir`, as it was configured; an import; or a folder in the layout of diffusers.
+
+        Args:
+            workdir: the checkpoint's folder.
+            init: the folder or hub repository that holds the parts which the run did not train, where those that its
+                config names are not on this machine: its `config.init`, or that and `config.weights` as one checkpoint.
+
+        Raises:
+            InputError: there is no checkpoint in `workdir`, or in `init` if it is named, or that lacks a part.
+        """
         if is_pipeline(workdir):
-            return cls(pipeline_config(workdir), workdir)
+            return cls(pipeline_config(workdir), workdir, init=init)
         file = workdir / "config.json"
         if not file.is_file():
             raise InputError(
                 f"{workdir} holds neither config.json nor model_index.json; a checkpoint is the --workdir of a "
                 "training run, an import, or a folder in the layout of diffusers"
             )
-        return cls(parse(parts.read_json(file)), workdir)
+        run = cls(parse(parts.read_json(file)), workdir, init=init)
+        if init:
+            run._check_init()
+        return run
+
+    def _check_init(self) -> None:
+        """Refuse an `init` that is no checkpoint, or not that of this run."""
+        try:
+            Run.load(parts.checkpoint_folder(self.init))
+        except InputError as error:
+            raise InputError(f"--init={self.init}: {error}") from None
+        records = [record for stage in self.config.stages if (record := self.finished(stage))]
+        used = {name for record in records for name, origin in record["parts"].items() if origin != "random"}
+        if missing := sorted(name for name in used if self.folder(name) is None):
+            raise InputError(f"--init={self.init} holds no {', '.join(missing)}, which {self.workdir} was trained with")
 
     def _check_prediction(self) -> None:
         """Refuse a config that would read the network of `config.init` as something else than it was trained as."""
@@ -170,15 +196,37 @@ class Run:
         if (own / ("tokenizer_config.json" if name in parts.TOKENIZERS else "config.json")).is_file():
             return own
         if named := getattr(self.config.weights, name):
-            return parts.part_folder(name, named)
+            return self._named(name, named)
         if name in READERS and (part := self.folder(READERS[name])) and (part / "tokenizer_config.json").is_file():
             return part
         return self._initial.folder(name) if self.config.init else None
 
+    def _named(self, name: str, named: str) -> Path:
+        """Where the part lies that `config.weights` names; in `init`, where that is not on this machine."""
+        try:
+            return parts.part_folder(name, named)
+        except InputError as error:
+            if self.init and (found := self._initial.folder(name)):
+                return found
+            raise self._elsewhere(f"config.weights.{name}", error) from error
+
     @property
     def _initial(self) -> "Run":
         """The checkpoint that parts without a name in `config.weights` start from."""
-        return Run.load(parts.checkpoint_folder(self.config.init))
+        try:
+            found = Run.load(parts.checkpoint_folder(self.init or self.config.init))
+        except InputError as error:
+            raise self._elsewhere("config.init", error) from error
+        return found if self.init is not None else dataclasses.replace(found, init=None)
+
+    def _elsewhere(self, field: str, error: InputError) -> InputError:
+        """The same error, with the way out where a checkpoint has come from another machine."""
+        if self.init is None:
+            return error
+        return InputError(
+            f"{self.workdir} was trained with parts that are not here ({field}: {error}): --init=DIR says where they "
+            "lie on this machine"
+        )
 
     def tokenizer(self, name: str = "tokenizer") -> PreTrainedTokenizerBase:
         """The MLLM's tokenizer, or T5's ("t5_tokenizer"); one of the embedded dataset's words if there is none.
