@@ -70,7 +70,7 @@ def chip_of(topology: str) -> Chip:
 
 
 def host_shape(topology: str) -> tuple[int, int, int]:
-    """How the chips of one host of a topology lie: slices of up to eight flat chips are one host's, else it has four."""
+    """How the chips of one host lie. A flat slice of up to eight is one host's; all others have hosts of four."""
     chip, sizes = chip_of(topology), [int(size) for size in topology.partition(":")[2].split("x")]
     return (*sizes, 1) if not chip.solid and math.prod(sizes) <= 8 else (2, 2, 1)
 

@@ -88,7 +88,12 @@ class Trainer:
         configs, params, self.origins = run.load_parts(needed, stage.name)
         self.cinema = Cinema(run.config, configs)
         trained, _ = state.trained(params, self.config)
-        state.check_random(stage.name, [name for name, origin in self.origins.items() if origin == "random"], trained)
+        for name, origin in self.origins.items():
+            if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
+                raise InputError(
+                    f"{stage.name}: the {name} has no weights and is not trained here: name them as "
+                    f"config.weights.{name}, or a checkpoint that has them as config.init"
+                )
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         distributed.agree(f"the weights that {stage.name} starts from", self.digests)
         frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}

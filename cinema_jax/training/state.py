@@ -97,22 +97,6 @@ def trained(paths: Iterable[str], config: StageConfig) -> tuple[list[str], list[
     return taken, rest
 
 
-def check_random(stage: str, random: Iterable[str], trained: Iterable[str]) -> None:
-    """Raises `InputError` where a part without weights is not trained.
-
-    Args:
-        random: the parts that start from random numbers.
-        trained: the paths that the stage trains.
-    """
-    known = {path.split("/")[0] for path in trained}
-    for name in random:
-        if name not in known:
-            raise InputError(
-                f"{stage}: the {name} has no weights and is not trained here: name them as config.weights.{name}, or a "
-                "checkpoint that has them as config.init"
-            )
-
-
 def trainable(paths: Iterable[str], patterns: Sequence[str], field: str = "trainable") -> tuple[list[str], list[str]]:
     """Split parameter paths into those that a pattern matches as a whole (`dit/.*`), and the rest, in order.
 
