@@ -392,7 +392,7 @@ def _memory_table(asked: Hosts) -> list[str]:
     ]
 
 
-def _range(pair: tuple[float, float], form: str = "d") -> str:
+def _range(pair: Range | tuple[int, int], form: str = "d") -> str:
     least, most = (format(x, form) for x in pair)
     return least if least == most else f"{least} to {most}"
 
