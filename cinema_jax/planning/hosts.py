@@ -351,7 +351,7 @@ def _nbytes(shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> int:
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
 
 
-def _gib(sizes: Mapping[str, float]) -> dict[str, float]:
+def _gib(sizes: Mapping[str, int | float]) -> dict[str, float]:
     return {name: size / GIB for name, size in sizes.items() if size}
 
 

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from cinema_jax import sharding
 from cinema_jax.axes import BATCH, DATA, STATE, WEIGHTS
@@ -77,7 +77,7 @@ class Report:
         return dataclasses.asdict(self) | {"bound": self.bound}
 
 
-def memory(program: Program, mesh: Mesh) -> dict[str, float]:
+def memory(program: Program, mesh: Mesh | AbstractMesh) -> dict[str, float]:
     """GiB of each chip by what they are for, activations, gradients and the batch aside."""
     parts = {"frozen parts": dict(program.frozen)}
     if program.state is not None:
@@ -93,7 +93,7 @@ def memory(program: Program, mesh: Mesh) -> dict[str, float]:
     return sizes
 
 
-def ideal_wire(program: Program, mesh: Mesh) -> dict[str, float]:
+def ideal_wire(program: Program, mesh: Mesh | AbstractMesh) -> dict[str, float]:
     """What each chip must send in a step, in GiB: see `Report.ideal_wire_gib`."""
     parts = math.prod(mesh.shape[axis] for axis in WEIGHTS)
     copies = mesh.shape[DATA]
@@ -113,7 +113,7 @@ def report(
     name: str,
     topology: str,
     chip: Chip,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     program: Program,
     compiled: jax.stages.Compiled | None,
     *,
