@@ -14,7 +14,7 @@ from cinema_jax.axes import WEIGHTS
 from cinema_jax.checkpoint import Checkpoints, digest
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.compilation import for_shapes
-from cinema_jax.config import ImageFirstStageConfig, StageConfig
+from cinema_jax.config import StageConfig
 from cinema_jax.data.example import EncodedSource, Source
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
@@ -26,6 +26,7 @@ from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
 from cinema_jax.training.metrics import MetricsWriter, Sink
 from cinema_jax.training.optimizer import make_optimizer
+from cinema_jax.training.phases import Phase, check_batches, phases
 from cinema_jax.training.profile import Profile
 from cinema_jax.training.progress import Progress
 from cinema_jax.training.run import Run
@@ -54,6 +55,8 @@ def train(run: Run, *, profile_steps: range = range(0), sinks: Sequence[Sink] = 
     with run.lock(), Interruption() as interruption, jax.set_mesh(mesh):
         finished = [name for name in run.config.stages if run.finished(name) is not None]
         distributed.agree("the finished stages", finished)
+        # Of all stages: the last one's batch may not fit either, and is no reason to stop after days.
+        check_batches(run.config, [name for name in run.config.stages if name not in finished], mesh)
         for name in run.config.stages:
             if name in finished:
                 logger.info("%s: finished before", name)
@@ -84,8 +87,7 @@ class Trainer:
         needed = stage.needed(run.config)
         configs, params, self.origins = run.load_parts(needed, stage.name)
         self.cinema = Cinema(run.config, configs)
-        trained, _ = state.trainable(params, self.config.trainable)
-        state.trainable(trained, [pattern for pattern, _ in self.config.optimizer.rates], "optimizer.rates")
+        trained, _ = state.trained(params, self.config)
         for name, origin in self.origins.items():
             if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
                 raise InputError(
@@ -106,6 +108,11 @@ class Trainer:
         self.shares: dict[str, tuple[float, float]] = {}
         evaluate = stage.evaluate(self.cinema)
         self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The stage's, in order."""
+        return phases(self.run.config, self.stage.name)
 
     def run_stage(self) -> None:
         """Train to the last step, from the last checkpoint if there is one; evaluate; write the weights."""
@@ -133,7 +140,7 @@ class Trainer:
         config, step_fn = self.config, self._step(current, examples)
         closing: dict[str, float] = {}
         batches = Supply(self.batches(examples, int(current.step)))
-        starts = {int(current.step), *(first for first, *_ in self._phases())}
+        starts = {int(current.step), *(phase.first for phase in self.phases)}
         with self._progress(current, examples, batches, metrics) as progress:
             for step, batch in batches:
                 done = step + 1
@@ -177,7 +184,7 @@ class Trainer:
         watchdog.begin(f"compiling the steps of {self.stage.name}")
         batches, place = {}, sharding.batch_sharding(self.mesh)
         for number, bucket in enumerate(examples.buckets):
-            for *_, kind, size in self._phases():
+            for _, _, kind, size, _ in self.phases:
                 alone = Mixture((bucket,))
                 config = LoaderConfig(1, self.run.config.seed, num_threads=0, purpose=kind)
                 _, one = next(Loader(alone.sizes, functools.partial(alone.make, kind), config).steps(0, 1))
@@ -293,7 +300,7 @@ class Trainer:
 
     def batches(self, examples: Mixture, start: int) -> Iterator[tuple[int, Batch]]:
         """Training batches from step `start` on, on the devices."""
-        for first, last, kind, size in self._phases():
+        for first, last, kind, size, _ in self.phases:
             if start >= last:
                 continue
             loader = self._loader(examples, kind, size)
@@ -324,8 +331,9 @@ class Trainer:
         """The end of a run whose loss or gradient is not finite any more; writes down what it was shown."""
         shown = {}
         for step in steps:
-            _, _, kind, size = next(phase for phase in self._phases() if phase[0] <= step < phase[1])
-            rows = self._loader(examples, kind, size, range(size)).entries(step)
+            phase = next(phase for phase in self.phases if phase.first <= step < phase.end)
+            whole = range(phase.batch_size)
+            rows = self._loader(examples, phase.kind, phase.batch_size, whole).entries(step)
             shown[step + 1] = [examples.id(row) for row in rows]
         file = self.run.workdir / "not_finite.json"
         if distributed.is_first():
@@ -335,16 +343,6 @@ class Trainer:
             f"were dropped; {file} names their examples. Mend them, or lower "
             f"config.{self.stage.name}.optimizer.learning_rate: the weights before these steps are intact"
         )
-
-    def _phases(self) -> list[tuple[int, int, str, int]]:
-        """(first step, end, kind of example, batch size) of the stage's phases."""
-        config, whole = self.config, (0, self.config.steps, self.stage.name, self.config.batch_size)
-        if not isinstance(config, ImageFirstStageConfig) or config.image_steps == 0:
-            return [whole]
-        return [
-            (0, config.image_steps, f"{self.stage.name}_image", config.image_batch_size),
-            (config.image_steps, *whole[1:]),
-        ]
 
     def _description(self) -> dict[str, Any]:
         return {

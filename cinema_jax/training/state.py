@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt32
 
 from cinema_jax import sharding
+from cinema_jax.config import StageConfig
 from cinema_jax.diffusion.flow import example_keys
 from cinema_jax.errors import InputError
 from cinema_jax.training.optimizer import Optimizer
@@ -87,6 +88,13 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) 
 def sample_keys(key: UInt32[Array, "2"], index: Int[Array, "B"]) -> Any:
     """One random key per sample, a function of the run's key and the sample's position in the endless stream only."""
     return example_keys(jax.random.wrap_key_data(key, impl="threefry2x32"), index)
+
+
+def trained(paths: Iterable[str], config: StageConfig) -> tuple[list[str], list[str]]:
+    """Parameter paths that a stage trains, and the rest, in order; raises like `trainable`, for its rates too."""
+    taken, rest = trainable(paths, config.trainable)
+    trainable(taken, [pattern for pattern, _ in config.optimizer.rates], "optimizer.rates")
+    return taken, rest
 
 
 def trainable(paths: Iterable[str], patterns: Sequence[str], field: str = "trainable") -> tuple[list[str], list[str]]:
