@@ -337,14 +337,7 @@ class Trainer:
         )
 
     def _phases(self) -> list[tuple[int, int, str, int]]:
-        """(first step, end, kind of example, batch size) of the stage's phases."""
-        config, whole = self.config, (0, self.config.steps, self.stage.name, self.config.batch_size)
-        if not isinstance(config, ImageFirstStageConfig) or config.image_steps == 0:
-            return [whole]
-        return [
-            (0, config.image_steps, f"{self.stage.name}_image", config.image_batch_size),
-            (config.image_steps, *whole[1:]),
-        ]
+        return phases(self.stage.name, self.config)
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -372,3 +365,11 @@ class Trainer:
 
 def _of_part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {path: x for path, x in params.items() if path.startswith(f"{name}/")}
+
+
+def phases(stage: str, config: StageConfig) -> list[tuple[int, int, str, int]]:
+    """(first step, end, kind of example, batch size) of a stage's phases."""
+    whole = (0, config.steps, stage, config.batch_size)
+    if not isinstance(config, ImageFirstStageConfig) or config.image_steps == 0:
+        return [whole]
+    return [(0, config.image_steps, f"{stage}_image", config.image_batch_size), (config.image_steps, *whole[1:])]

@@ -92,17 +92,21 @@ class Run:
 
     @staticmethod
     def _enter(config: Config, workdir: Path) -> None:
-        file = workdir / "config.json"
-        if file.exists():
-            differences = list(_differences(parts.read_json(file), json.loads(json.dumps(to_dict(config)))))
-            if differences:
-                raise InputError(
-                    f"{workdir} holds a run of another config; these fields differ: {'; '.join(differences)}. "
-                    "Choose another --workdir, or the config it was started with"
-                )
-        else:
+        if not Run(config, workdir).refuse_another():
             workdir.mkdir(parents=True, exist_ok=True)
-            parts.write_json(file, to_dict(config))
+            parts.write_json(workdir / "config.json", to_dict(config))
+
+    def refuse_another(self) -> bool:
+        """Whether the folder holds this run already; raises InputError where it holds another one."""
+        file = self.workdir / "config.json"
+        if not file.exists():
+            return False
+        if differences := list(_differences(parts.read_json(file), json.loads(json.dumps(to_dict(self.config))))):
+            raise InputError(
+                f"{self.workdir} holds a run of another config; these fields differ: {'; '.join(differences)}. "
+                "Choose another --workdir, or the config it was started with"
+            )
+        return True
 
     @classmethod
     def load(cls, workdir: Path) -> "Run":

@@ -2,15 +2,18 @@
 
 python hosts.py MOMENT STEP PROCESSES --workdir=... --coordinator=... --num_processes=... --process_id=...
 
-MOMENT is `kill`, `stop`, `term`, `saving` or `never`; it happens to those of PROCESSES (for example 0,1). What the
-process was shown goes to <workdir>.batches, one line for each step.
+MOMENT is `kill`, `stop`, `term`, `saving` or `never`; or one of `FAULTS`. It happens to those of PROCESSES (for example
+0,1). What the process was shown goes to <workdir>.batches, one line for each step.
 """
 
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +23,24 @@ from tiny import process_environment
 
 from cinema_jax import checkpoint, command, sharding
 from cinema_jax.config import Config
+from cinema_jax.errors import InputError
 from cinema_jax.training import reports
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "saving": signal.SIGKILL}
+
+
+def fill_disk() -> None:
+    """The system refuses every file that grows beyond 1 KiB, as it refuses all on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+def lose_data() -> None:
+    """What the loader says where nothing can be read any more."""
+    raise InputError("videos/7.mp4: no such file")
+
+
+# What befalls a process that goes on living.
+FAULTS = {"disk": fill_disk, "data": lose_data, "hang": lambda: time.sleep(1000), "slow": lambda: time.sleep(1)}
 
 
 def environment(folder: Path, devices: int) -> dict[str, str]:
@@ -42,14 +60,15 @@ def config(frozen: Path) -> Config:
     return dataclasses.replace(config, finetune=stage)
 
 
-def after(owner: object, name: str, step: int, number: int) -> None:
-    """Send the process a signal when `owner.name` has returned for so many times."""
+def after(owner: object, name: str, step: int, happen: Callable[[], None]) -> None:
+    """What happens when `owner.name` has returned for so many times; of `slow`, each time from there on."""
     original, count = getattr(owner, name), iter(range(1, 1000))
 
     def wrapped(*arguments, **options):
         result = original(*arguments, **options)
-        if next(count) == step:
-            os.kill(os.getpid(), number)
+        calls = next(count)
+        if calls == step or (calls > step and happen is FAULTS["slow"]):
+            happen()
         return result
 
     setattr(owner, name, wrapped)
@@ -77,7 +96,7 @@ if __name__ == "__main__":
     if moment != "never" and me in processes.split(","):
         # Orbax writes in the background: the checkpoint is not complete yet.
         owner, name = (checkpoint.Checkpoints, "save") if moment == "saving" else (sharding, "global_batch")
-        after(owner, name, int(step), SIGNALS[moment])
+        after(owner, name, int(step), FAULTS.get(moment) or (lambda: os.kill(os.getpid(), SIGNALS[moment])))
     # What a stage shows of itself takes longer to compile than its step.
     reports.stage_report = lambda *_: {}
     train.parse = lambda _: config(Path(flags.FLAGS.workdir).parent)

@@ -32,7 +32,7 @@ def train(workdir: Path, moment: str = "never", step: int = 0, at: str = "", pro
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, HERE / "hosts.py", moment, str(step), at, f"--workdir={workdir}"]
-    command += [f"--hang_seconds={HANG}"] if moment in ("stop", "saving") else []
+    command += [f"--hang_seconds={HANG}"] if moment in ("stop", "saving", "kill", "disk", "hang") else []
     joined = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"] if processes > 1 else []
     started = [
         subprocess.Popen(
