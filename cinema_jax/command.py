@@ -110,8 +110,7 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
                 _end(word.status, f"error: {word.sentence}")
             traceback.print_exc()
             sentence = f"failed, or lost another one, with {type(error).__name__}"
-            go_on = "the same command goes on from the last checkpoint"
-            _end(1, f"error: {distributed.name()} {sentence}; {go_on}", sentence)
+            _end(1, f"error: {distributed.name()} {sentence}; {peers.GOES_ON}", sentence)
 
     if parser:
         flags.FLAGS.mark_as_parsed()

@@ -179,6 +179,20 @@ def store() -> Any:
     return client if all(hasattr(client, name) for name in needed) else None
 
 
+def coordinator_refuses() -> bool:
+    """Whether nobody listens any more where process 0 should; False where that cannot be told within a second."""
+    from jax._src.distributed import global_state
+
+    host, _, port = global_state.coordinator_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def put(key: str, value: Any) -> None:
     """Leave something that JSON can say in the store. Raises RuntimeError where process 0 cannot be reached."""
     store().key_value_set(f"cinema_jax/{key}", json.dumps(value), allow_overwrite=True)
@@ -237,11 +251,12 @@ def gather(value: Any) -> list[Any]:
 
 def agree(what: str, value: Any) -> None:
     """Raises InputError in all processes where they differ in `value` (anything that JSON can say)."""
-    digests = gather(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
-    if other := [index for index, digest in enumerate(digests) if digest != digests[0]]:
+    if not several():
+        return
+    said = gather([hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest(), name()])
+    if other := [name for digest, name in said if digest != said[0][0]]:
         raise InputError(
-            f"processes {', '.join(map(str, other))} differ from process 0 in {what}: start all with the same command, "
-            "code and data"
+            f"{', '.join(other)} and process 0 differ in {what}: start all with the same command, code and data"
         )
 
 

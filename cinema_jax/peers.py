@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 from cinema_jax import distributed
 
@@ -25,6 +26,7 @@ GRACE_SECONDS = 3.0
 # Where a collective fails, so long is waited for a last word, or for the silence of one that was killed.
 WORD_SECONDS, BRIEF_SILENCE = 10.0, 5.0
 END, SIGN = "end", "sign"
+GOES_ON = "the same command goes on from the last checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Peers:
         self._ending = threading.Lock()
         self._tell_sign()
         threading.Thread(target=self._listen, name="peers", daemon=True).start()
+        threading.Thread(target=self._probe, name="peers-probe", daemon=True).start()
 
     def doing(self, what: str) -> None:
         """What was done before has ended, and `what` begins."""
@@ -64,6 +67,8 @@ class Peers:
         With a word the others end, too.
         """
         self._ending.acquire()
+        if self._gone or distributed.coordinator_refuses():
+            return
         with contextlib.suppress(RuntimeError):
             distributed.put(f"{END}/{self.me}", dataclasses.astuple(word) if word else None)
 
@@ -83,9 +88,9 @@ class Peers:
                 process, word = min(self._words.items(), key=lambda item: (item[1].status != 2, item[0]))
                 return Word(word.status, f"{self._name(process)} ended: {word.sentence}")
             if self._gone:
-                return Word(1, f"{self._name(0)}, by which all others meet, is gone or out of reach")
+                return Word(1, f"{self._name(0)}, by which all others meet, is gone or out of reach; {GOES_ON}")
             if silent := self.silent(BRIEF_SILENCE + 2 * self._period):
-                return Word(1, silent)
+                return Word(1, f"{silent}; {GOES_ON}")
             if time.monotonic() > deadline:
                 return None
             time.sleep(0.2)
@@ -109,12 +114,13 @@ class Peers:
         if silent := self.silent(BRIEF_SILENCE + 2 * self._period):
             return silent
         signs = {i: sign for i, (sign, _) in self._seen.items()} | {self.me: self._sign()}
-        steps = {i: re.fullmatch(r"step (\d+)( of .*)", sign["doing"]) for i, sign in signs.items()}
-        if len({step and step[2] for step in steps.values()}) != 1 or None in steps.values():
+        steps = {i: re.fullmatch(r"(the data of )?step (\d+)( of .*)", sign["doing"]) for i, sign in signs.items()}
+        if None in steps.values() or len({step[3] for step in steps.values()}) > 1:
             return None
-        numbers = {i: int(step[1]) for i, step in steps.items()}
-        process = min(numbers, key=numbers.get)
-        if list(numbers.values()).count(numbers[process]) > 1:
+        # A step's data come before the step.
+        places = {i: (int(step[2]), not step[1]) for i, step in steps.items()}
+        process = min(places, key=places.get)
+        if list(places.values()).count(places[process]) > 1:
             return None
         age = signs[process]["age"] + (0 if process == self.me else time.monotonic() - self._seen[process][1])
         return f"{self._name(process)} is behind: it has been in {signs[process]['doing']} for {age:.0f} s"
@@ -154,6 +160,14 @@ class Peers:
                 return self._follow(GRACE_SECONDS)
             time.sleep(LOOK_SECONDS)
 
+    def _probe(self) -> None:
+        """Knock at process 0's door when the store does not answer: jax keeps it locked while it aborts for that."""
+        while not self._ending.locked():
+            time.sleep(LOOK_SECONDS / 2)
+            if time.monotonic() - self._reached > 2 * LOOK_SECONDS and distributed.coordinator_refuses():
+                self._gone = True
+                return self._follow(0)
+
     def _hear_signs(self) -> None:
         now = time.monotonic()
         for process, sign in distributed.told(SIGN).items():
@@ -170,6 +184,8 @@ class Peers:
 
 
 _peers: Peers | None = None
+# What must still be done when this process leaves before its main thread comes to it.
+_last_acts: list[Callable[[], None]] = []
 
 
 def start() -> None:
@@ -209,8 +225,21 @@ def why() -> Word | None:
     return _peers.why() if _peers else None
 
 
+@contextlib.contextmanager
+def in_the_end(action: Callable[[], None]) -> Iterator[None]:
+    """Do something at the end of the block, also where this process has to leave before that for another's sake."""
+    _last_acts.append(action)
+    try:
+        yield
+    finally:
+        _last_acts.remove(action)
+        action()
+
+
 def leave(status: int) -> None:
     """End this process whatever the others do; the first one, which holds the store, once the others have ended."""
+    for action in _last_acts:
+        action()
     distributed.leave(status, _peers.others_left if _peers else lambda: False)
 
 

@@ -30,8 +30,8 @@ WANDB = flags.DEFINE_string("wandb", "", "A project of Weights & Biases that get
 CHECK = flags.DEFINE_bool(
     "check",
     False,
-    "Train nothing: compare the hosts and try data, links, one step and a checkpoint. Leaves nothing in the workdir but "
-    "compiled programs.",
+    "Train nothing: compare the hosts, and try links, data, one step and a checkpoint. It leaves compiled programs in "
+    "their cache, and nothing else.",
 )
 CACHE = command.compilation_cache_flag("WORKDIR/compilation_cache")
 
@@ -57,6 +57,7 @@ def main() -> None:
         compilation.keep(CACHE.value, f"{WORKDIR.value}/compilation_cache")
         check.check_and_tell(config, Path(WORKDIR.value))
         return
+    check.refuse_unlike(config, Path(WORKDIR.value))
     run = Run.open(config, Path(WORKDIR.value))
     compilation.keep(CACHE.value, f"{WORKDIR.value}/compilation_cache")
     watchdog.start(HANG.value)

@@ -1,7 +1,8 @@
 """A check on the spot, before a run: are all hosts alike, does what the run needs work here, and how fast is it.
 
 What hosts say of themselves goes through jax's key-value store, so that hosts which differ in versions or devices, and
-could not compute together, are named as well. All of it happens in a folder of its own in the workdir, which is removed.
+could not compute together, are named as well. What is written lies in a folder of its own in the workdir, which is
+removed.
 """
 
 import contextlib
@@ -15,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
-from cinema_jax import distributed, sharding
+from cinema_jax import distributed, peers, sharding
 from cinema_jax.config import Config
 from cinema_jax.errors import InputError
 from cinema_jax.training import facts, links, rehearsal, watchdog
@@ -29,6 +28,8 @@ GB = 1e9
 CLOCK_SECONDS = 5.0
 # What each host writes into the workdir, and how much its own disk must have left for what libraries put there.
 PROBE_BYTES, TEMPORARY_BYTES = 1 << 20, 1 << 30
+# Of a host's problems: one with another config may differ in every field.
+MAX_LISTED = 8
 
 
 def check_and_tell(config: Config, workdir: Path) -> None:
@@ -78,21 +79,15 @@ class Check:
     def hosts(self) -> None:
         """Versions, config, environment, data and devices are the same on all; clocks agree; all see the workdir."""
         watchdog.begin("the check of the hosts")
-        found = [attempt(look) for look in (self._of_files, self._room)]
-        (files, _), (room, _) = found
-        mine = facts.of_host(self.run) | (files or {})
-        said = distributed.exchange("facts", [facts.host_name(), mine, room])
-        self._names = {i: f"process {i} of {len(said)} ({name})" for i, (name, *_) in said.items()}
-        clocks = clock_offsets()
-        problems = distributed.exchange("problems", [sentence for _, wrong in found for sentence in wrong])
-        for process, sentences in differences({i: values for i, (_, values, _) in said.items()}).items():
-            problems[process] += sentences
-        for process, offset in clocks.items():
-            if abs(offset) > CLOCK_SECONDS:
-                problems[process].append(
-                    f"its clock is {offset:+.1f} s off the others', and {CLOCK_SECONDS:g} s are allowed: times of files "
-                    "and logs mislead; synchronise it (NTP)"
-                )
+        mine = facts.of_host(self.run) | facts.of_environment()
+        (files, unseen), (room, full) = attempt(self._of_files), attempt(self._room)
+        said = distributed.exchange("facts", [distributed.name(), mine, files, room])
+        self._names = {i: name for i, (name, *_) in said.items()}
+        problems, clocks = distributed.exchange("problems", unseen + full), clock_offsets()
+        compared = [{i: each[place] for i, each in said.items() if each[place]} for place in (1, 2)]
+        for found in (*map(differences, compared), wrong_clocks(clocks)):
+            for process, sentences in found.items():
+                problems[process] += sentences
         self._end_if_wrong(problems)
         versions = ", ".join(f"{name} {mine[name]}" for name in facts.VERSIONS if name in mine)
         apart = max(clocks.values()) - min(clocks.values())
@@ -111,7 +106,8 @@ class Check:
         self._end_if_differing("the order of the mesh's devices", facts.digest(order))
         kinds = Counter(device.device_kind for device in self.mesh.devices.flat)
         shape = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items() if size > 1) or "one device"
-        self.tell("devices", f"{' and '.join(f'{n} x {kind}' for kind, n in kinds.items())}; mesh {shape}")
+        counted = " and ".join(f"{count} x {kind}" for kind, count in kinds.items())
+        self.tell("devices", f"{counted}, {jax.local_device_count()} a host; mesh {shape}")
         started = time.perf_counter()
         self._end_if_wrong(distributed.exchange("links", links.broken(self.mesh)))
         axes = ", ".join(axis for axis, size in self.mesh.shape.items() if size > 1) or "none to try"
@@ -139,33 +135,23 @@ class Check:
         """The real program with random weights: compiled, run, and its state written, read and compared."""
         size = rehearsal.state_bytes(self.run, stage, self.mesh)
         kept = getattr(self.run.config, stage).keep + 1
-        short = self._free < kept * size
         needed = f"{kept} checkpoints of {size / GB:.3f} GB ({stage}: keep {kept - 1}, and one being written)"
-        self._end_if_wrong(
-            distributed.exchange(
-                "space", [f"{self.run.workdir} has {self._free / GB:.3f} GB free, and needs {needed}"] if short else []
-            )
-        )
-        watchdog.begin(f"compiling the step of {stage}")
+        there = f"{self.run.workdir} has {self._free / GB:.3f} GB free"
+        self._end_unless("space", self._free >= kept * size, f"{there}, and needs room for {needed}")
         with jax.set_mesh(self.mesh):
+            watchdog.begin(f"compiling the step of {stage}")
             taken = rehearsal.take_step(self.run, stage, self.mesh, self._batch)
-            self._end_if_wrong(
-                distributed.exchange(
-                    "loss", [] if math.isfinite(taken.loss) else [f"the loss of {stage} is {taken.loss}"]
-                )
-            )
+            self._end_unless("loss", math.isfinite(taken.loss), f"the loss of {stage} is {taken.loss}")
             self._end_if_differing(f"the loss of {stage}", taken.loss.hex())
             self.tell(
                 "step", f"{stage}: compiled in {taken.compiling:.1f} s, {taken.seconds:.2f} s a step, loss finite"
             )
             watchdog.begin("the check of the checkpoint")
             trip = rehearsal.round_trip(taken.state, self.folder / "checkpoint")
-        self._end_if_wrong(distributed.exchange("checkpoint", trip.problems))
-        self.tell(
-            "checkpoint",
-            f"{trip.bytes / GB:.3f} GB written in {trip.writing:.1f} s ({trip.bytes / GB / trip.writing:.3f} GB/s), read in "
-            f"{trip.reading:.1f} s ({trip.bytes / GB / trip.reading:.3f} GB/s), the same bits; room for {needed}",
-        )
+        self._end_unless("checkpoint", not trip.other, f"the checkpoint came back otherwise: {', '.join(trip.other)}")
+        written, read = (f"{s:.1f} s ({trip.bytes / GB / s:.3f} GB/s)" for s in (trip.writing, trip.reading))
+        self.tell("checkpoint", f"{trip.bytes / GB:.3f} GB written in {written}, read in {read}, the same bits")
+        self.tell("space", f"{there}, enough for {needed}")
 
     def _of_files(self) -> dict[str, Any]:
         """Data and weights as this host sees them."""
@@ -182,8 +168,9 @@ class Check:
         probe = self.folder / f"process-{jax.process_index()}"
         try:
             probe.write_bytes(bytes(PROBE_BYTES))
-        finally:
-            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"it cannot write {PROBE_BYTES} bytes to {probe}: {error.strerror}") from None
+        probe.unlink()
         temporary = shutil.disk_usage(tempfile.gettempdir()).free
         if temporary < TEMPORARY_BYTES:
             raise InputError(
@@ -194,8 +181,11 @@ class Check:
 
     def _end_if_wrong(self, problems: Mapping[int, Sequence[str]]) -> None:
         """Raises InputError in all processes, a line for each process that has a problem."""
-        if lines := [f"{self._names[i]}: {'; '.join(each)}" for i, each in sorted(problems.items()) if each]:
-            raise InputError("the check found\n  " + "\n  ".join(lines))
+        if lines := [f"{self._names[i]}: {_listed(each)}" for i, each in sorted(problems.items()) if each]:
+            raise InputError("\n  ".join(["the check has found", *lines]))
+
+    def _end_unless(self, what: str, right: bool, problem: str) -> None:
+        self._end_if_wrong(distributed.exchange(what, [] if right else [problem]))
 
     def _end_if_differing(self, what: str, value: Any) -> None:
         said = distributed.exchange(what, value)
@@ -210,6 +200,29 @@ def attempt(action: Callable[[], Any]) -> tuple[Any, list[str]]:
         return None, [str(error)]
     except OSError as error:
         return None, [f"{error.filename or 'the disk'}: {error.strerror}"]
+
+
+def wrong_clocks(offsets: Mapping[int, float]) -> dict[int, list[str]]:
+    """By process, what is wrong with its clock."""
+    allowed = f"{CLOCK_SECONDS:g} s are allowed: times of files and logs mislead; synchronise it (NTP)"
+    return {
+        process: [f"its clock is {offset:+.1f} s off the others', and {allowed}"]
+        for process, offset in offsets.items()
+        if abs(offset) > CLOCK_SECONDS
+    }
+
+
+def refuse_unlike(config: Config, workdir: Path) -> None:
+    """What every start of a run looks at, as it costs nothing: versions, code, config and devices.
+
+    Raises:
+        InputError: in all processes where they differ; one line for each host that does.
+    """
+    if distributed.several():
+        said = distributed.exchange("hosts", [distributed.name(), facts.of_host(Run(config, workdir))])
+        found = differences({i: values for i, (_, values) in said.items()})
+        if lines := [f"{said[i][0]}: {_listed(each)}" for i, each in found.items() if each]:
+            raise InputError("\n  ".join(["all hosts must be alike", *lines]))
 
 
 def differences(said: Mapping[int, Mapping[str, Any]]) -> dict[int, list[str]]:
@@ -240,17 +253,22 @@ def _folder(workdir: Path) -> Iterator[Path | None]:
     _, wrong = attempt(lambda: folder.mkdir(parents=True) if distributed.is_first() else None)
     if found := distributed.exchange("folder", wrong)[0]:
         raise InputError(found[0])
-    try:
+    with peers.in_the_end(lambda: _remove(folder, made) if distributed.is_first() else None):
         yield folder if distributed.becomes_visible(folder) else None
-    finally:
-        # The others have let go of it, or have ended.
-        with contextlib.suppress(RuntimeError):
-            distributed.meet("the check is over", seconds=60)
-        if distributed.is_first():
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                for path in made:
-                    path.rmdir()
+        distributed.meet("the check is over")
+
+
+def _remove(folder: Path, made: Sequence[Path]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    # The workdir, where the check has made it, if there is nothing else in it by now.
+    with contextlib.suppress(OSError):
+        for path in made:
+            path.rmdir()
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    return "; ".join(problems[:MAX_LISTED]) + more
 
 
 def _ranges(rows: Sequence[int]) -> str:

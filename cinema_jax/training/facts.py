@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,26 +24,24 @@ IDENTITY = (
 )
 
 
-def host_name() -> str:
-    """Of this machine."""
-    return socket.gethostname()
-
-
 def digest(value: Any) -> str:
     """A short name for anything that JSON can say."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 def of_host(run: Run) -> dict[str, Any]:
-    """Versions, code, environment, config and devices."""
-    environment = {name: x for name, x in os.environ.items() if name.startswith(PROGRAM) and name not in IDENTITY}
+    """Versions, code, config and devices."""
     return {
         **versions(),
-        **environment,
         **_flat(to_dict(run.config), "config"),
         "the number of devices": jax.local_device_count(),
         "the kind of devices": ", ".join(sorted({device.device_kind for device in jax.local_devices()})),
     }
+
+
+def of_environment() -> dict[str, str]:
+    """The environment variables that change compiled programs."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PROGRAM) and name not in IDENTITY}
 
 
 def versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from cinema_jax.cinema import Cinema
 from cinema_jax.data.example import EncodedSource, Source
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
+from cinema_jax.errors import InputError
 from cinema_jax.training import state
 from cinema_jax.training.loop import phases
 from cinema_jax.training.optimizer import Optimizer, make_optimizer
@@ -61,12 +62,13 @@ class Taken:
 
 @dataclasses.dataclass(frozen=True)
 class Trip:
-    """A state that was written and read: bytes of all processes, seconds, and what came back otherwise."""
+    """A state that was written and read: bytes of all processes, seconds, and arrays that came back otherwise."""
 
     bytes: int
     writing: float
     reading: float
-    problems: list[str]
+    # Paths.
+    other: list[str]
 
 
 class Unencoded:
@@ -154,12 +156,17 @@ def take_step(run: Run, stage: str, mesh: Mesh, share: Share) -> Taken:
     current = state.create(_random(params), optimizer, mesh, seed=run.config.seed)
     frozen, batch = _random(frozen), sharding.global_batch(share.arrays, mesh, share.size)
     step = make_step(STAGES[stage], cinema, optimizer, current)
-    started = time.perf_counter()
-    program = step.lower(current, frozen, batch).compile()
-    compiling = time.perf_counter() - started
-    current, _ = jax.block_until_ready(program(current, frozen, batch))
-    started = time.perf_counter()
-    current, values = jax.block_until_ready(program(current, frozen, batch))
+    try:
+        started = time.perf_counter()
+        program = step.lower(current, frozen, batch).compile()
+        compiling = time.perf_counter() - started
+        current, _ = jax.block_until_ready(program(current, frozen, batch))
+        started = time.perf_counter()
+        current, values = jax.block_until_ready(program(current, frozen, batch))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(f"the step of {stage} does not fit into the devices: {str(error).splitlines()[0]}") from None
     return Taken(current, float(values["loss"]), compiling, time.perf_counter() - started)
 
 

@@ -16,7 +16,6 @@ from cinema_jax import distributed, peers
 LONG = 1800.0
 # Without a sign of life for so long a process is taken for dead: before jax does so, which would abort without a name.
 SILENT = 60.0
-GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class Watchdog:
@@ -41,13 +40,14 @@ class Watchdog:
             time.sleep(min(1.0, self.seconds / 4))
             what, limit, deadline = self._now
             if silent := peers.silent(SILENT):
-                self._end(f"{silent}; {GOES_ON}")
+                self._end(f"{silent}; {peers.GOES_ON}")
             if time.monotonic() > deadline:
                 faulthandler.dump_traceback()
-                cause = peers.behind() or "so a host is lost or hangs"
+                behind = peers.behind()
+                cause = f"; {behind}" if behind else ", so a host is lost or hangs"
                 self._end(
-                    f"{distributed.name()} waited more than {limit:g} s in {what}; {cause} (the stacks above say where "
-                    f"this one stands; longer steps need a larger --hang_seconds); {GOES_ON}"
+                    f"{distributed.name()} waited more than {limit:g} s in {what}{cause} (the stacks above say where "
+                    f"this one stands; longer steps need a larger --hang_seconds); {peers.GOES_ON}"
                 )
 
     def _end(self, sentence: str) -> None:

@@ -7,6 +7,7 @@ FAULTS names, for example disk,clock, what is wrong with this host beside its di
 """
 
 import resource
+import shutil
 import sys
 import time
 from types import SimpleNamespace
@@ -41,6 +42,9 @@ def fault(name: str) -> None:
     if name == "clock":
         now = time.time
         time.time = lambda: now() + 30
+    if name == "room":
+        usage = shutil.disk_usage
+        shutil.disk_usage = lambda path: usage(path)._replace(free=1000 if "check-" in str(path) else usage(path).free)
     if name == "link":
         numbers = links._numbers
         links._numbers = lambda mesh: numbers(mesh) + np.int32(1)

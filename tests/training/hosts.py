@@ -2,8 +2,8 @@
 
 python hosts.py MOMENT STEP PROCESSES --workdir=... --coordinator=... --num_processes=... --process_id=...
 
-MOMENT is `kill`, `stop`, `term`, `saving` or `never`; or one of `FAULTS`. It happens to those of PROCESSES (for example
-0,1). What the process was shown goes to <workdir>.batches, one line for each step.
+MOMENT is `kill`, `stop`, `term`, `saving` or `never`; or `version` or one of `FAULTS`. It happens to those of PROCESSES
+(for example 0,1). What the process was shown goes to <workdir>.batches, one line for each step.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from tiny import process_environment
 from cinema_jax import checkpoint, command, sharding
 from cinema_jax.config import Config
 from cinema_jax.errors import InputError
-from cinema_jax.training import reports
+from cinema_jax.training import facts, reports
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "saving": signal.SIGKILL}
 
@@ -37,6 +37,12 @@ def fill_disk() -> None:
 def lose_data() -> None:
     """What the loader says where nothing can be read any more."""
     raise InputError("videos/7.mp4: no such file")
+
+
+def install_another() -> None:
+    """What the metadata of an older library would say; before the command starts."""
+    versions = facts.versions
+    facts.versions = lambda: versions() | {"optax": "0.0.1"}
 
 
 # What befalls a process that goes on living.
@@ -93,7 +99,9 @@ if __name__ == "__main__":
     del sys.argv[1:4]
     me = next((word.split("=")[1] for word in sys.argv if word.startswith("--process_id=")), "0")
     sharding.global_batch = noted(sharding.global_batch)
-    if moment != "never" and me in processes.split(","):
+    if moment == "version" and me in processes.split(","):
+        install_another()
+    elif moment != "never" and me in processes.split(","):
         # Orbax writes in the background: the checkpoint is not complete yet.
         owner, name = (checkpoint.Checkpoints, "save") if moment == "saving" else (sharding, "global_batch")
         after(owner, name, int(step), FAULTS.get(moment) or (lambda: os.kill(os.getpid(), SIGNALS[moment])))

@@ -13,8 +13,6 @@ from checked import DEVICES
 from hosts import environment
 from prepared import make_folder
 
-from cinema_jax.training import check
-
 SCRIPT, HOSTS = Path(__file__).with_name("checked.py"), 4
 
 
@@ -53,9 +51,7 @@ def run_check(root: Path, name: str, faults: dict[int, str] = {}) -> list[tuple[
         seed = "1" if "config" in wrong else "0"
         command = [sys.executable, SCRIPT, faults.get(i, ""), seed, "--check", "--workdir=run", *flags]
         started.append(
-            subprocess.Popen(
-                command, cwd=host, env=said, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
+            subprocess.Popen(command, cwd=host, env=said, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
     said = [process.communicate(timeout=300)[0] for process in started]
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
@@ -83,3 +79,58 @@ def line_of(said: str, host: int) -> str:
 
 def left_behind(root: Path, name: str) -> list[Path]:
     return list((root / "shared" / name).iterdir())
+
+
+def test_hosts_that_are_alike_are_told_what_works_and_nothing_is_left_behind(disks):
+    results = run_check(disks, "good")
+    assert [status for status, _ in results] == [0] * HOSTS
+    told = dict(re.findall(r"^(\w+) {2,}(.*)$", results[0][1], re.MULTILINE))
+    assert told.keys() == {
+        *("hosts", "clocks", "workdir", "disks", "devices", "links", "data", "step", "checkpoint", "space")
+    }
+    assert told["devices"] == "8 x cpu, 2 a host; mesh data 2 x fsdp 4"
+    assert told["links"].startswith("data, fsdp: sums and gathers are right")
+    assert told["data"].endswith("process 0 rows 0-1; process 1 rows 2-3; process 2 rows 4-5; process 3 rows 6-7")
+    assert re.search(r"GB written in .*, read in .*, the same bits", told["checkpoint"])
+    assert left_behind(disks, "good") == []
+
+
+def test_each_host_that_differs_is_named_with_what_differs(disks):
+    results = run_check(disks, "unlike", {1: "version,clock", 2: "config,workdir", 3: "data,disk"})
+    assert [status for status, _ in results] == [2] * HOSTS
+    for _, said in results:
+        assert "optax is '0.0.1', and '" in line_of(said, 1)
+        assert "its clock is +30.0 s off the others'" in line_of(said, 1)
+        assert "config.seed is 1, and 0 elsewhere" in line_of(said, 2)
+        assert "it does not see what process 0 makes in run" in line_of(said, 2)
+        assert "the train data is '4 examples, " in line_of(said, 3)
+        assert re.search(r"it cannot write \d+ bytes to run/check-\d+/process-3: File too large", line_of(said, 3))
+        assert "process 0 of" not in said
+    assert left_behind(disks, "unlike") == []
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("device", "the number of devices is 1, and 2 elsewhere"),
+        ("clip", r"\d\.mp4"),
+        ("room", r"run has 0\.000 GB free, and needs room for 3 checkpoints of 0\.\d+ GB \(pretrain: keep 2"),
+        ("link", "over data a sum or gather came out wrong on device"),
+    ],
+)
+def test_a_host_that_fails_alone_is_named(disks, fault, told):
+    results = run_check(disks, fault, {2: fault})
+    assert [status for status, _ in results] == [2] * HOSTS
+    for _, said in results:
+        assert re.search(told, line_of(said, 2))
+    assert left_behind(disks, fault) == []
+
+
+def test_the_value_of_most_hosts_is_the_one_that_others_differ_from():
+    said = {0: {"jax": "2"}, 1: {"jax": "1"}, 2: {"jax": "1", "libtpu": "3"}}
+    assert check.differences(said) == {
+        0: ["jax is '2', and '1' elsewhere"],
+        1: [],
+        2: ["libtpu is '3', and 'not there' elsewhere"],
+    }
