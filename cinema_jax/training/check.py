@@ -155,6 +155,7 @@ class Check:
 
     def _of_files(self) -> dict[str, Any]:
         """Data and weights as this host sees them."""
+        self.run.check_prediction()
         self.run.refuse_another()
         return facts.of_data(self.run) | facts.of_weights(self.run)
 

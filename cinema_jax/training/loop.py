@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,12 +86,7 @@ class Trainer:
         self.cinema = Cinema(run.config, configs)
         trained, _ = state.trainable(params, self.config.trainable)
         state.trainable(trained, [pattern for pattern, _ in self.config.optimizer.rates], "optimizer.rates")
-        for name, origin in self.origins.items():
-            if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
-                raise InputError(
-                    f"{stage.name}: the {name} has no weights and is not trained here: name them as "
-                    f"config.weights.{name}, or a checkpoint that has them as config.init"
-                )
+        check_weights(stage.name, self.origins, trained)
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         distributed.agree(f"the weights that {stage.name} starts from", self.digests)
         frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}
@@ -379,3 +374,13 @@ def phases(stage: str, config: StageConfig) -> list[tuple[int, int, str, int]]:
     if not isinstance(config, ImageFirstStageConfig) or config.image_steps == 0:
         return [whole]
     return [(0, config.image_steps, f"{stage}_image", config.image_batch_size), (config.image_steps, *whole[1:])]
+
+
+def check_weights(stage: str, origins: Mapping[str, str], trained: Collection[str]) -> None:
+    """Raises InputError where a part is frozen in a stage, though nothing but random numbers is there for it."""
+    for name, origin in origins.items():
+        if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
+            raise InputError(
+                f"{stage}: the {name} has no weights and is not trained here: name them as config.weights.{name}, or "
+                "a checkpoint that has them as config.init"
+            )

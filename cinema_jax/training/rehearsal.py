@@ -24,7 +24,7 @@ from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.training import state
-from cinema_jax.training.loop import phases
+from cinema_jax.training.loop import check_weights, phases
 from cinema_jax.training.optimizer import Optimizer, make_optimizer
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
@@ -128,13 +128,16 @@ def _latents(run: Run, stage: str) -> tuple[int, ...]:
 
 
 def _cinema(run: Run, stage: str) -> Cinema:
-    return Cinema(run.config, {name: run.part_config(name) for name in STAGES[stage].needed(run.config)})
+    return Cinema(run.config, run.part_configs(STAGES[stage].needed(run.config)))
 
 
 def _abstract(run: Run, stage: str, mesh: Mesh) -> tuple[Cinema, Optimizer, dict[str, Any], dict[str, Any]]:
     """The networks, the optimizer, and shapes of trained and of frozen parameters on the mesh."""
     cinema, config = _cinema(run, stage), getattr(run.config, stage)
     trained, frozen = state.trainable(cinema.shapes, config.trainable)
+    state.trainable(trained, [pattern for pattern, _ in config.optimizer.rates], "optimizer.rates")
+    origins = {name: "random" if run.folder(name) is None else "there" for name in cinema.part_configs}
+    check_weights(stage, origins, trained)
 
     def placed(paths: list[str], dtype: Any, **split: Any) -> dict[str, Any]:
         shapes = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, dtype) for path in paths}

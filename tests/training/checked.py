@@ -10,11 +10,12 @@ import resource
 import shutil
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import prepared
 from ml_collections import ConfigDict
-from tiny import tiny_values
 
 from cinema_jax import command, distributed
 from cinema_jax.config import parse
@@ -25,10 +26,8 @@ DEVICES = 2
 
 def values(seed: int) -> ConfigDict:
     """A stage that reads clips, over the devices of four hosts."""
-    result = tiny_values()
+    result = prepared.values(Path("data"))
     result.seed, result.stages = seed, ("pretrain",)
-    result.data.source, result.data.path = "folder", "data"
-    result.data.train_videos, result.data.validation_videos, result.data.validation_fraction = 0, 0, 0.3
     result.pretrain.batch_size, result.pretrain.steps = 8, 2
     result.mesh.data, result.mesh.fsdp = 2, 4
     return result
