@@ -28,7 +28,7 @@ def values(seed: int) -> ConfigDict:
     """A stage that reads clips, over the devices of four hosts."""
     result = prepared.values(Path("data"))
     result.seed, result.stages = seed, ("pretrain",)
-    result.pretrain.batch_size, result.pretrain.steps = 8, 2
+    result.pretrain.batch_size, result.pretrain.steps, result.pretrain.trainable = 8, 2, ("dit/.*",)
     result.mesh.data, result.mesh.fsdp = 2, 4
     return result
 
