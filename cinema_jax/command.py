@@ -8,15 +8,17 @@ import sys
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from cinema_jax import distributed
+from cinema_jax import distributed, peers
 from cinema_jax.errors import STORAGE_ALONE, InputError, passing_error
 from cinema_jax.training.interruption import Interrupted
+
+Result = TypeVar("Result")
 
 # Errors of the disk that stay until somebody mends them; libraries below say most of them in words of their own.
 LASTING_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -44,6 +46,21 @@ def start_processes(options: Any = flags.FLAGS) -> None:
     """Join the other processes of this command, if there are any; before jax is asked for its devices."""
     names = [name for name, *_ in PROCESS_FLAGS]
     distributed.start(**{name: getattr(options, name) for name in names})
+    peers.start()
+
+
+def started_after(read: Callable[[], Result]) -> Result:
+    """What `read` returns, and the other processes joined; before jax is asked for its devices.
+
+    What is wrong with it the others are to hear, too: they would wait for this process.
+    """
+    try:
+        result = read()
+    except InputError:
+        start_processes()
+        raise
+    start_processes()
+    return result
 
 
 def compilation_cache_flag(default: str) -> flags.FlagHolder:
@@ -82,25 +99,23 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
         except InputError as error:
             # A file that could not be read for now is not a wrong one.
             _end_if_it_passes(passing_error(error))
-            print(f"error: {error}", file=sys.stderr)
-            _end(2)
+            _end(2, f"error: {error}", str(error))
         except Interrupted as error:
-            print(error, file=sys.stderr)
-            _end(128 + error.number)
+            # One that all have agreed on is told by each.
+            _end(128 + error.number, str(error), str(error) if error.alone else "")
         except Exception as error:
             if trouble := storage_trouble(error):
-                print(f"error: {trouble}; what was saved before is intact", file=sys.stderr)
-                _end(2)
+                sentence = f"{trouble}; what was saved before is intact"
+                _end(2, f"error: {sentence}", sentence)
             _end_if_it_passes(error)
             if not distributed.several():
                 raise
+            # What another one says of its end tells more than the collective that failed without it.
+            if word := peers.why():
+                _end(word.status, f"error: {word.sentence}")
             traceback.print_exc()
-            print(
-                f"error: {distributed.name()} failed, or lost another one, with {type(error).__name__}; the same "
-                "command goes on from the last checkpoint",
-                file=sys.stderr,
-            )
-            _end(1)
+            sentence = f"failed, or lost another one, with {type(error).__name__}"
+            _end(1, f"error: {distributed.name()} {sentence}; {peers.GOES_ON}", sentence)
 
     if parser:
         flags.FLAGS.mark_as_parsed()
@@ -108,9 +123,13 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
     app.run(entry, argv=[underscored(argument) for argument in sys.argv])
 
 
-def _end(status: int) -> NoReturn:
+def _end(status: int, message: str, word: str = "") -> NoReturn:
+    """End this process with a message; where there are others, with a word for them that ends them, too."""
     if distributed.several():
-        distributed.leave(status)
+        peers.end(status, word)
+    print(message, file=sys.stderr)
+    if distributed.several():
+        peers.leave(status)
     sys.exit(status)
 
 
@@ -154,10 +173,8 @@ def _said(error: BaseException, words: Iterable[int], numbers: Iterable[int] = (
 def _end_if_it_passes(error: BaseException | None) -> None:
     """Trouble that passes ends the command with a status on which launchers start it again."""
     if trouble := passing_trouble(error):
-        print(
-            f"error: {trouble}, which may pass: the same command goes on from what was saved before", file=sys.stderr
-        )
-        _end(1)
+        sentence = f"{trouble}, which may pass: the same command goes on from what was saved before"
+        _end(1, f"error: {sentence}", sentence)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,12 +28,12 @@ from cinema_jax.training.metrics import MetricsWriter, Sink
 from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.phases import Phase, check_batches, phases
 from cinema_jax.training.profile import Profile
-from cinema_jax.training.progress import Progress
+from cinema_jax.training.progress import PERFORMANCE, Progress
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import TrainStep
-from cinema_jax.training.watch import Supply, check_unreadable
+from cinema_jax.training.watch import Slowest, Supply, check_unreadable
 from cinema_jax.training.work import WorkCounter
 
 logger = logging.getLogger(__name__)
@@ -88,12 +88,7 @@ class Trainer:
         configs, params, self.origins = run.load_parts(needed, stage.name)
         self.cinema = Cinema(run.config, configs)
         trained, _ = state.trained(params, self.config)
-        for name, origin in self.origins.items():
-            if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
-                raise InputError(
-                    f"{stage.name}: the {name} has no weights and is not trained here: name them as "
-                    f"config.weights.{name}, or a checkpoint that has them as config.init"
-                )
+        check_weights(stage.name, self.origins, trained)
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         distributed.agree(f"the weights that {stage.name} starts from", self.digests)
         frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}
@@ -139,7 +134,7 @@ class Trainer:
     def _loop(self, current, examples, held_out, checkpoints, metrics) -> tuple[TrainState, dict[str, float]]:
         config, step_fn = self.config, self._step(current, examples)
         closing: dict[str, float] = {}
-        batches = Supply(self.batches(examples, int(current.step)))
+        batches, slowest = Supply(self.batches(examples, int(current.step))), Slowest()
         starts = {int(current.step), *(phase.first for phase in self.phases)}
         with self._progress(current, examples, batches, metrics) as progress:
             for step, batch in batches:
@@ -147,6 +142,8 @@ class Trainer:
                 self.profile.before(done, progress.flush)
                 if step in starts:
                     watchdog.begin(f"compiling the step of {self.stage.name}")
+                else:
+                    watchdog.step(f"step {done} of {self.stage.name}")
                 with progress.dispatching(batch):
                     current, values = step_fn(current, self.frozen, batch)
                     if step in starts:
@@ -155,9 +152,11 @@ class Trainer:
                 watchdog.step(f"step {done} of {self.stage.name}")
                 batches.busy_with = values["skipped"]
                 last, signal = done == config.steps, self.interruption.agreed()
+                also = {}
                 if last or done % config.log_every == 0:
                     self._share_unreadable(len(examples))
-                progress.add(done, batch, values, replaced=len(self.unreadable))
+                    also = {PERFORMANCE + name: x for name, x in slowest.of_all(batches.waited).items()}
+                progress.add(done, batch, values, replaced=len(self.unreadable), **also)
                 if last or (config.eval_every and done % config.eval_every == 0):
                     with progress.pause("evaluation"):
                         closing = self.evaluate(current, held_out)
@@ -171,7 +170,7 @@ class Trainer:
                 if signal and not last:
                     checkpoints.wait()
                     raise Interrupted(signal, f"after step {done} of {self.stage.name}")
-                watchdog.step(f"step {done + 1} of {self.stage.name}")
+                watchdog.step(f"the data of step {done + 1} of {self.stage.name}")
         watchdog.begin(f"the end of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
@@ -239,6 +238,8 @@ class Trainer:
                 found.append(self._examples(run, source, split, augment))
             elif split == "train":
                 raise run.no_clip()
+        names = [[each.source.id(index) for index in each.indices] for each in found]
+        distributed.agree(f"the {split} data", names)
         return Mixture(tuple(found))
 
     def _examples(self, run: Run, source: Source, split: str, augment: bool) -> Examples:
@@ -370,3 +371,13 @@ class Trainer:
 
 def _of_part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {path: x for path, x in params.items() if path.startswith(f"{name}/")}
+
+
+def check_weights(stage: str, origins: Mapping[str, str], trained: Collection[str]) -> None:
+    """Raises InputError where a part is frozen in a stage, though nothing but random numbers is there for it."""
+    for name, origin in origins.items():
+        if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
+            raise InputError(
+                f"{stage}: the {name} has no weights and is not trained here: name them as config.weights.{name}, or "
+                "a checkpoint that has them as config.init"
+            )

@@ -87,7 +87,7 @@ class Run:
                 f"--workdir is in a bucket ({workdir}); name a folder: Cloud Storage FUSE makes /gcs/BUCKET of "
                 "gs://BUCKET (gcsfuse --implicit-dirs --rename-dir-limit=1000000 /gcs), which launch/ does by itself"
             )
-        cls(config, workdir)._check_prediction()
+        cls(config, workdir).check_prediction()
         distributed.agree("their --config", to_dict(config))
         distributed.in_first(lambda: cls._enter(config, workdir))
         distributed.check_shared(workdir)
@@ -95,17 +95,21 @@ class Run:
 
     @staticmethod
     def _enter(config: Config, workdir: Path) -> None:
-        file = workdir / "config.json"
-        if file.exists():
-            differences = list(_differences(parts.read_json(file), json.loads(json.dumps(to_dict(config)))))
-            if differences:
-                raise InputError(
-                    f"{workdir} holds a run of another config; these fields differ: {'; '.join(differences)}. "
-                    "Choose another --workdir, or the config it was started with"
-                )
-        else:
+        if not Run(config, workdir).refuse_another():
             workdir.mkdir(parents=True, exist_ok=True)
-            parts.write_json(file, to_dict(config))
+            parts.write_json(workdir / "config.json", to_dict(config))
+
+    def refuse_another(self) -> bool:
+        """Whether the folder holds this run already; raises InputError where it holds another one."""
+        file = self.workdir / "config.json"
+        if not file.exists():
+            return False
+        if differences := list(_differences(parts.read_json(file), json.loads(json.dumps(to_dict(self.config))))):
+            raise InputError(
+                f"{self.workdir} holds a run of another config; these fields differ: {'; '.join(differences)}. "
+                "Choose another --workdir, or the config it was started with"
+            )
+        return True
 
     @classmethod
     def load(cls, workdir: Path, init: str = "") -> "Run":
@@ -143,7 +147,7 @@ class Run:
         if missing := sorted(name for name in used if self.folder(name) is None):
             raise InputError(f"--init={self.init} holds no {', '.join(missing)}, which {self.workdir} was trained with")
 
-    def _check_prediction(self) -> None:
+    def check_prediction(self) -> None:
         """Refuse a config that would read the network of `config.init` as something else than it was trained as."""
         if not self.config.init or self.config.weights.dit:
             return
@@ -263,14 +267,19 @@ class Run:
             return parts.initialise(part, config, self.config.seed)
         return {path: x.astype(np.float32) for path, x in parts.read(part, config, folder).items()}
 
+    def part_configs(self, names: Iterable[str]) -> dict[str, Any]:
+        """The sizes of several parts; InputError where they do not fit together."""
+        configs = {name: self.part_config(name) for name in names}
+        if wrong := [sentence for right, sentence in fits(configs) if not right]:
+            raise InputError("; ".join(wrong))
+        return configs
+
     def load_parts(
         self, names: Iterable[str], stage: str | None = None
     ) -> tuple[dict[str, Any], dict[str, Array], dict[str, str]]:
         """Configs, weights and origins of several parts."""
         names = list(names)
-        configs = {name: self.part_config(name) for name in names}
-        if wrong := [sentence for right, sentence in fits(configs) if not right]:
-            raise InputError("; ".join(wrong))
+        configs = self.part_configs(names)
         params = {path: x for name in names for path, x in self.params(name, stage).items()}
         return configs, params, {name: str(self.folder(name) or "random") for name in names}
 

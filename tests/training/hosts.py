@@ -2,17 +2,19 @@
 
 python hosts.py MOMENT STEP PROCESSES --workdir=... --coordinator=... --num_processes=... --process_id=...
 
-MOMENT is `kill`, `stop`, `term`, `saving` or `never`; it happens to those of PROCESSES (for example 0,1). What the
-process was shown goes to <workdir>.batches, one line for each step; what is sampled in the end, to
-<workdir>.sampled.npy. The environment's `SIMULATED` names the `Slices` whose order the devices have.
+MOMENT is `kill`, `stop`, `term`, `saving` or `never`; or `version` or one of `FAULTS`. It happens to those of PROCESSES
+(for example 0,1). What the process was shown goes to <workdir>.batches, one line for each step; what is sampled in the
+end, to <workdir>.sampled.npy. The environment's `SIMULATED` names the `Slices` whose order the devices have.
 """
 
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +27,8 @@ from tiny import process_environment
 from cinema_jax import checkpoint, command, distributed, sharding
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import Config
-from cinema_jax.training import reports
+from cinema_jax.errors import InputError
+from cinema_jax.training import facts, reports
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "saving": signal.SIGKILL}
 
@@ -60,6 +63,26 @@ SIMULATED = {
 }
 
 
+def fill_disk() -> None:
+    """The system refuses every file that grows beyond 1 KiB, as it refuses all on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+def lose_data() -> None:
+    """What the loader says where nothing can be read any more."""
+    raise InputError("videos/7.mp4: no such file")
+
+
+def install_another() -> None:
+    """What the metadata of an older library would say; before the command starts."""
+    versions = facts.versions
+    facts.versions = lambda: versions() | {"optax": "0.0.1"}
+
+
+# What befalls a process that goes on living.
+FAULTS = {"disk": fill_disk, "data": lose_data, "hang": lambda: time.sleep(1000), "slow": lambda: time.sleep(1)}
+
+
 def environment(folder: Path, devices: int) -> dict[str, str]:
     """Of a process with so many devices, which finds in `folder` what others have compiled."""
     return process_environment() | {
@@ -77,14 +100,15 @@ def config(frozen: Path, slices: Slices) -> Config:
     return dataclasses.replace(config, finetune=stage)
 
 
-def after(owner: object, name: str, step: int, number: int) -> None:
-    """Send the process a signal when `owner.name` has returned for so many times."""
+def after(owner: object, name: str, step: int, happen: Callable[[], None]) -> None:
+    """What happens when `owner.name` has returned for so many times; of `slow`, each time from there on."""
     original, count = getattr(owner, name), iter(range(1, 1000))
 
     def wrapped(*arguments, **options):
         result = original(*arguments, **options)
-        if next(count) == step:
-            os.kill(os.getpid(), number)
+        calls = next(count)
+        if calls == step or (calls > step and happen is FAULTS["slow"]):
+            happen()
         return result
 
     setattr(owner, name, wrapped)
@@ -117,10 +141,12 @@ if __name__ == "__main__":
     del sys.argv[1:4]
     me = next((word.split("=")[1] for word in sys.argv if word.startswith("--process_id=")), "0")
     sharding.global_batch = noted(sharding.global_batch)
-    if moment != "never" and me in processes.split(","):
+    if moment == "version" and me in processes.split(","):
+        install_another()
+    elif moment != "never" and me in processes.split(","):
         # Orbax writes in the background: the checkpoint is not complete yet.
         owner, name = (checkpoint.Checkpoints, "save") if moment == "saving" else (sharding, "global_batch")
-        after(owner, name, int(step), SIGNALS[moment])
+        after(owner, name, int(step), FAULTS.get(moment) or (lambda: os.kill(os.getpid(), SIGNALS[moment])))
     slices = SIMULATED[os.environ["SIMULATED"]]
     if slices.topology:
         pods.arrange(slices.topology)

@@ -35,7 +35,7 @@ def train(
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, HERE / "hosts.py", moment, str(step), at, f"--workdir={workdir}"]
-    command += [f"--hang_seconds={HANG}"] if moment in ("stop", "saving") else []
+    command += [f"--hang_seconds={HANG}"] if moment in ("stop", "saving", "kill", "hang") else []
     joined = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"] if processes > 1 else []
     started = [
         subprocess.Popen(
@@ -116,8 +116,9 @@ def test_disturbed_runs_end_as_they_should_and_go_on_to_the_same_bits(whole):
 
     (status, said), _ = train(run, "stop", 3, "1")
     assert status == 1
-    waited = rf"waited more than {HANG} s in step \d of finetune, so a host is lost"
-    assert re.search(rf"error: process 0 of 2 \(.+\) {waited}", said)
+    waited = rf"waited more than {HANG} s in (the data of )?step \d of finetune"
+    silent = r"process 1 of 2 \(.+\) gives no sign of life for \d+ s; its last was in .*step \d of finetune"
+    assert re.search(rf"error: process 0 of 2 \(.+\) {waited}; {silent}", said)
 
     before = saved()
     for processes in ("1", "0,1"):
@@ -130,16 +131,46 @@ def test_disturbed_runs_end_as_they_should_and_go_on_to_the_same_bits(whole):
         assert before < saved() < STEPS
         before = saved()
 
-    (status, said), (killed, _) = train(run, "saving", 1, "1")
+    (killed, _), (status, said) = train(run, "saving", 1, "0")
     assert killed == -signal.SIGKILL
-    assert status not in (0, 2)
-    assert re.search(r"error: process 0 of 2|another task died", said)
+    assert status == 1
+    assert re.search(r"error: process 0 of 2 \(.+\), by which all others meet, is gone or out of reach; the same", said)
 
-    assert [status for status, _ in train(run)] == [0, 0]
+    ended = train(run, "slow", 1, "1")
+    assert [status for status, _ in ended] == [0, 0]
+    assert re.search(r"all devices waited for the data of process 1 of 2 \(.+\) in \d+ % of the time", ended[0][1])
     expected, found = state(whole), state(run)
     for path, leaf in expected.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
     assert rows(run) == rows(whole)
+
+
+def test_what_ends_one_process_ends_the_others_with_its_sentence_and_status(whole):
+    run = whole.with_name("data")
+    ended = train(run, "data", 3, "1")
+    assert [status for status, _ in ended] == [2, 2]
+    assert "error: videos/7.mp4: no such file" in ended[1][1]
+    assert re.search(r"error: process 1 of 2 \(.+\) ended: videos/7\.mp4: no such file", ended[0][1])
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(
+    ("moment", "statuses", "told"),
+    [
+        (
+            "kill",
+            [1, -signal.SIGKILL],
+            r"process 1 of 2 \(.+\) gives no sign of life for \d+ s; its last was in .*finetune",
+        ),
+        ("hang", [1, 1], r"process 1 of 2 \(.+\) is behind: it has been in the data of step 3 of finetune for \d+ s"),
+        ("disk", [2, 2], r"error: process 1 of 2 \(.+\) ended: .*File too large"),
+        ("version", [2, 2], r"error: all hosts must be alike\n  process 1 of 2 \(.+\): optax is '0\.0\.1', and '"),
+    ],
+)
+def test_the_process_that_failed_is_named_by_the_other(whole, moment, statuses, told):
+    ended = train(whole.with_name(moment), moment, 3, "1")
+    assert [status for status, _ in ended] == statuses
+    assert re.search(told, ended[0][1])
 
 
 @pytest.mark.parametrize("slices", ["8 devices", "v5e:4x4"])
