@@ -25,8 +25,8 @@ from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.training import state
 from cinema_jax.training.loop import check_weights
-from cinema_jax.training.phases import phases
 from cinema_jax.training.optimizer import Optimizer, make_optimizer
+from cinema_jax.training.phases import phases
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.state import TrainState
