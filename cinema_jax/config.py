@@ -134,7 +134,7 @@ class FlowConfig:
     tiled_decoding: bool = option(
         False, "Decode videos in overlapping tiles (CogVideoX' VAE): less memory, not quite equal."
     )
-    dynamic_guidance: bool = option(False, "With ddim and dpm: let the scales grow in the course of sampling.")
+    dynamic_guidance: bool = option(False, "With ddim and dpm: let scales above 1 grow in the course of sampling.")
 
 
 @dataclasses.dataclass(frozen=True)
