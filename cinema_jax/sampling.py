@@ -74,8 +74,9 @@ def sampler_of(run: Run) -> "Sampler":
             f"{run.workdir} holds no trained {' and no '.join(missing)} yet: let its training finish first"
         )
     configs, params, _ = run.load_parts(needed)
-    placed = {path: jax.device_put(np.asarray(x)) for path, x in params.items()}
-    return Sampler(Cinema(run.config, configs), placed, run.preprocessor())
+    cinema = Cinema(run.config, configs)
+    placed = {path: jax.device_put(np.asarray(x)) for path, x in cinema.held(params).items()}
+    return Sampler(cinema, placed, run.preprocessor())
 
 
 class Sampler:
