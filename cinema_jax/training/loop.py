@@ -20,7 +20,7 @@ from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training import latent_scale, reports, state, watchdog
+from cinema_jax.training import latent_scale, reports, results, state, watchdog
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
@@ -32,7 +32,7 @@ from cinema_jax.training.progress import PERFORMANCE, Progress
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
-from cinema_jax.training.step import TrainStep
+from cinema_jax.training.step import TrainStep, mean_of_batches
 from cinema_jax.training.watch import Slowest, Supply, check_unreadable
 from cinema_jax.training.work import WorkCounter
 
@@ -53,6 +53,7 @@ def train(run: Run, *, profile_steps: range = range(0), sinks: Sequence[Sink] = 
     profile = Profile(run.workdir / "profile", profile_steps)
     mesh = sharding.make_mesh(**vars(run.config.mesh))
     with run.lock(), Interruption() as interruption, jax.set_mesh(mesh):
+        distributed.in_first(lambda: results.settle(run.workdir))
         finished = [name for name in run.config.stages if run.finished(name) is not None]
         distributed.agree("the finished stages", finished)
         # Of all stages: the last one's batch may not fit either, and is no reason to stop after days.
@@ -84,14 +85,18 @@ class Trainer:
         self.sinks = sinks
         self.goodput = Goodput(run.workdir / "goodput.json")
         self.config: StageConfig = getattr(run.config, stage.name)
+        self.seed = state.stage_seed(run.config.seed, stage.name)
         needed = stage.needed(run.config)
         configs, params, self.origins = run.load_parts(needed, stage.name)
         self.cinema = Cinema(run.config, configs)
         trained, _ = state.trained(params, self.config)
+        stage.check_trainable(run.config, params)
         check_weights(stage.name, self.origins, trained)
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         distributed.agree(f"the weights that {stage.name} starts from", self.digests)
-        frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}
+        results.check_written(run.workdir, run.written(), self.origins, self.digests)
+        self.frozen_digests = results.digests_of_frozen(self.digests, params, trained)
+        frozen = self.cinema.held({path: x for path, x in params.items() if path not in trained})
         self.frozen = sharding.place(frozen, mesh, WEIGHTS)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
         self.initial = {path: params[path].astype(self.cinema.state_dtype) for path in trained}
@@ -124,11 +129,12 @@ class Trainer:
                     current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
                 logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
                 watchdog.begin(f"the closing report of {name}")
-                configs, params = self._write_parts({**self.frozen, **current.ema}, held_out)
+                configs, params, written = self._write_parts({**self.frozen, **current.ema}, held_out)
                 report = reports.stage_report(self.run.buckets[0], name, configs, params, metrics)
             self.run.finish(
                 name,
-                {"steps": self.config.steps, **closing, **report, "parts": self.origins, "digests": self.digests},
+                {"steps": self.config.steps, **closing, **report}
+                | {"parts": self.origins, "digests": self.digests, "written": written},
             )
 
     def _loop(self, current, examples, held_out, checkpoints, metrics) -> tuple[TrainState, dict[str, float]]:
@@ -185,7 +191,7 @@ class Trainer:
         for number, bucket in enumerate(examples.buckets):
             for _, _, kind, size, _ in self.phases:
                 alone = Mixture((bucket,))
-                config = LoaderConfig(1, self.run.config.seed, num_threads=0, purpose=kind)
+                config = LoaderConfig(1, self.seed, num_threads=0, purpose=kind)
                 _, one = next(Loader(alone.sizes, functools.partial(alone.make, kind), config).steps(0, 1))
                 batches[f"{kind}, bucket {number}"] = {
                     name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=place) for name, x in one.items()
@@ -209,22 +215,23 @@ class Trainer:
 
     def evaluate(self, current: TrainState, held_out: list[Batch]) -> dict[str, float]:
         """Mean metrics of the averaged weights over the held-out batches."""
-        totals: dict[str, list[float]] = {}
+        totals: dict[str, list[Any]] = {}
         for batch in held_out:
             watchdog.begin(f"the evaluation of {self.stage.name}")
             keys = state.sample_keys(current.key, batch["index"])
             loss, values = self._evaluate(current.ema, self.frozen, batch, keys)
             for key, value in {"loss": loss, **values}.items():
-                totals.setdefault(f"eval_{key}", []).append(float(value))
-        return {key: float(np.mean(values)) for key, values in totals.items()}
+                totals.setdefault(f"eval_{key}", []).append(jax.device_get(value))
+        return {key: mean_of_batches(values) for key, values in totals.items()}
 
     def _initial_state(self, checkpoints: Checkpoints) -> TrainState:
         if checkpoints.latest is None:
-            return state.create(self.initial, self.optimizer, self.mesh, seed=self.run.config.seed)
+            return state.create(self.initial, self.optimizer, self.mesh, seed=self.seed)
         restored, saved = checkpoints.restore(state.abstract(self.initial, self.optimizer, self.mesh))
-        # What the stage started from: by now its own results may lie in its place.
+        # Checkpoints of before have no digests of what is frozen, and no shares.
+        results.check_frozen(self.stage.name, saved.get("frozen", {}), self.frozen_digests, self.origins)
+        # Of what the stage began with; random numbers may differ from machine to machine.
         self.origins, self.digests, self.unreadable = saved["parts"], saved["digests"], saved["unreadable"]
-        # Checkpoints of before have none.
         self.shares = {name: (total, weight) for name, (total, weight) in saved.get("shares", {}).items()}
         logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
         return restored
@@ -321,9 +328,7 @@ class Trainer:
             self.unreadable[record] = message
 
         data = self.run.config.data
-        config = LoaderConfig(
-            size, self.run.config.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind
-        )
+        config = LoaderConfig(size, self.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind)
         make = functools.partial(examples.make, kind)
         rows = rows or sharding.local_rows(self.mesh, size)
         return Loader(examples.sizes, make, config, rows=rows, on_failure=replaced)
@@ -350,23 +355,31 @@ class Trainer:
             "stage": self.stage.name,
             "parts": self.origins,
             "digests": self.digests,
+            "frozen": self.frozen_digests,
             "unreadable": self.unreadable,
             "shares": self.shares,
         }
 
-    def _write_parts(self, params: Params, held_out: list[Batch]) -> tuple[dict[str, Any], Params]:
-        """Write every part that was trained, if only in part, to the run's `parts/`.
+    def _write_parts(self, params: Params, held_out: list[Batch]) -> tuple[dict[str, Any], Params, dict[str, str]]:
+        """Write every part that was trained, if only in part, aside: `Run.finish` puts it into the run's `parts/`.
 
-        Returns all parts' configs, and their parameters as they were written.
+        Returns all parts' configs, their parameters as they were written, and the digest of each part that was, which
+        process 0 alone knows.
 
         Every process must call this: they hand process 0 one tensor after the other.
         """
-        configs = dict(self.cinema.part_configs)
+        configs, written, first = dict(self.cinema.part_configs), {}, distributed.is_first()
+        aside = results.aside(self.run.workdir, self.stage.name)
+        if first:
+            results.clear(aside)
         for name in sorted({path.split("/")[0] for path in self.initial}):
             if name == "vae":
                 configs[name], params = latent_scale.scaled(self.cinema, params, held_out)
-            parts.write(name, configs[name], _of_part(params, name), self.run.workdir / "parts" / name)
-        return configs, params
+            parts.write(name, configs[name], _of_part(params, name), aside / name)
+            if first:
+                there = parts.read(name, configs[name], aside / name)
+                written[name] = digest({path: x.astype(np.float32) for path, x in there.items()})
+        return configs, params, written
 
 
 def _of_part(params: Mapping[str, Any], name: str) -> dict[str, Any]:

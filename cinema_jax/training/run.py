@@ -4,7 +4,8 @@ workdir/
   config.json              what was run
   parts/<part>/            the result so far of each trained part, in the Hugging Face layout (averaged weights)
   checkpoints/<stage>/     the whole train state, to go on from
-  stages/<stage>.json      written when a stage is finished: its closing metrics, and the digests of what it used
+  stages/<stage>.json      written when a stage is finished: its closing metrics, the digests of what it used and made
+  stages/<stage>.parts/    what it has made, until then (see results.py)
   latents/                 encoded videos
   samples/                 videos and contact sheets
   metrics.jsonl, tensorboard/
@@ -36,6 +37,7 @@ from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.pipelines import FOLDERS, is_pipeline, pipeline_config
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
+from cinema_jax.training import results
 from cinema_jax.weights import Array
 
 # Fields of a part that no published config has: they always come from the run's own config.
@@ -131,6 +133,11 @@ class Run:
                 f"{workdir} holds neither config.json nor model_index.json; a checkpoint is the --workdir of a "
                 "training run, an import, or a folder in the layout of diffusers"
             )
+        if stages := results.unsettled(workdir):
+            raise InputError(
+                f"{workdir} was stopped while the result of {', '.join(stages)} was moved to its parts/; start its "
+                "training command again, which does the rest"
+            )
         run = cls(parse(parts.read_json(file)), workdir, init=init)
         if init:
             run._check_init()
@@ -187,12 +194,20 @@ class Run:
         return json.loads(file.read_text()) if file.exists() else None
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
-        """Mark a stage as finished. Every process must call this."""
+        """Mark a stage as finished: what lies aside of it becomes the run's own. Every process must call this."""
         file = self.workdir / "stages" / f"{stage}.json"
         if distributed.is_first():
             file.parent.mkdir(exist_ok=True)
             parts.write_json(file, record)
+            results.settle(self.workdir)
         distributed.together(f"{stage} is finished")
+
+    def written(self) -> dict[str, tuple[str, str]]:
+        """Of each part that finished stages have made, the last of these and the digest of what it wrote."""
+        records = {stage: self.finished(stage) or {} for stage in self.config.stages}
+        # Records of before have none.
+        made = {stage: record.get("written", {}) for stage, record in records.items()}
+        return {name: (stage, digest) for stage, parts in made.items() for name, digest in parts.items()}
 
     def folder(self, name: str) -> Path | None:
         """Where a part or tokenizer lies: the run's own, what `config.weights` names, what `init` has, else None."""
@@ -261,11 +276,15 @@ class Run:
 
     def params(self, part: str, stage: str | None = None) -> dict[str, Array]:
         """A part's weights in fp32, drawn now or read when somebody asks for them."""
-        folder, config = self.folder(part), self.part_config(part)
-        random = part == "aligner" and stage == "finetune" and self.config.condition.aligner_init == "random"
-        if folder is None or random:
+        folder, config = self._start(part, stage), self.part_config(part)
+        if folder is None:
             return parts.initialise(part, config, self.config.seed)
         return {path: x.astype(np.float32) for path, x in parts.read(part, config, folder).items()}
+
+    def _start(self, part: str, stage: str | None) -> Path | None:
+        """Where a stage's weights of a part come from; None: from random numbers."""
+        random = part == "aligner" and stage == "finetune" and self.config.condition.aligner_init == "random"
+        return None if random else self.folder(part)
 
     def part_configs(self, names: Iterable[str]) -> dict[str, Any]:
         """The sizes of several parts; InputError where they do not fit together."""
@@ -281,7 +300,7 @@ class Run:
         names = list(names)
         configs = self.part_configs(names)
         params = {path: x for name in names for path, x in self.params(name, stage).items()}
-        return configs, params, {name: str(self.folder(name) or "random") for name in names}
+        return configs, params, {name: str(self._start(name, stage) or "random") for name in names}
 
     @property
     def template(self) -> Template:

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt32
 
@@ -37,7 +39,7 @@ class TrainState:
     ema: Params
     # The optimizer's moments.
     opt_state: Any
-    # Key data of the run's random numbers; it never changes.
+    # Key data of the stage's random numbers; it never changes.
     key: Any
     # Batches whose update was dropped because loss or gradient was not finite.
     skipped: Any
@@ -64,6 +66,11 @@ def abstract(params: Params, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     params = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     return sharding.abstract(jax.eval_shape(functools.partial(_build, optimizer), params, key), mesh)
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """A stage's own seed, from the run's: no two stages see the same noise at the same times on the same videos."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(stage.encode())]).generate_state(1)[0])
 
 
 def create(params: Params, optimizer: Optimizer, mesh: Mesh, *, seed: int) -> TrainState:

@@ -89,7 +89,7 @@ class Steps:
         self.mesh = sharding.make_mesh(**shape, devices=jax.devices()[: math.prod(shape.values())])
         with jax.set_mesh(self.mesh):
             self.frozen = sharding.place(jax.device_get(first.frozen), self.mesh, WEIGHTS)
-            self.state = state.create(first.initial, first.optimizer, self.mesh, seed=first.run.config.seed)
+            self.state = state.create(first.initial, first.optimizer, self.mesh, seed=first.seed)
             self.batches = [sharding.global_batch(batch, self.mesh, BATCH) for batch in batches]
             step = make_step(first.stage, cinema, first.optimizer, self.state)
             self.lowered = step.lower(self.state, self.frozen, self.batches[0])
