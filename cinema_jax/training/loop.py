@@ -21,6 +21,7 @@ from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import latent_scale, reports, state, watchdog
+from cinema_jax.training.beginning import no_weights
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
@@ -88,10 +89,7 @@ class Trainer:
         state.trainable(trained, [pattern for pattern, _ in self.config.optimizer.rates], "optimizer.rates")
         for name, origin in self.origins.items():
             if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
-                raise InputError(
-                    f"{stage.name}: the {name} has no weights and is not trained here: name them as "
-                    f"config.weights.{name}, or a checkpoint that has them as config.init"
-                )
+                raise no_weights(stage.name, name)
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         distributed.agree(f"the weights that {stage.name} starts from", self.digests)
         frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}
@@ -140,11 +138,13 @@ class Trainer:
                 self.profile.before(done, progress.flush)
                 if step in starts:
                     watchdog.begin(f"compiling the step of {self.stage.name}")
+                    logger.info("%s: compiling, one to three minutes on a CPU", self.stage.name)
                 with progress.dispatching(batch):
                     current, values = step_fn(current, self.frozen, batch)
                     if step in starts:
                         # Another host may still compile.
                         jax.block_until_ready(values)
+                        metrics.show_bar()
                 watchdog.step(f"step {done} of {self.stage.name}")
                 batches.busy_with = values["skipped"]
                 last, signal = done == config.steps, self.interruption.agreed()
