@@ -16,7 +16,12 @@ from cinema_jax import command, sampling_flags
 from cinema_jax.errors import InputError
 
 flags.adopt_module_key_flags(sampling_flags)
-SUITE = flags.DEFINE_enum("suite", "critters", ["critters", "opens2v"], "Which prompts and references.")
+SUITE = flags.DEFINE_enum(
+    "suite",
+    None,
+    ["critters", "opens2v"],
+    "Which prompts and references. If not given, critters; a run on other videos must name one.",
+)
 SUBJECTS = flags.DEFINE_string(
     "subjects", None, "Folder of cut-out PNGs that play in the suite critters instead of drawn ones (file stem = noun)."
 )
@@ -40,7 +45,7 @@ def main() -> None:
     """Merge scores, or load the checkpoint and run the suite."""
     if SCORES.value:
         return _merge()
-    if SUBJECTS.value and SUITE.value != "critters":
+    if SUBJECTS.value and SUITE.value == "opens2v":
         raise InputError(
             f"--subjects={SUBJECTS.value} plays in the suite critters alone; --suite=opens2v brings its own references"
         )
@@ -52,11 +57,25 @@ def main() -> None:
     run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value))
     if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
         raise InputError(f"{run.workdir} reads no references, so there is no identity to measure")
+    if SUITE.value is None and run.config.data.source != "critters":
+        raise InputError(_own_videos(run.workdir))
     sampling_flags.keep_compiled()
     sampler = sampler_of(run)
     settings = sampler.settings(**asked)
     output = Path(OUTPUT.value) if OUTPUT.value else _beside(run.workdir)
-    (_critters if SUITE.value == "critters" else _opens2v)(sampler, settings, output)
+    (_opens2v if SUITE.value == "opens2v" else _critters)(sampler, settings, output)
+
+
+def _own_videos(checkpoint: Path) -> str:
+    """What to do with a run on videos of which nobody knows who is in them."""
+    sheet = checkpoint / "samples" / "contact_sheet.png"
+    look = (
+        f"look at {sheet}, which shows its held-out clips: references, real video, generated video. " * sheet.exists()
+    )
+    return (
+        f"{checkpoint} was trained on your own videos, for which there are no figures yet: {look}--suite=critters "
+        "measures it on drawn critters nevertheless, --suite=opens2v writes what OpenS2V-Eval scores"
+    )
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -90,7 +109,7 @@ def _critters(sampler: Any, settings: Any, output: Path) -> None:
     results = {kind: benchmark.judge(eyes, names, suite.cases, them, kind, metrics) for kind, them in kinds.items()}
     found = benchmark.figures(suite.cases, results)
     about = {
-        "suite": SUITE.value,
+        "suite": "critters",
         "suite_seed": SEED,
         "subjects": subjects,
         "candidates": suite.candidates,

@@ -75,7 +75,7 @@ def _next(run: Any) -> str:
     if "finetune" not in run.config.stages:
         return f"done: {run.workdir}. Next: train further stages on it with --config.init={run.workdir}"
     folder = run.config.data.source != "critters"
-    picture = "PICTURE.png" if folder else "examples/bird.png"
+    picture = "PICTURE.png" if folder else "examples/blue_bird.png"
     prompt = "..." if folder else "the bird jumps up"
     return (
         f"done: {run.workdir}/samples/contact_sheet.png shows held-out examples. Next:\n"
