@@ -11,11 +11,13 @@ import pytest
 from clips import write_clip
 from tiny import process_environment
 
+from cinema_jax.config import parse
 from cinema_jax.data.video import probe
 
 ROOT = Path(__file__).parent.parent
 # The park is held out.
 CLIPS = ("garden", "meadow", "park")
+PICTURE = {"videos/rabbit.png": "examples/blue_bird.png"}
 SMALL = [
     *("--config.data.frames=5", "--config.data.height=32", "--config.data.width=32", "--config.flow.sample_steps=2"),
     *(f"--config.{stage}.steps=2" for stage in ("pretrain", "align", "finetune")),
@@ -88,13 +90,8 @@ def test_a_caption_that_is_too_long_is_named_with_its_line_before_anything_is_en
 def test_a_text_length_that_the_weights_do_not_have_is_one_sentence(train, tmp_path):
     wrong = [f"--workdir={tmp_path / 'run'}", "--config.stages=('align',)"]
     said = ran([*train, *wrong], status=2)
-    assert (
-        said.strip()
-        .splitlines()[-1]
-        .endswith(
-            "the transformer of weights/demo_pretrain/parts/dit reads 48 text tokens: set config.condition.text_tokens=48"
-        )
-    )
+    told = "weights/demo_pretrain/parts/dit reads 48 text tokens: set config.condition.text_tokens=48"
+    assert said.strip().splitlines()[-1].endswith(told)
     assert not (tmp_path / "run").exists()
 
 
@@ -106,7 +103,7 @@ def test_the_run_is_lengthened(workdir, train):
 
 def test_a_video_is_generated(workdir, tmp_path):
     command = documented(
-        "docs/tutorial.md", "cinema_jax.generate", **{"runs/mine": workdir, "dog.mp4": tmp_path / "a.mp4"}
+        "docs/tutorial.md", "cinema_jax.generate", **{"runs/mine": workdir, **PICTURE, "rabbit.mp4": tmp_path / "a.mp4"}
     )
     said = ran([*command, "--steps=2"])
     assert "5 frames of 32x32 at 8 frames/s, enlarged x8 and played 7 times" in said
@@ -129,9 +126,21 @@ def test_every_component_of_the_export_opens_with_the_class_that_model_index_nam
     for name, (library, kind) in components.items():
         getattr(import_module(library), kind).from_pretrained(tmp_path / "out", subfolder=name)
     said = ran(
-        documented(
-            "docs/tutorial.md", "cinema_jax.generate", **{"runs/mine": tmp_path / "out", "dog.mp4": tmp_path / "b.mp4"}
-        )
-        + ["--steps=2"]
+        [
+            *documented(
+                "docs/tutorial.md",
+                "cinema_jax.generate",
+                **{"runs/mine": tmp_path / "out", **PICTURE, "rabbit.mp4": tmp_path / "b.mp4"},
+            ),
+            "--steps=2",
+        ]
     )
     assert "5 frames of 32x32" in said
+
+
+def test_the_config_to_copy_is_one(tmp_path):
+    code = (ROOT / "docs/your_data.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 15
+    scope: dict = {}
+    exec(code, scope)
+    assert parse(scope["get_config"]()).finetune.steps == 2000
