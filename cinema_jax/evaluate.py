@@ -6,6 +6,7 @@ docs/evaluate.md says what each figure is. Stopped, the same command goes on wit
 """
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ flags.adopt_module_key_flags(sampling_flags)
 SUITE = flags.DEFINE_enum(
     "suite",
     None,
-    ["critters", "opens2v"],
-    "Which prompts and references. If not given, critters; a run on other videos must name one.",
+    ["critters", "opens2v", "own"],
+    "Which prompts and references: own are the clips that a run on a folder of videos held out. If not given, own of "
+    "such a run, else critters.",
 )
 SUBJECTS = flags.DEFINE_string(
     "subjects", None, "Folder of cut-out PNGs that play in the suite critters instead of drawn ones (file stem = noun)."
@@ -57,25 +59,23 @@ def main() -> None:
     run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value))
     if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
         raise InputError(f"{run.workdir} reads no references, so there is no identity to measure")
-    if SUITE.value is None and run.config.data.source != "critters":
-        raise InputError(_own_videos(run.workdir))
+    folder = run.config.data.source == "folder"
+    suite = SUITE.value or ("own" if folder else "critters")
+    if suite == "own" and not folder:
+        raise InputError(f"--suite=own is for a run on a folder of videos; {run.workdir} has none")
     sampling_flags.keep_compiled()
     sampler = sampler_of(run)
     settings = sampler.settings(**asked)
     output = Path(OUTPUT.value) if OUTPUT.value else _beside(run.workdir)
-    (_opens2v if SUITE.value == "opens2v" else _critters)(sampler, settings, output)
+    {"critters": _critters, "opens2v": _opens2v, "own": functools.partial(_own, run)}[suite](sampler, settings, output)
 
 
-def _own_videos(checkpoint: Path) -> str:
-    """What to do with a run on videos of which nobody knows who is in them."""
-    sheet = checkpoint / "samples" / "contact_sheet.png"
-    look = (
-        f"look at {sheet}, which shows its held-out clips: references, real video, generated video. " * sheet.exists()
-    )
-    return (
-        f"{checkpoint} was trained on your own videos, for which there are no figures yet: {look}--suite=critters "
-        "measures it on drawn critters nevertheless, --suite=opens2v writes what OpenS2V-Eval scores"
-    )
+def _own(run: Any, sampler: Any, settings: Any, output: Path) -> None:
+    """Compare what is generated for a run's held-out clips with the clips themselves."""
+    from cinema_jax.evaluation import own
+
+    print(own.evaluate(run, sampler, settings, output, batch=BATCH.value, most=CASES.value))
+    print(f"{output}/figures.json, {output}/index.html")
 
 
 def _beside(checkpoint: Path) -> Path:

@@ -110,9 +110,17 @@ def test_a_video_is_generated(workdir, tmp_path):
     assert (probe(tmp_path / "a.mp4").height, probe(tmp_path / "a.mp4").frames) == (256, 35)
 
 
-def test_evaluate_says_what_to_look_at(workdir):
-    said = ran(["-m", "cinema_jax.evaluate", f"--checkpoint={workdir}"], status=2)
-    assert f"{workdir}/samples/contact_sheet.png" in said
+def test_evaluate_shows_the_clips_that_were_held_out(workdir, tmp_path):
+    output = tmp_path / "evaluation"
+    command = ["-m", "cinema_jax.evaluate", f"--checkpoint={workdir}", f"--output={output}", "--batch_size=1"]
+    said = ran([*command, "--steps=1"])
+    assert "1 held-out clips" in said
+    found = json.loads((output / "figures.json").read_text())
+    assert found["clips"] == ["park.mp4@0"]
+    assert found["figures"]["real"]["sharpness"] == 1
+    assert found["losses"]["finetune"].keys() >= {"eval_loss"}
+    page = (output / "index.html").read_text()
+    assert all(f"{kind}/000.mp4" in page and (output / kind / "000.mp4").exists() for kind in ("real", "generated"))
 
 
 def test_every_component_of_the_export_opens_with_the_class_that_model_index_names(workdir, tmp_path):

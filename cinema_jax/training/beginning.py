@@ -1,5 +1,6 @@
 """What can be known to be wrong with a run before anything is encoded or trained, each in one sentence."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from cinema_jax import parts
@@ -30,11 +31,12 @@ def check(run: Run) -> None:
 
 def _check_parts(run: Run, todo: Sequence[str]) -> None:
     begun: set[str] = set()
+    structure = functools.cache(lambda name, config: parts.structure(name, config)[1])
     for stage in todo:
         needed = STAGES[stage].needed(run.config)
         configs = {name: run.part_config(name) for name in needed}
         run.check_fit(configs)
-        shapes = {path: leaf for name in needed for path, leaf in parts.structure(name, configs[name])[1].items()}
+        shapes = {path: leaf for name in needed for path, leaf in structure(name, configs[name]).items()}
         begun |= {path.split("/")[0] for path in trainable(shapes, getattr(run.config, stage).trainable)[0]}
         if missing := [name for name in needed if name not in begun and run.folder(name) is None]:
             raise no_weights(stage, missing[0])

@@ -211,16 +211,13 @@ class Run:
 
     def check_fit(self, configs: Mapping[str, Any]) -> None:
         """Raises `InputError`, in one sentence, where parts do not fit each other or the config's text block."""
-        wrong = [sentence for right, sentence in fits(configs) if not right]
         tokens = self.config.condition.text_tokens
         if "dit" in configs and (theirs := configs["dit"].max_text_seq_length) != tokens:
-            where = self.folder("dit") or "the config"
-            wrong.insert(
-                0,
-                f"config.condition.text_tokens is {tokens}, but the transformer of {where} reads {theirs} text tokens: "
-                f"set config.condition.text_tokens={theirs}",
+            raise InputError(
+                f"config.condition.text_tokens is {tokens}, but the transformer of {self.folder('dit')} reads {theirs} "
+                f"text tokens: set config.condition.text_tokens={theirs}"
             )
-        if wrong:
+        if wrong := [sentence for right, sentence in fits(configs) if not right]:
             raise InputError("; ".join(wrong))
 
     def params(self, part: str, stage: str | None = None) -> dict[str, Array]:
