@@ -1,5 +1,6 @@
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -8,7 +9,7 @@ from clips import index_of, write_clip, write_images
 from PIL import Image
 
 from cinema_jax.data import hdr
-from cinema_jax.data.output import check_output
+from cinema_jax.data.output import check_output, visible
 from cinema_jax.data.video import frame_at, probe, read_frames, write_video
 from cinema_jax.errors import InputError
 
@@ -248,6 +249,38 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="stop"):
         write_video(tmp_path / "clip.gif", moving(), 8)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "frames", "asked", "shape"),
+    [
+        ("small.mp4", (64, 64), 9, {}, (36, 256, 256, 3)),
+        ("small.gif", (64, 96), 9, {}, (9, 256, 384, 3)),
+        ("small.png", (64, 64), 9, {}, (9, 64, 64, 3)),
+        ("large.mp4", (480, 720), 49, {}, (49, 480, 720, 3)),
+        ("small.mp4", (64, 64), 9, {"scale": 1, "loop": 1}, (9, 64, 64, 3)),
+        ("small.gif", (64, 64), 9, {"scale": 2, "loop": 3}, (27, 128, 128, 3)),
+    ],
+)
+def test_small_and_short_videos_are_enlarged_and_repeated(name, size, frames, asked, shape):
+    video = np.zeros((frames, *size, 3), np.uint8)
+    assert visible(video, 8, name, **asked)[0].shape == shape
+
+
+def test_an_enlarged_pixel_is_a_square_and_a_repeated_video_starts_anew():
+    video = np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3)
+    shown = visible(video, 8, "a.mp4", scale=3, loop=2)[0]
+    np.testing.assert_array_equal(shown[2:, ::3, ::3], video)
+    np.testing.assert_array_equal(shown[:, 0, 0], shown[:, 2, 2])
+
+
+def test_the_examples_are_small_cutouts():
+    files = sorted((Path(__file__).parents[2] / "examples").glob("*.png"))
+    assert len(files) == 4
+    assert sum(file.stat().st_size for file in files) < 100_000
+    for file in files:
+        alpha = np.asarray(Image.open(file))[..., 3]
+        assert 0.1 < (alpha > 127).mean() < 0.7, file
 
 
 @pytest.mark.parametrize("curve", [hdr.PQ, hdr.HLG])
