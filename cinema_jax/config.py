@@ -45,6 +45,9 @@ class DataConfig:
         "critters", "The embedded dataset, a folder of your own videos, or what cinema_jax.prepare made of them."
     )
     path: str = option("", "With source=folder or records: the folder that holds manifest.jsonl or the records.")
+    follow_links: bool = option(
+        False, "With source=folder: whether its files may be symbolic links out of it, as in the cache of a hub."
+    )
     subjects: str = option("", "With source=critters: a folder of cut-out PNGs to use as subjects (file stem = noun).")
     shares: tuple[float, ...] = option(
         (0.3, 0.45, 0.25), "With source=critters: how much of the scenes has one, two and three subjects."

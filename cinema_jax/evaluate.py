@@ -6,6 +6,7 @@ docs/evaluate.md says what each figure is. Stopped, the same command goes on wit
 """
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from cinema_jax import command, sampling_flags
 from cinema_jax.errors import InputError
 
 flags.adopt_module_key_flags(sampling_flags)
-SUITE = flags.DEFINE_enum("suite", "critters", ["critters", "opens2v"], "Which prompts and references.")
+SUITE = flags.DEFINE_enum(
+    "suite",
+    None,
+    ["critters", "opens2v", "own"],
+    "Which prompts and references: own are the clips that a run on a folder of videos held out. If not given, own of "
+    "such a run, else critters.",
+)
 SUBJECTS = flags.DEFINE_string(
     "subjects", None, "Folder of cut-out PNGs that play in the suite critters instead of drawn ones (file stem = noun)."
 )
@@ -40,7 +47,7 @@ def main() -> None:
     """Merge scores, or load the checkpoint and run the suite."""
     if SCORES.value:
         return _merge()
-    if SUBJECTS.value and SUITE.value != "critters":
+    if SUBJECTS.value and SUITE.value == "opens2v":
         raise InputError(
             f"--subjects={SUBJECTS.value} plays in the suite critters alone; --suite=opens2v brings its own references"
         )
@@ -52,11 +59,23 @@ def main() -> None:
     run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value), sampling_flags.INIT.value)
     if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
         raise InputError(f"{run.workdir} reads no references, so there is no identity to measure")
+    folder = run.config.data.source == "folder"
+    suite = SUITE.value or ("own" if folder else "critters")
+    if suite == "own" and not folder:
+        raise InputError(f"--suite=own is for a run on a folder of videos; {run.workdir} has none")
     sampling_flags.keep_compiled()
     sampler = sampler_of(run)
     settings = sampler.settings(**asked)
     output = Path(OUTPUT.value) if OUTPUT.value else _beside(run.workdir)
-    (_critters if SUITE.value == "critters" else _opens2v)(sampler, settings, output)
+    {"critters": _critters, "opens2v": _opens2v, "own": functools.partial(_own, run)}[suite](sampler, settings, output)
+
+
+def _own(run: Any, sampler: Any, settings: Any, output: Path) -> None:
+    """Compare what is generated for a run's held-out clips with the clips themselves."""
+    from cinema_jax.evaluation import own
+
+    print(own.evaluate(run, sampler, settings, output, batch=BATCH.value, most=CASES.value))
+    print(f"{output}/figures.json, {output}/index.html")
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -93,7 +112,7 @@ def _critters(sampler: Any, settings: Any, output: Path) -> None:
     results = {kind: benchmark.judge(eyes, names, suite.cases, them, kind, metrics) for kind, them in kinds.items()}
     found = benchmark.figures(suite.cases, results)
     about = {
-        "suite": SUITE.value,
+        "suite": "critters",
         "suite_seed": SEED,
         "subjects": subjects,
         "candidates": suite.candidates,

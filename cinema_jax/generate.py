@@ -1,16 +1,15 @@
 """Generate a video of several subjects from pictures of each and a sentence:
 
-    python -m cinema_jax.generate --reference=a.png --reference=b.png \\
-        --prompt="the bird chases the snail" --output=out.mp4
+    python -m cinema_jax.generate --reference=examples/blue_bird.png --prompt="the bird jumps up" --output=out.mp4
 
-with the demo's weights, which ship with the project; --checkpoint names others.
+with the demo's weights, which ship with the project; --checkpoint names others. --reference may be repeated.
 """
 
 from absl import flags
 
 from cinema_jax import command, distributed, sampling_flags
 from cinema_jax.data.images import read_image
-from cinema_jax.data.output import check_output, write_video
+from cinema_jax.data.output import check_output, visible, write_video
 from cinema_jax.errors import InputError
 
 flags.adopt_module_key_flags(sampling_flags)
@@ -26,6 +25,15 @@ SEED = flags.DEFINE_integer("seed", 0, "Decides the noise.", lower_bound=0, uppe
 FRAMES = flags.DEFINE_integer("frames", None, "Frames, 4k+1; as in training if not given.")
 HEIGHT = flags.DEFINE_integer("height", None, "Pixels, a multiple of 16; as in training if not given.")
 WIDTH = flags.DEFINE_integer("width", None, "Pixels, a multiple of 16; as in training if not given.")
+SCALE = flags.DEFINE_integer(
+    "scale",
+    None,
+    "How many times larger the video is written; if not given, a small .mp4 or .gif comes to 256 pixels.",
+    lower_bound=1,
+)
+LOOP = flags.DEFINE_integer(
+    "loop", None, "How often the video plays; if not given, a short .mp4 plays for about 4 seconds.", lower_bound=1
+)
 
 
 def main() -> None:
@@ -46,7 +54,10 @@ def main() -> None:
 
     run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value), sampling_flags.INIT.value)
     if not pictures and run.config.condition.conditioner != "t5":
-        raise InputError("no --reference was given; name at least one picture of a subject")
+        raise InputError(
+            "no --reference was given; name at least one picture of a subject, for example "
+            "--reference=examples/blue_bird.png of the project's checkout (four pictures lie in its folder examples/)"
+        )
     sampling_flags.keep_compiled()
     sampler = sampler_of(run)
     settings = sampler.settings(
@@ -60,8 +71,18 @@ def main() -> None:
     video = sampler([request], settings, lambda steps: tqdm(steps, total=settings.steps, desc="sample", unit="step"))[0]
     if not distributed.is_first():
         return
-    write_video(output, video, run.config.data.fps)
-    print(f"{output}: {len(video)} frames of {settings.width}x{settings.height} at {run.config.data.fps:g} frames/s")
+    fps = run.config.data.fps
+    shown, scale, loop = visible(video, fps, output, SCALE.value, LOOP.value)
+    write_video(output, shown, fps)
+    print(
+        f"{output}: {len(video)} frames of {settings.width}x{settings.height} at {fps:g} frames/s{_shown(scale, loop)}"
+    )
+
+
+def _shown(scale: int, loop: int) -> str:
+    """How the file differs from what was generated."""
+    changes = [f"enlarged x{scale}"] * (scale > 1) + [f"played {loop} times"] * (loop > 1)
+    return f", {' and '.join(changes)} (--scale=1 --loop=1: as generated)" if changes else ""
 
 
 if __name__ == "__main__":

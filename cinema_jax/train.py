@@ -1,15 +1,18 @@
 """Train: `python -m cinema_jax.train --config=configs/demo.py --workdir=runs/demo`.
 
-Runs the config's stages in order. Run again with the same workdir, it goes on where it stopped.
+Runs the config's stages in order. Run again with the same workdir, it goes on where it stopped; with --amend it goes on
+with another config, as far as that leaves what was trained as it is: more steps, say.
 """
 
 import contextlib
+import shlex
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from cinema_jax import command
+from cinema_jax import command, distributed
 from cinema_jax.config import parse, to_dict
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/, for example configs/demo.py.")
@@ -25,6 +28,12 @@ PROFILE = flags.DEFINE_string(
     "",
     "FIRST:END, for example 100:105: write a trace of the steps 100 to 104 of the first stage that comes to them to "
     "WORKDIR/profile.",
+)
+AMEND = flags.DEFINE_bool(
+    "amend",
+    False,
+    "Go on in WORKDIR with a changed config: more steps, other settings of stages that have not begun, other sampling. "
+    "WORKDIR/history.jsonl keeps what was changed.",
 )
 WANDB = flags.DEFINE_string("wandb", "", "A project of Weights & Biases that gets the metrics, too.")
 CHECK = flags.DEFINE_bool(
@@ -43,7 +52,7 @@ def main() -> None:
     import jax
 
     from cinema_jax import compilation
-    from cinema_jax.training import check, loop, watchdog
+    from cinema_jax.training import beginning, check, loop, watchdog
     from cinema_jax.training.profile import parse_steps
     from cinema_jax.training.run import Run
     from cinema_jax.training.wandb import WandB, check_installed
@@ -55,10 +64,12 @@ def main() -> None:
     if CHECK.value:
         watchdog.start(HANG.value)
         compilation.keep(CACHE.value, f"{WORKDIR.value}/compilation_cache")
-        check.check_and_tell(config, Path(WORKDIR.value))
+        check.check_and_tell(config, Path(WORKDIR.value), amend=AMEND.value)
         return
     check.refuse_unlike(config, Path(WORKDIR.value))
-    run = Run.open(config, Path(WORKDIR.value))
+    # First, so that a run which cannot begin leaves nothing.
+    beginning.check(Run(config, Path(WORKDIR.value)))
+    run = Run.open(config, Path(WORKDIR.value), amend=AMEND.value)
     compilation.keep(CACHE.value, f"{WORKDIR.value}/compilation_cache")
     watchdog.start(HANG.value)
     if WANDB.value and jax.process_index() == 0:
@@ -66,6 +77,22 @@ def main() -> None:
             loop.train(run, profile_steps=profile_steps, sinks=[wandb])
     else:
         loop.train(run, profile_steps=profile_steps)
+    if distributed.is_first():
+        print(_next(run))
+
+
+def _next(run: Any) -> str:
+    """What to type now."""
+    if "finetune" not in run.config.stages:
+        return f"done: {run.workdir}. Next: train further stages on it with --config.init={run.workdir}"
+    folder = run.config.data.source != "critters"
+    picture = "PICTURE.png" if folder else "examples/blue_bird.png"
+    prompt = "..." if folder else "the bird jumps up"
+    return (
+        f"done: {run.workdir}/samples/contact_sheet.png shows held-out examples. Next:\n"
+        f"python -m cinema_jax.generate --checkpoint={shlex.quote(str(run.workdir))} --reference={picture} "
+        f'--prompt="{prompt}" --output=out.mp4'
+    )
 
 
 if __name__ == "__main__":

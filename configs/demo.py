@@ -6,9 +6,11 @@ trains the AlignerNet (`align`) and references to video (`finetune`) on drawn cr
 from a pretrained video transformer: `weights/demo_pretrain`, which configs/demo_full.py makes. VAE and MLLM are those
 that ship with the project.
 
-    --config=configs/demo.py:folder      your own videos: text to video, from the same weights on, then the same
-    --config=configs/demo.py:smoke       every stage, from random weights, for a few steps
-    --config=configs/demo.py:scratch     makes the shipped weights: VAE, MLLM, and T5 trained jointly with a transformer
+    --config=configs/demo.py:folder           your own videos: text to video, from the same weights on, then the same
+    --config=configs/demo.py:folder_smoke     the same for a few steps: does my folder work?
+    --config=configs/demo.py:folder_finetune  your own videos: `finetune` alone, from the packaged demo on
+    --config=configs/demo.py:smoke            every stage, from random weights, for a few steps
+    --config=configs/demo.py:scratch          makes the shipped weights: VAE, MLLM, and T5 jointly with a transformer
 """
 
 import dataclasses
@@ -38,10 +40,25 @@ def get_config(variant: str = "") -> ConfigDict:
         config.stages = ("vae", "mllm", "t5", "pretrain", "align", "finetune")
         _from_scratch(config)
         _smoke(config)
-    elif variant == "folder":
+    elif variant in ("folder", "folder_smoke"):
         _own_videos(config)
+        config.stages = ("pretrain", "align", "finetune")
+        # Captions of critters are all that T5 knows.
+        with_t5(config)
+        config.pretrain.references = 0.9
+        # The packaged tokenizer knows the critters' words and spells all others: room for captions of 25 words.
+        config.condition.text_tokens, config.condition.mllm_tokens = 96, 192
+        if variant == "folder_smoke":
+            _few_steps(config)
+    elif variant == "folder_finetune":
+        _own_videos(config)
+        # Nothing trains on captions, and prompts are read by the multimodal LLM: only its room grows.
+        config.stages, config.init, config.condition.mllm_tokens = ("finetune",), "packaged", 192
     else:
-        raise ValueError(f"configs/demo.py has no variant {variant!r}; accepted: folder, smoke, scratch")
+        raise ValueError(
+            f"configs/demo.py has no variant {variant!r}; accepted: folder, folder_smoke, folder_finetune, smoke, "
+            "scratch"
+        )
     return config
 
 
@@ -138,17 +155,20 @@ def _from_scratch(config: ConfigDict) -> None:
 
 
 def _own_videos(config: ConfigDict) -> None:
-    config.stages = ("pretrain", "align", "finetune")
-    # Captions of critters are all that T5 knows.
-    with_t5(config)
-    config.pretrain.references = 0.9
     config.data.source, config.data.train_videos = "folder", 0
     # Of pictures larger than the critters'.
     config.data.augment.max_side = 1024
-    # The packaged tokenizer knows the critters' words and spells all others.
-    config.condition.text_tokens, config.condition.mllm_tokens = 160, 288
     # Nobody says where the subjects of a video are.
     config.flow.subject_weight = 1.0
+
+
+def _few_steps(config: ConfigDict) -> None:
+    for name, steps in (("pretrain", 20), ("align", 40), ("finetune", 20)):
+        section = config[name]
+        section.steps, section.batch_size, section.checkpoint_every = steps, 8, 10
+        section.microbatches = 1
+        section.optimizer.warmup_steps, section.ema_decay = 5, 0.9
+    config.data.validation_videos = 8
 
 
 def with_t5(config: ConfigDict, rate: float = 0.1) -> None:

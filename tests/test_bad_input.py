@@ -73,7 +73,7 @@ BAD = {
     "reference is a folder": ({"reference": "folder"}, r"folder: this is a folder"),
     "image bomb": ({"reference": "bomb.png"}, r"bomb\.png: the image is too large"),
     "a strip": ({"reference": "strip.png"}, r"strip\.png: the image is 1x3000; one side may be at most 20"),
-    "no reference": ({"reference": None}, "no --reference was given"),
+    "no reference": ({"reference": None}, r"no --reference was given; .*--reference=examples/blue_bird\.png"),
     "too many references": ({"reference": ["good.png"] * 4}, "4 references were given; at most 3 are accepted"),
     "empty prompt": ({"prompt": "  "}, "--prompt is empty"),
     "over-long prompt": ({"prompt": "the bird jumps " * 99}, r"the sequence of the prompt .* max_length is"),

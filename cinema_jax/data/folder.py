@@ -45,6 +45,7 @@ class Folder:
         second_view: float | int = 0.0,
         buckets: Sequence[Bucket] = (),
         bucket: int = 0,
+        follow_links: bool = False,
     ):
         """Checks the whole manifest. Raises `InputError` if anything in it, or an empty split, would stop training.
 
@@ -52,12 +53,13 @@ class Folder:
         a hash of their ids (so they stay when the folder grows), are validation. `second_view`: probability that
         an entity with several views is shown by two of them, as long as `max_references` allows. With `buckets` only
         clips that belong to number `bucket` of them are there, perhaps none; the videos' headers are read for that.
+        `follow_links`: see `read_manifest`.
         """
         if not 0 <= second_view <= 1:
             raise InputError(f"second_view is {second_view}; it must be a probability between 0 and 1")
         self._frames, self._height, self._width, self._fps = frames, height, width, fps
         self._max_references, self._second_view = max_references, second_view
-        entries = read_manifest(path, max([max_references, *(each.references for each in buckets)]))
+        entries = read_manifest(path, max([max_references, *(each.references for each in buckets)]), follow_links)
         # What is too short for one bucket may do for another, and is counted where it does for none.
         for entry in () if buckets else entries:
             _check_length(manifest_file(path), entry, frames, fps)

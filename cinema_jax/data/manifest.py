@@ -1,6 +1,11 @@
 """`manifest.jsonl`: reading and checking the description of a folder of clips before anything is trained on it."""
 
+import functools
 import json
+import os
+import stat
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +55,20 @@ class _Problem(Exception):
     """What is wrong with one line; collected, and reported with the others."""
 
 
+# Finds a file by its name in a manifest; raises _Problem, or OSError.
+Find = Callable[[str], Path]
+
+
 def manifest_file(path: str | Path) -> Path:
     """The `manifest.jsonl` of a folder, or the manifest (any `.jsonl`) itself; its videos lie in its folder."""
     path = Path(path)
     return path if path.suffix == ".jsonl" and not path.is_dir() else path / NAME
 
 
-def read_manifest(path: str | Path, max_references: int) -> tuple[Entry, ...]:
+def read_manifest(path: str | Path, max_references: int, follow_links: bool = False) -> tuple[Entry, ...]:
     """Reads a manifest, as `manifest_file` finds it, and checks every line of it.
+
+    With `follow_links` its files may be symbolic links that lead out of its folder, as in the cache of a hub.
 
     Raises one `InputError` that lists (up to 10) problems, each with file, line, field, value and what is accepted:
     text that is no JSON, missing, unknown or badly typed fields, files that do not exist or lie outside the folder
@@ -70,10 +81,11 @@ def read_manifest(path: str | Path, max_references: int) -> tuple[Entry, ...]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; a dataset folder needs a {NAME} with one JSON object a line")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # JSON Lines end at line feeds alone: captions hold U+2028 and the like, at which `splitlines` would cut too.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    root = folder.resolve()
+    find = _finder(folder.resolve(), follow_links)
     entries: list[Entry] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
@@ -81,7 +93,7 @@ def read_manifest(path: str | Path, max_references: int) -> tuple[Entry, ...]:
         if not text.strip():
             continue
         try:
-            entry = _entry(root, text, number, max_references)
+            entry = _entry(find, text, number, max_references)
             if entry.id in seen:
                 raise _Problem(f'id "{entry.id}" is also on line {seen[entry.id]}; give each line its own "id"')
             seen[entry.id] = number
@@ -96,7 +108,7 @@ def read_manifest(path: str | Path, max_references: int) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _entry(root: Path, text: str, line: int, max_references: int) -> Entry:
+def _entry(find: Find, text: str, line: int, max_references: int) -> Entry:
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
@@ -104,7 +116,7 @@ def _entry(root: Path, text: str, line: int, max_references: int) -> Entry:
     if not isinstance(record, dict):
         raise _Problem(f"must be a JSON object in braces, not {_shown(record)}")
     _known(record, ENTRY_FIELDS, "")
-    video = _file(root, record, "video", "")
+    video = _file(find, record, "video", "")
     start = _seconds(record, "start") or 0.0
     end = _seconds(record, "end")
     if end is not None and end <= start:
@@ -113,7 +125,7 @@ def _entry(root: Path, text: str, line: int, max_references: int) -> Entry:
     references = record.get("references", [])
     if not isinstance(references, list):
         raise _Problem(f'"references" is {_shown(references)}; it must be a list of objects')
-    parsed = tuple(_reference(root, item, f"references[{i}].") for i, item in enumerate(references))
+    parsed = tuple(_reference(find, item, f"references[{i}].") for i, item in enumerate(references))
     subjects = {reference.subject for reference in parsed}
     if len(subjects) > max_references:
         raise _Problem(f'"references" names {len(subjects)} subjects; at most {max_references} are configured')
@@ -129,7 +141,7 @@ def _entry(root: Path, text: str, line: int, max_references: int) -> Entry:
     )
 
 
-def _reference(root: Path, record: object, prefix: str) -> ReferenceEntry:
+def _reference(find: Find, record: object, prefix: str) -> ReferenceEntry:
     if not isinstance(record, dict):
         raise _Problem(f'"{prefix[:-1]}" is {_shown(record)}; it must be an object such as {{"image": "a.png", ...}}')
     _known(record, REFERENCE_FIELDS, prefix)
@@ -142,9 +154,9 @@ def _reference(root: Path, record: object, prefix: str) -> ReferenceEntry:
     return ReferenceEntry(
         subject=_text(record, "subject", prefix),
         noun=_text(record, "noun", prefix) if "noun" in record else None,
-        image=_file(root, record, "image", prefix) if "image" in record else None,
-        mask=_file(root, record, "mask", prefix) if "mask" in record else None,
-        video=_file(root, record, "video", prefix) if "video" in record else None,
+        image=_file(find, record, "image", prefix) if "image" in record else None,
+        mask=_file(find, record, "mask", prefix) if "mask" in record else None,
+        video=_file(find, record, "video", prefix) if "video" in record else None,
         frame=_frame(record, prefix) if "video" in record else 0,
         box=_box(record["box"], f"{prefix}box") if "box" in record else None,
     )
@@ -169,21 +181,55 @@ def _text(record: dict, field: str, prefix: str) -> str:
     return value
 
 
-def _file(root: Path, record: dict, field: str, prefix: str) -> Path:
+def _file(find: Find, record: dict, field: str, prefix: str) -> Path:
     name = _text(record, field, prefix)
     if "\0" in name:
         raise _Problem(f'"{prefix}{field}" is {_shown(name)}; a path has no zero bytes')
-    # Resolving follows symbolic links: a manifest from elsewhere must not read this machine's other files.
     try:
-        path = (root / name).resolve()
-        found = path.is_file()
+        return find(name)
     except (OSError, RuntimeError) as error:
-        raise _Problem(f'"{prefix}{field}" is {_shown(name)}, which cannot be looked up ({error})') from None
-    if not path.is_relative_to(root):
-        raise _Problem(f'"{prefix}{field}" is {_shown(name)}, which leaves the dataset folder')
-    if not found:
-        raise _Problem(f'"{prefix}{field}" is {_shown(name)}; there is no such file in the dataset folder')
-    return path
+        wrong = f", which cannot be looked up ({error})"
+    except _Problem as problem:
+        wrong = str(problem)
+    raise _Problem(f'"{prefix}{field}" is {_shown(name)}{wrong}') from None
+
+
+def _finder(root: Path, follow_links: bool) -> Find:
+    """What finds the files of the folder `root`, which is resolved, by the names in its manifest."""
+    # Resolving looks at every folder on the way, and most files share theirs.
+    real = functools.cache(os.path.realpath)
+    inside = os.path.join(root, "")
+
+    def find(name: str) -> Path:
+        folder, last = os.path.split(os.path.join(root, name))
+        path = os.path.join(real(folder), last)
+        # A manifest from elsewhere must not read this machine's other files, by a link either.
+        if not os.path.normpath(os.path.join(root, name)).startswith(inside):
+            raise _Problem(", which leaves the dataset folder")
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            raise _Problem(_missing(root, name)) from None
+        if stat.S_ISLNK(mode) or last in ("", ".", ".."):
+            path = os.path.realpath(path)
+            mode = os.stat(path).st_mode if os.path.exists(path) else 0
+        if not path.startswith(inside) and not follow_links:
+            raise _Problem(
+                ", a symbolic link that leads out of the dataset folder; config.data.follow_links=True allows that"
+            )
+        if not stat.S_ISREG(mode):
+            raise _Problem(", which is no file")
+        return Path(path)
+
+    return find
+
+
+def _missing(root: Path, name: str) -> str:
+    """What is wrong with the name of a file that is not there."""
+    for form in ("NFC", "NFD"):
+        if (other := unicodedata.normalize(form, name)) != name and (root / other).is_file():
+            return f"; the file's name is in Unicode's form {form}, which looks the same: rename one of them"
+    return "; there is no such file in the dataset folder"
 
 
 def _seconds(record: dict, field: str) -> float | None:

@@ -1,5 +1,6 @@
 """Writing videos: MP4, GIF or PNG frames, complete or not at all."""
 
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,32 @@ ACCEPTED = "clip.mp4, clip.gif, clip.png (numbered: clip_000.png, ...) or a fold
 MAX_GIF_FPS = 50
 # Visually lossless for clips this short.
 H264_CRF = "18"
+
+
+# What people are shown is at least so large (the shorter side, in pixels) and so long (in seconds).
+VISIBLE_SIDE, VISIBLE_SECONDS = 256, 4.0
+
+
+def visible(
+    frames: UInt8[np.ndarray, "frames height width 3"],
+    fps: float | int,
+    path: str | Path,
+    scale: int | None = None,
+    loop: int | None = None,
+) -> tuple[UInt8[np.ndarray, "more taller wider 3"], int, int]:
+    """The frames as they go to `path`, enlarged by a whole factor and repeated; and the factor and how often they play.
+
+    Args:
+        scale: the factor. None: a small video becomes VISIBLE_SIDE, where it is to be played (.mp4, .gif). Whole
+            squares survive the halved colours of H.264, too.
+        loop: how often. None: a short .mp4 plays until VISIBLE_SECONDS. A GIF starts anew by itself.
+    """
+    suffix = Path(path).suffix.lower()
+    if scale is None:
+        scale = max(1, VISIBLE_SIDE // min(frames.shape[1:3])) if suffix in (".mp4", ".gif") else 1
+    if loop is None:
+        loop = max(1, math.ceil(VISIBLE_SECONDS * fps / len(frames))) if suffix == ".mp4" else 1
+    return np.tile(frames.repeat(scale, axis=1).repeat(scale, axis=2), (loop, 1, 1, 1)), scale, loop
 
 
 def check_output(path: str | Path) -> Path:

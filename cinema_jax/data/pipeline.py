@@ -53,6 +53,11 @@ class Preprocessor:
         padding = [self.t5_tokenizer.pad_token_id] * (length - len(tokens))
         return np.asarray(tokens + padding, np.int32), len(tokens)
 
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens `text` makes of each, if it has room."""
+        end = self.t5_tokenizer.eos_token_id
+        return [len(ids) + (ids[-1:] != [end]) for ids in self.t5_tokenizer(list(texts))["input_ids"]]
+
     def answering(self, prompt: str, images: Sequence[np.ndarray], answer: str, alone: bool = False) -> Arrays:
         """What the MLLM reads, continued by an answer that it should learn; with `alone`, room for one image only.
 

@@ -12,6 +12,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from jaxtyping import UInt8
 
+from cinema_jax.data import hdr
 from cinema_jax.data.output import check_output, write_video
 from cinema_jax.errors import InputError
 
@@ -256,17 +257,20 @@ def _cover(frame: av.VideoFrame, stream, height: int, width: int) -> UInt8[np.nd
     full_height, full_width = _square_size(frame, stream)
     scale = max(need_height / full_height, need_width / full_width)
     rows, columns = max(need_height, round(full_height * scale)), max(need_width, round(full_width * scale))
-    pixels = _resized(frame, rows, columns)
+    pixels = _resized(frame, stream, rows, columns)
     top, left = (rows - need_height) // 2, (columns - need_width) // 2
     return np.rot90(pixels[top : top + need_height, left : left + need_width], turns)
 
 
 def _whole(frame: av.VideoFrame, stream) -> UInt8[np.ndarray, "height width 3"]:
     rows, columns = (round(side) for side in _square_size(frame, stream))
-    return np.ascontiguousarray(np.rot90(_resized(frame, rows, columns), _quarter_turns(frame)))
+    return np.ascontiguousarray(np.rot90(_resized(frame, stream, rows, columns), _quarter_turns(frame)))
 
 
-def _resized(frame: av.VideoFrame, rows: int, columns: int) -> UInt8[np.ndarray, "rows columns 3"]:
+def _resized(frame: av.VideoFrame, stream, rows: int, columns: int) -> UInt8[np.ndarray, "rows columns 3"]:
     smaller = rows * columns < frame.height * frame.width
     kernel = Interpolation.AREA if smaller else Interpolation.BICUBIC
+    if (curve := stream.codec_context.color_trc) in hdr.CURVES:
+        wide = frame.to_ndarray(format="rgb48le", height=rows, width=columns, interpolation=kernel | ACCURATE)
+        return hdr.to_sdr(wide, curve)
     return frame.to_ndarray(format="rgb24", height=rows, width=columns, interpolation=kernel | ACCURATE)

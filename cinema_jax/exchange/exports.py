@@ -145,7 +145,7 @@ def _write_texts(run: Run, output: Path, prepared: Mapping[str, _Part], weights:
     (output / "scheduler").mkdir()
     scheduler = _scheduler(run)
     parts.write_json(output / "scheduler" / "scheduler_config.json", scheduler)
-    index = _model_index(run, prepared, scheduler)
+    index = _model_index(run, prepared, scheduler, output / FOLDERS["t5_tokenizer"])
     parts.write_json(output / CINEMA, {"format": FORMAT, "config": without_sources(to_dict(run.config))})
     (output / "README.md").write_text(model_card(run, prepared.keys(), index["_class_name"], weights, step))
     # Last: without it nobody takes the folder for a pipeline.
@@ -161,7 +161,9 @@ def _scheduler(run: Run) -> dict[str, Any]:
     return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": flow.shift}
 
 
-def _model_index(run: Run, prepared: Mapping[str, _Part], scheduler: Mapping[str, Any]) -> dict[str, Any]:
+def _model_index(
+    run: Run, prepared: Mapping[str, _Part], scheduler: Mapping[str, Any], tokenizer: Path
+) -> dict[str, Any]:
     """What diffusers reads first. Its pipeline needs CogVideoX' own VAE, T5 and schedule."""
     theirs = all(name in prepared for name in NEEDED if name in parts.KINDS)
     theirs = theirs and isinstance(run.part_config("vae"), CogVideoXVAEConfig)
@@ -169,8 +171,17 @@ def _model_index(run: Run, prepared: Mapping[str, _Part], scheduler: Mapping[str
     index = {"_class_name": PIPELINE if theirs else OWN_PIPELINE, "_diffusers_version": "0.30.0"}
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     if "t5" in prepared:
-        index |= {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5Tokenizer"]}
+        # T5's own has a model of SentencePiece; that of a small run is a list of words, which T5Tokenizer cannot open.
+        pieces = (tokenizer / "spiece.model").is_file() or _is_t5(tokenizer)
+        kind = "T5Tokenizer" if pieces else "PreTrainedTokenizerFast"
+        index |= {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", kind]}
     for name in ("dit", "vae"):
         if name in prepared:
             index[FOLDERS[name]] = ["diffusers", prepared[name].values["_class_name"]]
     return index
+
+
+def _is_t5(tokenizer: Path) -> bool:
+    """Whether a saved tokenizer says that it is T5's, or its fast one."""
+    said = parts.read_json(tokenizer / "tokenizer_config.json").get("tokenizer_class") or ""
+    return said.removesuffix("Fast") == "T5Tokenizer"

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from cinema_jax import distributed, peers, sharding
 from cinema_jax.config import Config
 from cinema_jax.errors import InputError
-from cinema_jax.training import facts, links, rehearsal, watchdog
+from cinema_jax.training import beginning, facts, links, rehearsal, watchdog
 from cinema_jax.training.phases import check_batches
 from cinema_jax.training.run import Run
 
@@ -34,16 +34,18 @@ PROBE_BYTES, TEMPORARY_BYTES = 1 << 20, 1 << 30
 MAX_LISTED = 8
 
 
-def check_and_tell(config: Config, workdir: Path) -> None:
+def check_and_tell(config: Config, workdir: Path, amend: bool = False) -> None:
     """Check, and print in process 0 what was found; raises like `check`."""
     started = time.perf_counter()
-    lines = check(config, workdir)
+    lines = check(config, workdir, amend)
     if distributed.is_first():
         print("\n".join([*lines, f"all is well, after {time.perf_counter() - started:.0f} s"]))
 
 
-def check(config: Config, workdir: Path) -> list[str]:
+def check(config: Config, workdir: Path, amend: bool = False) -> list[str]:
     """What was found, in lines for process 0 to print. Every process must call this.
+
+    `amend`: whether the run that is to follow may change the config of the one in `workdir`.
 
     Raises:
         InputError: in all processes: hosts differ, or something does not work; one line for each host concerned.
@@ -52,7 +54,7 @@ def check(config: Config, workdir: Path) -> list[str]:
         jax.config.update("jax_enable_x64", True)
     run = Run(config, workdir)
     with _folder(workdir) as folder:
-        report = Check(run, folder)
+        report = Check(run, folder, amend)
         report.hosts()
         report.devices()
         if config.stages and not report.stages:
@@ -67,9 +69,9 @@ def check(config: Config, workdir: Path) -> list[str]:
 class Check:
     """The checks of one run. Each is a method that every process must call, and ends all where one finds fault."""
 
-    def __init__(self, run: Run, folder: Path | None):
+    def __init__(self, run: Run, folder: Path | None, amend: bool):
         """`folder`: where to write; None where this process does not see it."""
-        self.run, self.folder = run, folder
+        self.run, self.folder, self.amend = run, folder, amend
         self.stages = [name for name in run.config.stages if run.finished(name) is None]
         self.lines: list[str] = []
         self._names: dict[int, str] = {}
@@ -164,7 +166,8 @@ class Check:
     def _of_files(self) -> dict[str, Any]:
         """Data and weights as this host sees them."""
         self.run.check_prediction()
-        self.run.refuse_another()
+        self.run.refuse_another(self.amend)
+        beginning.check(self.run)
         return facts.of_data(self.run) | facts.of_weights(self.run)
 
     def _room(self) -> tuple[int, int]:

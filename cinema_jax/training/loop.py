@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import latent_scale, reports, results, state, watchdog
+from cinema_jax.training.beginning import check_weights
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
@@ -148,6 +149,7 @@ class Trainer:
                 self.profile.before(done, progress.flush)
                 if step in starts:
                     watchdog.begin(f"compiling the step of {self.stage.name}")
+                    logger.info("%s: compiling, one to three minutes on a CPU", self.stage.name)
                 else:
                     watchdog.step(f"step {done} of {self.stage.name}")
                 with progress.dispatching(batch):
@@ -155,6 +157,7 @@ class Trainer:
                     if step in starts:
                         # Another host may still compile.
                         jax.block_until_ready(values)
+                        metrics.show_bar()
                 watchdog.step(f"step {done} of {self.stage.name}")
                 batches.busy_with = values["skipped"]
                 last, signal = done == config.steps, self.interruption.agreed()
@@ -384,13 +387,3 @@ class Trainer:
 
 def _of_part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {path: x for path, x in params.items() if path.startswith(f"{name}/")}
-
-
-def check_weights(stage: str, origins: Mapping[str, str], trained: Collection[str]) -> None:
-    """Raises InputError where a part is frozen in a stage, though nothing but random numbers is there for it."""
-    for name, origin in origins.items():
-        if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
-            raise InputError(
-                f"{stage}: the {name} has no weights and is not trained here: name them as config.weights.{name}, or "
-                "a checkpoint that has them as config.init"
-            )

@@ -68,11 +68,7 @@ class MetricsWriter:
         truncate(path, stage, resume_step)
         self._lines = path.open("a", buffering=1)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=resume_step + 1)
-        # In a log file every refresh is a line of its own.
-        interval = 0.2 if sys.stderr.isatty() else 30
-        self._bar = tqdm(
-            desc=stage, total=total_steps, initial=resume_step, unit="step", mininterval=interval, dynamic_ncols=True
-        )
+        self._done, self._total, self._bar = resume_step, total_steps, None
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Scalars (numbers or arrays without axes) of a step."""
@@ -87,10 +83,25 @@ class MetricsWriter:
         for sink in self._sinks:
             sink(self._stage, step, numbers)
 
+    def show_bar(self) -> None:
+        """Show the progress bar, which counts time from here on: not the compiler's."""
+        if self.primary and self._bar is None:
+            # In a log file every refresh is a line of its own.
+            interval = 0.2 if sys.stderr.isatty() else 30
+            self._bar = tqdm(
+                desc=self._stage,
+                total=self._total,
+                initial=self._done,
+                unit="step",
+                mininterval=interval,
+                dynamic_ncols=True,
+            )
+
     def progress(self, step: int, **values: float) -> None:
         """Move the bar to `step`; it shows the values (the loss, say), steps a second and the time left."""
         if not self.primary:
             return
+        self.show_bar()
         if values:
             self._bar.set_postfix({name: f"{float(value):.4g}" for name, value in values.items()}, refresh=False)
         self._bar.update(step - self._bar.n)
@@ -116,7 +127,8 @@ class MetricsWriter:
     def close(self) -> None:
         """Write out everything."""
         if self.primary:
-            self._bar.close()
+            if self._bar is not None:
+                self._bar.close()
             self._tensorboard.close()
             self._lines.close()
 

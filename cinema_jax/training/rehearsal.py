@@ -24,7 +24,7 @@ from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.training import state
-from cinema_jax.training.loop import check_weights
+from cinema_jax.training.beginning import check_weights
 from cinema_jax.training.optimizer import Optimizer, make_optimizer
 from cinema_jax.training.phases import phases
 from cinema_jax.training.run import Run
@@ -95,7 +95,8 @@ def first_batch(run: Run, stage: str, mesh: Mesh) -> Share:
     phase = next(phase for phase in phases(run.config, stage) if phase.first <= step < phase.end)
     kind, size = phase.kind, phase.batch_size
     examples = _examples(run, stage)
-    loading = LoaderConfig(size, run.config.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind)
+    seed = state.stage_seed(run.config.seed, stage)
+    loading = LoaderConfig(size, seed, num_threads=data.threads, num_workers=data.workers, purpose=kind)
     make, rows = functools.partial(examples.make, kind), sharding.local_rows(mesh, size)
     loader = Loader(examples.sizes, make, loading, rows=rows)
     ((_, arrays),) = loader.steps(step, step + 1)
@@ -158,7 +159,7 @@ def state_bytes(run: Run, stage: str, mesh: Mesh) -> int:
 def take_step(run: Run, stage: str, mesh: Mesh, share: Share) -> Taken:
     """Compile a stage's step for a batch, and take it twice: the first one finds its place in memory."""
     cinema, optimizer, params, frozen = _abstract(run, stage, mesh)
-    current = state.create(_random(params), optimizer, mesh, seed=run.config.seed)
+    current = state.create(_random(params), optimizer, mesh, seed=state.stage_seed(run.config.seed, stage))
     frozen, batch = _random(frozen), sharding.global_batch(share.arrays, mesh, share.size)
     step = make_step(STAGES[stage], cinema, optimizer, current)
     try:

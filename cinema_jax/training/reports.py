@@ -15,7 +15,7 @@ from cinema_jax.data.critters.grammar import QUESTIONS
 from cinema_jax.data.critters.source import reference
 from cinema_jax.data.example import Conditions, EncodedSource, Source
 from cinema_jax.data.images import letterbox
-from cinema_jax.data.output import write_video
+from cinema_jax.data.output import visible, write_video
 from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.model import generate_greedy
@@ -103,7 +103,8 @@ def show_samples(run: Run, sampler: Sampler, metrics: MetricsWriter) -> None:
     data, rows = run.config.data, []
     for index, (conditions, video) in enumerate(zip(told, videos, strict=True)):
         if distributed.is_first():
-            write_video(run.workdir / "samples" / f"{index:02d}.mp4", video, data.fps)
+            file = run.workdir / "samples" / f"{index:02d}.mp4"
+            write_video(file, visible(video, data.fps, file)[0], data.fps)
         metrics.video(run.config.finetune.steps, f"sample_{index:02d}", video, data.fps)
         size = (data.reference_height, data.reference_width)
         seen = [letterbox(r.image, r.mask, *size) for r in conditions.references]

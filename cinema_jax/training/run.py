@@ -2,6 +2,7 @@
 
 workdir/
   config.json              what was run
+  history.jsonl            how that was changed by --amend, if it was
   parts/<part>/            the result so far of each trained part, in the Hugging Face layout (averaged weights)
   checkpoints/<stage>/     the whole train state, to go on from
   stages/<stage>.json      written when a stage is finished: its closing metrics, the digests of what it used and made
@@ -35,20 +36,16 @@ from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.pipelines import FOLDERS, is_pipeline, pipeline_config
+from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
-from cinema_jax.training import results
+from cinema_jax.training import amending, results
 from cinema_jax.weights import Array
 
 # Fields of a part that no published config has: they always come from the run's own config.
 OWN_FIELDS = {"dit": ("entity_time", "entity_index", "sequence_multiple", "remat")}
 # Who reads the tokens of each tokenizer.
 READERS = {"tokenizer": "mllm", "t5_tokenizer": "t5"}
-# Fields that say how a run is carried out, not what comes out: a run may be continued with other values.
-FREE_FIELDS = (
-    *("log_every", "eval_every", "checkpoint_every", "keep", "threads", "workers"),
-    *("mesh", "remat", "microbatches"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +78,12 @@ class Run:
         return "" if self.bucket is None else Bucket(*self.config.data.buckets[self.bucket]).name
 
     @classmethod
-    def open(cls, config: Config, workdir: Path) -> "Run":
-        """Start a run, or go on with the one in `workdir`; InputError names the fields in which that one differs."""
+    def open(cls, config: Config, workdir: Path, amend: bool = False) -> "Run":
+        """Start a run, or go on with the one in `workdir`.
+
+        One that never came to a checkpoint is replaced. With `amend` the config there is changed where that leaves what
+        was trained as it is (`training/amending.py`). InputError names the fields in which the configs differ.
+        """
         # "gs://bucket/x" as a path is "gs:/bucket/x": a local folder that nobody meant.
         if str(workdir).startswith(("gs:", "s3:")):
             raise InputError(
@@ -91,27 +92,32 @@ class Run:
             )
         cls(config, workdir).check_prediction()
         distributed.agree("their --config", to_dict(config))
-        distributed.in_first(lambda: cls._enter(config, workdir))
+        distributed.in_first(lambda: cls._enter(config, workdir, amend))
         distributed.check_shared(workdir)
         return cls(config, workdir)
 
     @staticmethod
-    def _enter(config: Config, workdir: Path) -> None:
-        if not Run(config, workdir).refuse_another():
+    def _enter(config: Config, workdir: Path, amend: bool) -> None:
+        run, new = Run(config, workdir), json.loads(json.dumps(to_dict(config)))
+        if not (workdir / "config.json").exists():
             workdir.mkdir(parents=True, exist_ok=True)
-            parts.write_json(workdir / "config.json", to_dict(config))
+            parts.write_json(workdir / "config.json", new)
+        elif changes := run._changes():
+            with _locked(workdir):
+                if not amending.has_begun(workdir):
+                    amending.replace(workdir, new)
+                else:
+                    amending.amend(workdir, config, changes, allowed=amend)
 
-    def refuse_another(self) -> bool:
-        """Whether the folder holds this run already; raises InputError where it holds another one."""
-        file = self.workdir / "config.json"
-        if not file.exists():
-            return False
-        if differences := list(_differences(parts.read_json(file), json.loads(json.dumps(to_dict(self.config))))):
-            raise InputError(
-                f"{self.workdir} holds a run of another config; these fields differ: {'; '.join(differences)}. "
-                "Choose another --workdir, or the config it was started with"
-            )
-        return True
+    def refuse_another(self, amend: bool) -> None:
+        """Raises InputError where the folder holds a run of another config that has begun, and may not be amended."""
+        if (self.workdir / "config.json").exists() and amending.has_begun(self.workdir):
+            amending.check(self.workdir, self.config, self._changes(), allowed=amend)
+
+    def _changes(self) -> list[amending.Difference]:
+        """The fields in which the run that the folder holds differs from this one."""
+        new = json.loads(json.dumps(to_dict(self.config)))
+        return list(amending.differences(parts.read_json(self.workdir / "config.json"), new))
 
     @classmethod
     def load(cls, workdir: Path, init: str = "") -> "Run":
@@ -166,23 +172,14 @@ class Run:
             ("schedule", self.config.schedule, init.config.schedule),
         ):
             if ours != theirs and (name != "schedule" or self.config.flow.prediction == "v_prediction"):
-                wrong = list(_differences(to_dict(theirs), to_dict(ours), f"config.{name}"))
+                wrong = map(str, amending.differences(to_dict(theirs), to_dict(ours), f"config.{name}"))
                 raise InputError(f"the transformer of config.init was trained otherwise: {'; '.join(wrong)}")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other runs off the folder; the system lets go of it when process 0 ends, however it ends."""
         lock = FileLock(self.workdir / "lock", thread_local=False)
-
-        def acquire() -> None:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise InputError(
-                    f"{self.workdir} is in use by another process; wait for it, or choose another --workdir"
-                ) from None
-
-        distributed.in_first(acquire)
+        distributed.in_first(lambda: _acquire(lock, self.workdir))
         try:
             yield
         finally:
@@ -265,7 +262,8 @@ class Run:
         folder, size = self.folder(part), getattr(self.config, f"{part}_model")
         if folder is not None:
             own = {name: getattr(size, name) for name in OWN_FIELDS.get(part, ())}
-            return dataclasses.replace(parts.read_config(part, folder), **own)
+            found = dataclasses.replace(parts.read_config(part, folder), **own)
+            return self._with_room_for_text(found) if part == "dit" else found
         if part == "t5":
             return dataclasses.replace(size, vocab_size=len(self.tokenizer("t5_tokenizer")))
         if part == "mllm":
@@ -273,6 +271,26 @@ class Run:
             image = tokenizer.convert_tokens_to_ids(self.template.image_token)
             return dataclasses.replace(size, vocab_size=len(tokenizer), image_token_id=image)
         return dataclasses.replace(size, **outer_sizes(part, self.part_config, self.config))
+
+    def _with_room_for_text(self, dit: CogVideoXConfig) -> CogVideoXConfig:
+        """A transformer with a text block as long as the config's, where `pretrain` teaches it to read that.
+
+        No parameter belongs to a place in the text where positions are rotary: those turn video tokens alone.
+        """
+        if "pretrain" not in self.config.stages or not dit.use_rotary_positional_embeddings:
+            return dit
+        return dataclasses.replace(dit, max_text_seq_length=self.config.condition.text_tokens)
+
+    def check_fit(self, configs: Mapping[str, Any]) -> None:
+        """Raises `InputError`, in one sentence, where parts do not fit each other or the config's text block."""
+        tokens = self.config.condition.text_tokens
+        if "dit" in configs and (theirs := configs["dit"].max_text_seq_length) != tokens:
+            raise InputError(
+                f"config.condition.text_tokens is {tokens}, but the transformer of {self.folder('dit')} reads {theirs} "
+                f"text tokens: set config.condition.text_tokens={theirs}"
+            )
+        if wrong := [sentence for right, sentence in fits(configs) if not right]:
+            raise InputError("; ".join(wrong))
 
     def params(self, part: str, stage: str | None = None) -> dict[str, Array]:
         """A part's weights in fp32, drawn now or read when somebody asks for them."""
@@ -289,8 +307,7 @@ class Run:
     def part_configs(self, names: Iterable[str]) -> dict[str, Any]:
         """The sizes of several parts; InputError where they do not fit together."""
         configs = {name: self.part_config(name) for name in names}
-        if wrong := [sentence for right, sentence in fits(configs) if not right]:
-            raise InputError("; ".join(wrong))
+        self.check_fit(configs)
         return configs
 
     def load_parts(
@@ -362,6 +379,7 @@ class Run:
             max_references=data.max_references,
             buckets=() if self.bucket is None else [Bucket(*sizes) for sizes in data.buckets],
             bucket=self.bucket or 0,
+            follow_links=data.follow_links,
         )
 
     def no_clip(self) -> InputError:
@@ -382,10 +400,19 @@ def outer_sizes(part: str, part_config: Callable[[str], Any], config: Config) ->
     return {}
 
 
-def _differences(old: Any, new: Any, path: str = "config") -> Iterable[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if key not in FREE_FIELDS:
-                yield from _differences(old.get(key), new.get(key), f"{path}.{key}")
-    elif old != new:
-        yield f"{path} is {old!r} there and {new!r} here"
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """The folder's lock for this process alone."""
+    lock = FileLock(workdir / "lock", thread_local=False)
+    _acquire(lock, workdir)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, workdir: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{workdir} is in use by another process; wait for it, or choose another --workdir") from None

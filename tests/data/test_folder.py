@@ -130,7 +130,12 @@ GOOD = {"video": "a.mp4", "caption": "c"}
         ({**GOOD, "video": "gone.mp4"}, '"video" is "gone.mp4"; there is no such file'),
         ({**GOOD, "video": "../outside.mp4"}, '"video" is "../outside.mp4", which leaves the dataset folder'),
         ({**GOOD, "video": "/etc/hostname"}, '"video" is "/etc/hostname", which leaves the dataset folder'),
-        ({**GOOD, "video": "link.mp4"}, '"video" is "link.mp4", which leaves the dataset folder'),
+        (
+            {**GOOD, "video": "link.mp4"},
+            r'"link.mp4", a symbolic link that leads out .*; config\.data\.follow_links=True',
+        ),
+        ({**GOOD, "video": "e\u0301.mp4"}, "there is no such file"),
+        ({**GOOD, "video": "n\u0303.mp4"}, "the file's name is in Unicode's form NFC, which looks the same"),
         ({**GOOD, "video": "x" * 5000}, "cannot be looked up"),
         ({**GOOD, "video": "loop.mp4"}, r'"video" is "loop.mp4"'),
         ({**GOOD, "video": "a\0.mp4"}, "zero bytes"),
@@ -160,6 +165,7 @@ def test_a_bad_line_is_named_with_its_number_field_and_value(folder, record, mes
     (folder.parent / "outside.mp4").write_bytes(b"x")
     (folder / "link.mp4").symlink_to(folder.parent / "outside.mp4")
     (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+    (folder / "\u00f1.mp4").touch()
     write(folder, {**GOOD, "id": "fine"}, record)
     with pytest.raises(InputError, match=message) as caught:
         load(folder)
@@ -182,6 +188,20 @@ def test_links_that_stay_inside_are_followed(folder):
     (folder / "inside.mp4").symlink_to(folder / "a.mp4")
     write(folder, {**GOOD, "video": "inside.mp4"})
     assert len(load(folder)) == 1
+
+
+def test_links_that_lead_out_are_followed_where_that_is_allowed(folder):
+    """As the cache of a hub lays files out."""
+    (folder / "b.mp4").rename(folder.parent / "blob")
+    (folder / "b.mp4").symlink_to("../blob")
+    write(folder, {**GOOD, "video": "b.mp4"})
+    assert load(folder, follow_links=True).video(0).shape == (5, 16, 16, 3)
+
+
+def test_lines_end_at_line_feeds_alone(folder):
+    caption = "one\u2028two\u2029three\u0085four"
+    write(folder, json.dumps({**GOOD, "caption": caption}, ensure_ascii=False))
+    assert load(folder).caption(0) == caption
 
 
 def test_all_problems_are_listed_and_ids_must_differ(folder):

@@ -1,5 +1,6 @@
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from clips import index_of, write_clip, write_images
 from PIL import Image
 
-from cinema_jax.data.output import check_output
+from cinema_jax.data import hdr
+from cinema_jax.data.output import check_output, visible
 from cinema_jax.data.video import frame_at, probe, read_frames, write_video
 from cinema_jax.errors import InputError
 
@@ -247,3 +249,83 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="stop"):
         write_video(tmp_path / "clip.gif", moving(), 8)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "frames", "asked", "shape"),
+    [
+        ("small.mp4", (64, 64), 9, {}, (36, 256, 256, 3)),
+        ("small.gif", (64, 96), 9, {}, (9, 256, 384, 3)),
+        ("small.png", (64, 64), 9, {}, (9, 64, 64, 3)),
+        ("large.mp4", (480, 720), 49, {}, (49, 480, 720, 3)),
+        ("small.mp4", (64, 64), 9, {"scale": 1, "loop": 1}, (9, 64, 64, 3)),
+        ("small.gif", (64, 64), 9, {"scale": 2, "loop": 3}, (27, 128, 128, 3)),
+    ],
+)
+def test_small_and_short_videos_are_enlarged_and_repeated(name, size, frames, asked, shape):
+    video = np.zeros((frames, *size, 3), np.uint8)
+    assert visible(video, 8, name, **asked)[0].shape == shape
+
+
+def test_an_enlarged_pixel_is_a_square_and_a_repeated_video_starts_anew():
+    video = np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3)
+    shown = visible(video, 8, "a.mp4", scale=3, loop=2)[0]
+    np.testing.assert_array_equal(shown[2:, ::3, ::3], video)
+    np.testing.assert_array_equal(shown[:, 0, 0], shown[:, 2, 2])
+
+
+def test_the_examples_are_small_cutouts():
+    files = sorted((Path(__file__).parents[2] / "examples").glob("*.png"))
+    assert len(files) == 4
+    assert sum(file.stat().st_size for file in files) < 100_000
+    for file in files:
+        alpha = np.asarray(Image.open(file))[..., 3]
+        assert 0.1 < (alpha > 127).mean() < 0.7, file
+
+
+@pytest.mark.parametrize("curve", [hdr.PQ, hdr.HLG])
+def test_greys_of_high_dynamic_range_are_those_of_the_same_light_on_a_standard_display(tmp_path, curve):
+    """Graded as ITU-R BT.2408 places standard range in high: white at 203 cd/m^2, shown with a gamma of 2.4."""
+    greys = np.array([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
+    write_hdr(tmp_path / "clip.mp4", [(level_of(203 * grey**2.4, curve), 512, 512) for grey in greys], curve)
+    pixels = frame_at(tmp_path / "clip.mp4", 0)[32, 32::64]
+    np.testing.assert_allclose(pixels, np.repeat(255 * greys[:, None], 3, axis=1), atol=1.5)
+
+
+def test_colours_of_high_dynamic_range_keep_their_saturation():
+    """Primaries of BT.709 as a display of BT.2020 shows them (ITU-R BT.2087), at half of reference white."""
+    to_bt2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
+    colours = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0.2, 0.5, 0.9]])
+    light = 0.5 * 203 * colours @ to_bt2020.T
+    levels = [[(level_of(x, hdr.PQ) - 64) / 876 for x in row] for row in light]
+    found = hdr.to_sdr(np.uint16(65280 * np.array(levels)), hdr.PQ)
+    np.testing.assert_allclose(found, 255 * (0.5 * colours) ** (1 / 2.4), atol=2)
+
+
+def level_of(light: float, curve: int) -> int:
+    """The level, in 10 bits of narrow range, that means so many cd/m^2 of grey (the inverse formulas of BT.2100)."""
+    if curve == hdr.PQ:
+        power = (max(light, 0) / 10_000) ** 0.1593017578125
+        level = ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+    else:
+        scene = (light / 1000) ** (1 / 1.2)
+        level = (3 * scene) ** 0.5 if scene <= 1 / 12 else 0.17883277 * np.log(12 * scene - 0.28466892) + 0.55991073
+    return 64 + round(876 * level)
+
+
+def write_hdr(path, patches: list[tuple[int, int, int]], curve: int) -> None:
+    """Patches of 64 x 64 pixels side by side, each a triple of 10-bit levels, tagged as BT.2020."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=10, options={"crf": "4", "x265-params": "log-level=error"})
+        stream.width, stream.height, stream.pix_fmt = 64 * len(patches), 64, "yuv420p10le"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = 9, 9, curve, 1
+        frame = av.VideoFrame(stream.width, 64, "yuv420p10le")
+        for i, plane in enumerate(frame.planes):
+            row = np.repeat([patch[i] for patch in patches], 32 if i else 64).astype(np.uint16)
+            rows = np.zeros((plane.height, plane.line_size // 2), np.uint16)
+            rows[:, : len(row)] = row
+            plane.update(rows.tobytes())
+        frame.pts, frame.colorspace, frame.color_range = 0, 9, 1
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

@@ -218,6 +218,17 @@ class Processor:
             arrays["loss_mask"] = (place >= len(tokens)) & (place < length)
         return arrays
 
+    def most_tokens(self, prompts: Sequence[str], images: Sequence[int]) -> list[int]:
+        """The most tokens that each prompt can take with so many images, whatever their sizes."""
+        texts = [self.template.text(prompt, count) for prompt, count in zip(prompts, images, strict=True)]
+        lengths = map(len, self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        return [length + count * (self._blocks(count) - 1) for length, count in zip(lengths, images, strict=True)]
+
+    def _blocks(self, images: int) -> int:
+        """The most merged blocks of one of several images."""
+        share = self.max_patches // self.vision.merge_unit // max(1, images)
+        return min(self.max_pixels // self.vision.pixel_unit**2, share)
+
     def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 

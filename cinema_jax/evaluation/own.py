@@ -1,0 +1,202 @@
+"""A run on a user's own videos, measured on the clips that it held out, by features that need no other network."""
+
+import dataclasses
+import html
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from cinema_jax import parts
+from cinema_jax.data.example import Conditions, Reference
+from cinema_jax.data.images import letterbox
+from cinema_jax.data.output import visible, write_video
+from cinema_jax.errors import InputError
+from cinema_jax.evaluation import videos
+from cinema_jax.evaluation.videos import Video
+from cinema_jax.sampling import Request, Sampler, Settings
+from cinema_jax.training.reports import held_out_conditions
+from cinema_jax.training.run import Run
+
+# Levels of each colour that are told apart.
+_LEVELS = 6
+# Of the frame's shorter side: windows in which a subject is looked for, and the steps between them.
+_WINDOWS, _STRIDE = (0.4, 0.6, 0.9), 0.15
+# What each figure is called for people.
+_TITLES = {
+    "likeness": "subjects whose colours are likest their own reference",
+    "chance": "the same by chance",
+    "sharpness": "sharpness, of the real clips'",
+    "motion": "change from frame to frame, of the real clips'",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A held-out clip: what it is asked by, and its frames."""
+
+    id: str
+    told: Conditions
+    real: Video
+
+
+def held_out(run: Run, settings: Settings, most: int | None) -> list[Clip]:
+    """The clips that the run held out, in its manifest's order, the first `most` of them.
+
+    Raises:
+        InputError: they are not there any more, or other sizes are asked for than the run's.
+    """
+    data = run.config.data
+    if (settings.frames, settings.height, settings.width) != (data.frames, data.height, data.width):
+        raise InputError("held-out clips are compared at the run's own size: leave frames, height and width out")
+    source = run.source("validation")
+    chosen = range(min(most or len(source), len(source)))
+    return [Clip(source.id(i), held_out_conditions(run, source, i), source.video(i)) for i in chosen]
+
+
+def evaluate(run: Run, sampler: Sampler, settings: Settings, output: Path, *, batch: int, most: int | None) -> str:
+    """Generate a video for each held-out clip, compare it with the real one, and write page and figures.
+
+    Returns the figures as text.
+    """
+    clips = held_out(run, settings, most)
+    about = {"suite": "own", "digests": videos.digests(sampler), "settings": dataclasses.asdict(settings)}
+    videos.claim(output, about | {"clips": [clip.id for clip in clips]})
+    begun, made = time.monotonic(), []
+    for start in tqdm(range(0, len(clips), batch), desc="generate", unit="batch"):
+        now = clips[start : start + batch]
+        filled = now + now[:1] * (batch - len(now))  # one shape, one compilation
+        requests = [Request(c.told.prompt, c.told.references, seed=start + i) for i, c in enumerate(filled)]
+        made += list(sampler(requests, settings))[: len(now)]
+    real = [clip.real for clip in clips]
+    kinds = {"generated": made, "real": real, "reconstructed": videos.reconstruct(sampler, real, batch)}
+    told = [clip.told for clip in clips]
+    found = {kind: figures(them, real, told) for kind, them in kinds.items()}
+    losses = {
+        stage: {name: value for name, value in (run.finished(stage) or {}).items() if name.startswith("eval_")}
+        for stage in run.config.stages
+    }
+    seconds = round(time.monotonic() - begun, 1)
+    parts.write_json(
+        output / "figures.json",
+        about | {"clips": [clip.id for clip in clips], "figures": found, "losses": losses, "seconds": seconds},
+    )
+    text = table(found, losses, len(clips))
+    _write_page(output, clips, made, run.config.data.fps, text, f"{run.workdir}: {len(clips)} held-out clips")
+    return text
+
+
+def figures(shown: Sequence[Video], real: Sequence[Video], told: Sequence[Conditions]) -> dict[str, float | None]:
+    """What a kind of videos reaches: see `_TITLES`. None where it cannot be said."""
+    wins, chances = [], []
+    references = [reference for one in told for reference in one.references]
+    for video, one in zip(shown, told, strict=True):
+        for own in one.references:
+            # Another picture of a subject of this name may show the same one.
+            others = [other for other in references if _name(other) not in {_name(each) for each in one.references}]
+            if others:
+                windows = _windows(video)
+                scores = np.array([_likeness(windows, each) for each in (own, *others)])
+                wins.append(float(scores[0] > scores[1:].max()))
+                chances.append(1 / len(scores))
+    return {
+        "likeness": float(np.mean(wins)) if wins else None,
+        "chance": float(np.mean(chances)) if chances else None,
+        "sharpness": _ratio(_sharpness, shown, real),
+        "motion": _ratio(_motion, shown, real),
+    }
+
+
+def _name(reference: Reference) -> str:
+    return reference.noun or reference.subject
+
+
+def _ratio(measure: Any, shown: Sequence[Video], real: Sequence[Video]) -> float | None:
+    theirs = np.mean([measure(video) for video in real])
+    return float(np.mean([measure(video) for video in shown]) / theirs) if theirs else None
+
+
+def _sharpness(video: Video) -> float:
+    """Mean difference of neighbouring pixels, in grey levels."""
+    grey = video.astype(np.float32).mean(axis=-1)
+    return float(np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=2)).mean())
+
+
+def _motion(video: Video) -> float:
+    """Mean difference of neighbouring frames, in grey levels."""
+    return float(np.abs(np.diff(video.astype(np.float32), axis=0)).mean()) if len(video) > 1 else 0.0
+
+
+def _likeness(windows: Float[np.ndarray, "windows colours"], reference: Reference) -> float:
+    """How much of the subject's colours the best window has: histogram intersection, of 1."""
+    mask = np.ones(reference.image.shape[:2], bool) if reference.mask is None else reference.mask > 127
+    own = _histogram(reference.image[mask if mask.any() else ~mask])
+    return float(np.minimum(windows, own).sum(axis=1).max())
+
+
+def _windows(video: Video) -> Float[np.ndarray, "windows colours"]:
+    """The colours of windows of three frames."""
+    found = []
+    for frame in video[:: max(1, len(video) // 2)][:3]:
+        side = min(frame.shape[:2])
+        step = max(1, round(_STRIDE * side))
+        for size in (round(share * side) for share in _WINDOWS):
+            for top in range(0, frame.shape[0] - size + 1, step):
+                for left in range(0, frame.shape[1] - size + 1, step):
+                    found.append(_histogram(frame[top : top + size, left : left + size].reshape(-1, 3)))
+    return np.stack(found)
+
+
+def _histogram(pixels: UInt8[np.ndarray, "pixels 3"]) -> Float[np.ndarray, " colours"]:
+    """The share of each colour."""
+    levels = pixels.astype(np.int32) * _LEVELS // 256
+    codes = (levels[:, 0] * _LEVELS + levels[:, 1]) * _LEVELS + levels[:, 2]
+    return np.bincount(codes, minlength=_LEVELS**3) / len(codes)
+
+
+def table(found: dict[str, dict[str, float | None]], losses: dict[str, dict[str, float]], clips: int) -> str:
+    """The figures as plain text."""
+    rows = [["", *found], *([title, *(_text(found[kind][name]) for kind in found)] for name, title in _TITLES.items())]
+    width = max(len(row[0]) for row in rows)
+    lines = ["  ".join([row[0].ljust(width), *(x.ljust(13) for x in row[1:])]).rstrip() for row in rows]
+    for stage, values in losses.items():
+        if values:
+            lines.append(f"{stage}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    if found["real"]["likeness"] is None:
+        lines.append("likeness needs held-out clips with subjects of different names (noun, or else subject)")
+    return "\n".join([f"{clips} held-out clips", *lines])
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _write_page(folder: Path, clips: Sequence[Clip], made: Sequence[Video], fps: float, text: str, title: str) -> None:
+    """`index.html`: of each clip references, the real and the generated video, side by side and looping."""
+    rows = []
+    for number, (clip, video) in enumerate(zip(clips, made, strict=True)):
+        for kind, frames in (("real", clip.real), ("generated", video)):
+            file = folder / kind / f"{number:03d}.mp4"
+            write_video(file, visible(frames, fps, file, loop=1)[0], fps)
+        side = 256
+        pictures = [letterbox(r.image, r.mask, side, side) for r in clip.told.references]
+        if pictures:
+            (folder / "references").mkdir(exist_ok=True)
+            Image.fromarray(np.concatenate(pictures, axis=1)).save(folder / "references" / f"{number:03d}.png")
+        shown = f'<img src="references/{number:03d}.png" alt="references" height="160">' if pictures else ""
+        for kind in ("real", "generated"):
+            playing = f'title="{kind}" height="160" autoplay loop muted playsinline'
+            shown += f'<video src="{kind}/{number:03d}.mp4" {playing}></video>'
+        rows.append(f"<p>{shown}<br>{html.escape(clip.id)}: {html.escape(clip.told.prompt)}</p>")
+    (folder / "index.html").write_text(
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width"><style>body{font:14px sans-serif}'
+        "pre{overflow:auto}img,video{margin-right:12px}</style>"
+        f"<h1>{html.escape(title)}</h1><pre>{html.escape(text)}</pre>"
+        f"<p>references | real video | generated video</p>{''.join(rows)}\n"
+    )

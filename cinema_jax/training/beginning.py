@@ -1,0 +1,94 @@
+"""What can be known to be wrong with a run before anything is encoded or trained, each in one sentence."""
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+from cinema_jax import parts
+from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_manifest
+from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.errors import InputError
+from cinema_jax.training.run import Run
+from cinema_jax.training.stages import STAGES
+from cinema_jax.training.state import trainable
+
+
+def check(run: Run) -> None:
+    """Check the stages that are still to be run: their parts, their data, and that its texts are not too long.
+
+    Raises:
+        InputError: parts that do not fit each other or the config, a part without weights that no stage trains, a
+            manifest or a split that cannot be used, texts for which the config has no room, each with its line.
+    """
+    todo = [stage for stage in run.config.stages if run.finished(stage) is None]
+    _check_parts(run, todo)
+    if run.config.data.source == "folder":
+        for one in run.buckets:
+            for split in ("train", "validation"):
+                if not len(one.source(split)) and split == "train":
+                    raise one.no_clip()
+        _check_texts(run, todo)
+
+
+def _check_parts(run: Run, todo: Sequence[str]) -> None:
+    begun: set[str] = set()
+    structure = functools.cache(lambda name, config: parts.structure(name, config)[1])
+    for stage in todo:
+        needed = STAGES[stage].needed(run.config)
+        configs = {name: run.part_config(name) for name in needed}
+        run.check_fit(configs)
+        shapes = {path: leaf for name in needed for path, leaf in structure(name, configs[name]).items()}
+        begun |= {path.split("/")[0] for path in trainable(shapes, getattr(run.config, stage).trainable)[0]}
+        if missing := [name for name in needed if name not in begun and run.folder(name) is None]:
+            raise no_weights(stage, missing[0])
+
+
+def no_weights(stage: str, part: str) -> InputError:
+    """What is wrong where a stage would use a part that nobody has trained."""
+    return InputError(
+        f"{stage}: the {part} has no weights and is not trained here: name them as config.weights.{part}, or a "
+        "checkpoint that has them as config.init"
+    )
+
+
+def check_weights(stage: str, origins: Mapping[str, str], trained: Collection[str]) -> None:
+    """Raises `InputError` where a part is frozen in a stage, though nothing but random numbers is there for it."""
+    for name, origin in origins.items():
+        if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
+            raise no_weights(stage, name)
+
+
+def _check_texts(run: Run, todo: Sequence[str]) -> None:
+    data, preprocessor = run.config.data, run.preprocessor()
+    file, entries = manifest_file(data.path), read_manifest(data.path, data.max_references, data.follow_links)
+    found = []
+    for texts, room, field, name in _readings(run, todo, preprocessor, entries):
+        for entry, length in zip(entries, texts, strict=True):
+            if length > room:
+                found.append(
+                    (entry.line, f'{file}:{entry.line}: "{name}" takes {length} tokens; {field} has room for {room}')
+                )
+    if found:
+        messages = [message for _, message in sorted(found)]
+        more = [f"... and {len(messages) - MAX_PROBLEMS} more"] if len(messages) > MAX_PROBLEMS else []
+        raise InputError("\n".join([*messages[:MAX_PROBLEMS], *more]))
+
+
+def _readings(
+    run: Run, todo: Sequence[str], preprocessor: Preprocessor, entries: Sequence[Entry]
+) -> Iterator[tuple[list[int], int, str, str]]:
+    """What the stages read of all entries: (tokens of each, most that there is room for, its field, the entry's)."""
+    condition, captions = run.config.condition, [entry.caption for entry in entries]
+    prompts, own = [entry.prompt for entry in entries], [entry.prompt != entry.caption for entry in entries]
+    text, field = preprocessor.text_lengths, "config.condition.text_tokens"
+    if {"t5", "pretrain", "align"} & set(todo):
+        yield text(captions), condition.text_tokens, field, "caption"
+    if "t5" in todo or ("finetune" in todo and condition.conditioner == "t5"):
+        yield [n * new for n, new in zip(text(prompts), own, strict=True)], condition.text_tokens, field, "prompt"
+    if not {"align", "finetune"} & set(todo) or condition.conditioner != "mllm" or preprocessor.processor is None:
+        return
+    counts = [len({reference.subject for reference in entry.references}) for entry in entries]
+    most: Callable = preprocessor.processor.most_tokens
+    field = "config.condition.mllm_tokens"
+    yield most(prompts, counts), condition.mllm_tokens, field, "prompt with its references"
+    if "align" in todo:
+        yield most(captions, [0] * len(entries)), condition.mllm_tokens, field, "caption"

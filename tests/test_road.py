@@ -1,0 +1,154 @@
+"""The road of own videos, by the commands of README and docs/tutorial.md; nothing but steps and sizes is changed."""
+
+import json
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from clips import write_clip
+from tiny import process_environment
+
+from cinema_jax.config import parse
+from cinema_jax.data.video import probe
+
+ROOT = Path(__file__).parent.parent
+# The park is held out.
+CLIPS = ("garden", "meadow", "park")
+PICTURE = {"videos/rabbit.png": "examples/blue_bird.png"}
+SMALL = [
+    *("--config.data.frames=5", "--config.data.height=32", "--config.data.width=32", "--config.flow.sample_steps=2"),
+    *(f"--config.{stage}.steps=2" for stage in ("pretrain", "align", "finetune")),
+    *(f"--config.{stage}.batch_size=2" for stage in ("pretrain", "align", "finetune")),
+]
+
+
+def videos(folder: Path) -> Path:
+    """Three clips, each with one subject: a box in a frame of another clip."""
+    folder.mkdir()
+    lines = []
+    for i, name in enumerate(CLIPS):
+        write_clip(folder / f"{name}.mp4", frames=20, fps=10)
+        reference = {"video": f"{CLIPS[i - 1]}.mp4", "frame": 3, "box": [8, 8, 40, 40], "subject": "dog"}
+        line = {"video": f"{name}.mp4", "caption": f"a brown dog with long ears runs over the {name} after a ball"}
+        lines.append(json.dumps({**line, "prompt": f"the dog runs over the {name}", "references": [reference]}))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def documented(file: str, start: str, **names: object) -> list[str]:
+    """The first command of a document that starts so, with the document's names replaced."""
+    text = (ROOT / file).read_text().replace("\\\n", " ")
+    line = next(line for line in text.splitlines() if line.startswith(f"python -m {start}"))
+    for name, value in names.items():
+        line = line.replace(name, str(value))
+    return shlex.split(line)[1:]
+
+
+def ran(command: list[str], status: int = 0) -> str:
+    """What a command said."""
+    environment = process_environment() | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """The documented command, small."""
+    folder = tmp_path_factory.mktemp("road")
+    command = documented(
+        "README.md", "cinema_jax.train --config=configs/demo.py:folder ", DIR=videos(folder / "videos")
+    )
+    command[-1] = f"--workdir={folder / 'mine'}"
+    return [*command, *SMALL]
+
+
+@pytest.fixture(scope="module")
+def workdir(train):
+    """What it leaves."""
+    said = ran(train)
+    workdir = Path(train[len(train) - len(SMALL) - 1].removeprefix("--workdir="))
+    assert f"python -m cinema_jax.generate --checkpoint={workdir} --reference=" in said
+    return workdir
+
+
+def test_a_caption_that_is_too_long_is_named_with_its_line_before_anything_is_encoded(train, tmp_path):
+    folder = videos(tmp_path / "videos")
+    with (folder / "manifest.jsonl").open("a") as manifest:
+        manifest.write(json.dumps({"video": "park.mp4", "id": "long", "caption": "kaleidoscope " * 20}) + "\n")
+    paths = [f"--config.data.path={folder}", f"--workdir={tmp_path / 'run'}"]
+    said = ran([*train, *paths], status=2)
+    assert 'manifest.jsonl:4: "caption" takes 241 tokens; config.condition.text_tokens has room for 96' in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_length_that_the_weights_do_not_have_is_one_sentence(train, tmp_path):
+    wrong = [f"--workdir={tmp_path / 'run'}", "--config.stages=('align',)"]
+    said = ran([*train, *wrong], status=2)
+    told = "weights/demo_pretrain/parts/dit reads 48 text tokens: set config.condition.text_tokens=48"
+    assert said.strip().splitlines()[-1].endswith(told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_is_lengthened(workdir, train):
+    said = ran([*train, "--config.finetune.steps=3", "--amend"])
+    assert "finetune goes on from step 2 to 3 (2 before)" in said
+    assert json.loads((workdir / "stages/finetune.json").read_text())["steps"] == 3
+
+
+def test_a_video_is_generated(workdir, tmp_path):
+    command = documented(
+        "docs/tutorial.md", "cinema_jax.generate", **{"runs/mine": workdir, **PICTURE, "rabbit.mp4": tmp_path / "a.mp4"}
+    )
+    said = ran([*command, "--steps=2"])
+    assert "5 frames of 32x32 at 8 frames/s, enlarged x8 and played 7 times" in said
+    assert (probe(tmp_path / "a.mp4").height, probe(tmp_path / "a.mp4").frames) == (256, 35)
+
+
+def test_evaluate_shows_the_clips_that_were_held_out(workdir, tmp_path):
+    output = tmp_path / "evaluation"
+    command = ["-m", "cinema_jax.evaluate", f"--checkpoint={workdir}", f"--output={output}", "--batch_size=1"]
+    said = ran([*command, "--steps=1"])
+    assert "1 held-out clips" in said
+    found = json.loads((output / "figures.json").read_text())
+    assert found["clips"] == ["park.mp4@0"]
+    assert found["figures"]["real"]["sharpness"] == 1
+    assert found["losses"]["finetune"].keys() >= {"eval_loss"}
+    page = (output / "index.html").read_text()
+    assert all(f"{kind}/000.mp4" in page and (output / kind / "000.mp4").exists() for kind in ("real", "generated"))
+
+
+def test_every_component_of_the_export_opens_with_the_class_that_model_index_names(workdir, tmp_path):
+    command = documented(
+        "docs/tutorial.md", "cinema_jax.convert export", **{"runs/mine": workdir, "exported": tmp_path / "out"}
+    )
+    ran(command)
+    index = json.loads((tmp_path / "out/model_index.json").read_text())
+    components = {name: value for name, value in index.items() if not name.startswith("_")}
+    assert set(components) >= {"tokenizer", "text_encoder", "transformer", "vae", "scheduler"}
+    for name, (library, kind) in components.items():
+        getattr(import_module(library), kind).from_pretrained(tmp_path / "out", subfolder=name)
+    said = ran(
+        [
+            *documented(
+                "docs/tutorial.md",
+                "cinema_jax.generate",
+                **{"runs/mine": tmp_path / "out", **PICTURE, "rabbit.mp4": tmp_path / "b.mp4"},
+            ),
+            "--steps=2",
+        ]
+    )
+    assert "5 frames of 32x32" in said
+
+
+def test_the_config_to_copy_is_one(tmp_path):
+    code = (ROOT / "docs/your_data.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 15
+    scope: dict = {}
+    exec(code, scope)
+    assert parse(scope["get_config"]()).finetune.steps == 2000
