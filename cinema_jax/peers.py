@@ -101,8 +101,9 @@ class Peers:
         if now - self._reached > seconds:
             since = f"has not answered for {now - self._reached:.0f} s"
             return f"{self._name(0)}, by which all others meet, is gone or out of reach: it {since}"
+        # Up to the last look: where this process itself was held up, it cannot tell.
         others = self._seen.keys() - self._left - {self.me}
-        seen = {i: self._seen[i] for i in others if now - self._seen[i][1] > seconds}
+        seen = {i: self._seen[i] for i in others if self._reached - self._seen[i][1] > seconds}
         if not seen:
             return None
         process = min(seen, key=lambda i: seen[i][1])

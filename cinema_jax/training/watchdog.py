@@ -36,11 +36,15 @@ class Watchdog:
         peers.doing(what)
 
     def _watch(self) -> None:
+        suspected = False
         while True:
             time.sleep(min(1.0, self.seconds / 4))
             what, limit, deadline = self._now
-            if silent := peers.silent(SILENT):
+            silent = peers.silent(SILENT)
+            # Twice: a process that was held up itself looks anew first.
+            if silent and suspected:
                 self._end(f"{silent}; {peers.GOES_ON}")
+            suspected = bool(silent)
             if time.monotonic() > deadline:
                 faulthandler.dump_traceback()
                 behind = peers.behind()
