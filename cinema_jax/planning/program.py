@@ -14,8 +14,6 @@ from cinema_jax.axes import WEIGHTS
 from cinema_jax.cinema import Cinema
 from cinema_jax.diffusion.guidance import guidance_coefficients
 from cinema_jax.diffusion.samplers import start
-from cinema_jax.errors import InputError
-from cinema_jax.exchange.fit import fits
 from cinema_jax.sampling import Sampler, needed_parts
 from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
@@ -51,8 +49,7 @@ def part_configs(run: Run, names: tuple[str, ...]) -> dict[str, Any]:
         return dataclasses.replace(getattr(run.config, f"{name}_model"), **outer_sizes(name, size, run.config))
 
     configs = {name: size(name) for name in names}
-    if wrong := [sentence for right, sentence in fits(configs) if not right]:
-        raise InputError("; ".join(wrong))
+    run.check_fit(configs)
     return configs
 
 
@@ -60,7 +57,7 @@ def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     """The train step of a stage on `mesh`, which may be of devices that are not at hand."""
     stage, config = STAGES[stage_name], getattr(run.config, stage_name)
     cinema = Cinema(run.config, part_configs(run, stage.needed(run.config)))
-    trained, frozen = state.trained(cinema.shapes, config)
+    trained, frozen = stage.trained(run.config, cinema.shapes)
     optimizer = make_optimizer(config.optimizer, config.steps)
     params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.state_dtype) for path in trained}
     held = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.dtype) for path in frozen}

@@ -9,7 +9,6 @@ from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
-from cinema_jax.training.state import trainable
 
 
 def check(run: Run) -> None:
@@ -37,7 +36,7 @@ def _check_parts(run: Run, todo: Sequence[str]) -> None:
         configs = {name: run.part_config(name) for name in needed}
         run.check_fit(configs)
         shapes = {path: leaf for name in needed for path, leaf in structure(name, configs[name]).items()}
-        begun |= {path.split("/")[0] for path in trainable(shapes, getattr(run.config, stage).trainable)[0]}
+        begun |= {path.split("/")[0] for path in STAGES[stage].trained(run.config, shapes)[0]}
         if missing := [name for name in needed if name not in begun and run.folder(name) is None]:
             raise no_weights(stage, missing[0])
 

@@ -90,8 +90,7 @@ class Trainer:
         needed = stage.needed(run.config)
         configs, params, self.origins = run.load_parts(needed, stage.name)
         self.cinema = Cinema(run.config, configs)
-        trained, _ = state.trained(params, self.config)
-        stage.check_trainable(run.config, params)
+        trained, _ = stage.trained(run.config, params)
         check_weights(stage.name, self.origins, trained)
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         distributed.agree(f"the weights that {stage.name} starts from", self.digests)

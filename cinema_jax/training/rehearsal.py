@@ -137,8 +137,7 @@ def _cinema(run: Run, stage: str) -> Cinema:
 def _abstract(run: Run, stage: str, mesh: Mesh) -> tuple[Cinema, Optimizer, dict[str, Any], dict[str, Any]]:
     """The networks, the optimizer, and shapes of trained and of frozen parameters on the mesh."""
     cinema, config = _cinema(run, stage), getattr(run.config, stage)
-    trained, frozen = state.trainable(cinema.shapes, config.trainable)
-    state.trainable(trained, [pattern for pattern, _ in config.optimizer.rates], "optimizer.rates")
+    trained, frozen = STAGES[stage].trained(run.config, cinema.shapes)
     origins = {name: "random" if run.folder(name) is None else "there" for name in cinema.part_configs}
     check_weights(stage, origins, trained)
 

@@ -22,7 +22,7 @@ from cinema_jax.models.aligner.model import alignment_loss
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 from cinema_jax.numerics import at_least_fp32, token_log_likelihood
 from cinema_jax.training.optimizer import Optimizer
-from cinema_jax.training.state import TrainState
+from cinema_jax.training.state import TrainState, trained
 from cinema_jax.training.step import Share, TrainStep, make_train_step
 
 Metrics = dict[str, Float[Array, ""] | Share]
@@ -56,6 +56,17 @@ class Stage:
         """The parts that the loss of such a run can teach: T5 and not the AlignerNet, where that reads no prompt."""
         reads_t5 = self.name == "finetune" and config.condition.conditioner == "t5"
         return tuple("t5" if reads_t5 and part == "aligner" else part for part in self.teaches)
+
+    def trained(self, config: Config, paths: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Parameter paths that the stage trains, and the rest, in order.
+
+        Raises:
+            InputError: a pattern of `trainable` or of the rates that is none, matches nothing, or names parameters
+                that have no gradient.
+        """
+        paths = list(paths)
+        self.check_trainable(config, paths)
+        return trained(paths, getattr(config, self.name))
 
     def check_trainable(self, config: Config, paths: Iterable[str]) -> None:
         """Refuse patterns of parameters that have no gradient: weight decay alone would move them.
