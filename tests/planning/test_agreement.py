@@ -54,6 +54,8 @@ def config_of(changes):
     for stage in (values.mllm, values.pretrain):
         stage.batch_size = 8
     values.mllm.image_batch_size = 8
+    # Nobody has weights here.
+    values.pretrain.trainable = (".*",)
     values.update_from_flattened_dict(changes)
     return parse(values)
 

@@ -167,7 +167,7 @@ def test_a_host_without_the_memory_does_not_fit(tpus, tmp_path):
 
 def test_held_out_batches_that_do_not_split_lie_whole_on_every_chip(tpus, tmp_path):
     values = tiny_values()
-    values.finetune.batch_size = 16
+    values.stages, values.finetune.batch_size = ("finetune",), 16
     target = planner.Target("v5e:4x4")
     mesh = planner.mesh_of(Run(parse(values), tmp_path), target)
     cinema = planner.train_program(Run(parse(values), tmp_path), "finetune", mesh).cinema
