@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import sys
+import threading
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -101,8 +102,7 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
             _end(128 + error.number, str(error), str(error) if error.alone else "")
         except Exception as error:
             if trouble := storage_trouble(error):
-                sentence = f"{trouble}; what was saved before is intact"
-                _end(2, f"error: {sentence}", sentence)
+                _end_for_storage(trouble)
             if not distributed.several():
                 raise
             # What another one says of its end tells more than the collective that failed without it.
@@ -148,7 +148,18 @@ def storage_trouble(error: BaseException | None) -> str | None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Orbax's threads log the errors that they hand on: a full disk is told in the main thread, once."""
-    return not (record.exc_info and storage_trouble(record.exc_info[1]))
+    trouble = storage_trouble(record.exc_info[1]) if record.exc_info else None
+    if trouble and distributed.several():
+        # The main thread would hear of it when Orbax has given up waiting for the others, who wait for this process.
+        timer = threading.Timer(peers.GRACE_SECONDS, _end_for_storage, [trouble])
+        timer.daemon = True
+        timer.start()
+    return not trouble
+
+
+def _end_for_storage(trouble: str) -> NoReturn:
+    sentence = f"{trouble}; what was saved before is intact"
+    _end(2, f"error: {sentence}", sentence)
 
 
 class _AboveBars(logging.Handler):
