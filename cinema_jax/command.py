@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
@@ -98,16 +99,14 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
             main()
         except InputError as error:
             # A file that could not be read for now is not a wrong one.
-            _end_if_it_passes(passing_error(error))
-            _end(2, f"error: {error}", str(error))
+            _end_as(_of_storage(passing_error(error)) or peers.Word(2, str(error)))
         except Interrupted as error:
             # One that all have agreed on is told by each.
             _end(128 + error.number, str(error), str(error) if error.alone else "")
         except Exception as error:
             if trouble := storage_trouble(error):
-                sentence = f"{trouble}; what was saved before is intact"
-                _end(2, f"error: {sentence}", sentence)
-            _end_if_it_passes(error)
+            if word := _of_storage(error):
+                _end_as(word)
             if not distributed.several():
                 raise
             # What another one says of its end tells more than the collective that failed without it.
@@ -131,6 +130,11 @@ def _end(status: int, message: str, word: str = "") -> NoReturn:
     if distributed.several():
         peers.leave(status)
     sys.exit(status)
+
+
+def _end_as(word: peers.Word) -> NoReturn:
+    """End this process, and the others, with what the word says."""
+    _end(word.status, f"error: {word.sentence}", word.sentence)
 
 
 def underscored(argument: str) -> str:
@@ -170,17 +174,24 @@ def _said(error: BaseException, words: Iterable[int], numbers: Iterable[int] = (
     return next((os.strerror(number) for number in numbers if number in told), None)
 
 
-def _end_if_it_passes(error: BaseException | None) -> None:
-    """Trouble that passes ends the command with a status on which launchers start it again."""
+def _of_storage(error: BaseException | None) -> peers.Word | None:
+    """How a command ends for trouble of its storage: for what passes, with a status on which launchers start again."""
+    if trouble := storage_trouble(error):
+        return peers.Word(2, f"{trouble}; what was saved before is intact")
     if trouble := passing_trouble(error):
-        sentence = f"{trouble}, which may pass: the same command goes on from what was saved before"
-        _end(1, f"error: {sentence}", sentence)
+        return peers.Word(1, f"{trouble}, which may pass: the same command goes on from what was saved before")
+    return None
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Orbax's threads log the errors that they hand on: trouble of the disk is told in the main thread, once."""
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or not (storage_trouble(error) or passing_trouble(error))
+    word = _of_storage(record.exc_info[1]) if record.exc_info else None
+    if word and distributed.several():
+        # The main thread would hear of it when Orbax has given up waiting for the others, who wait for this process.
+        timer = threading.Timer(peers.GRACE_SECONDS, _end_as, [word])
+        timer.daemon = True
+        timer.start()
+    return not word
 
 
 class _AboveBars(logging.Handler):
