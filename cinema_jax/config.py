@@ -69,11 +69,6 @@ class DataConfig:
     workers: int = option(0, "Processes that make examples, for data that holds Python's lock; 0: threads alone.")
     threads: int = option(2, "Threads that prepare batches.")
 
-    def of_clips(self) -> dict[str, Any]:
-        """The fields that decide how a clip looks. Cached latents stay good where only others change."""
-        fields = "source", "path", "subjects", "shares", "frames", "height", "width", "fps", "max_references"
-        return {name: getattr(self, name) for name in fields}
-
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
