@@ -1,6 +1,5 @@
 """A user's own clips: a folder with a `manifest.jsonl`, as a `Source`."""
 
-import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -109,7 +108,7 @@ class Folder:
         """When the frames begin: with the clip if it is held out, else anywhere, in whole frames, where all fit in."""
         if entry.id in self._held:
             return entry.start
-        end = _duration(entry.video)
+        end = probe(entry.video).duration
         spare = (end if entry.end is None else min(entry.end, end)) - entry.start
         # A little slack: lengths are sums of rounded time stamps.
         starts = 1 + max(0, math.floor(spare * self._fps + 0.01) - self._frames)
@@ -166,11 +165,6 @@ def _of_bucket(entries: Sequence[Entry], buckets: Sequence[Bucket], bucket: int,
             ", ".join(entry.id for entry in unfit[:10]) + (", ..." if len(unfit) > 10 else ""),
         )
     return tuple(found[bucket])
-
-
-@functools.cache
-def _duration(path: Path) -> float:
-    return probe(path).duration
 
 
 def _check_length(path: Path, entry: Entry, frames: int, fps: float | int) -> None:

@@ -102,6 +102,18 @@ def test_second_views_come_as_often_as_asked_and_only_while_there_is_room(folder
     assert 8 < sum(len(names) == 3 for names in views(folder, second_view=0.5)) < 32
 
 
+def test_transparency_leaves_no_background_and_a_mask_beside_the_picture_does(folder):
+    cutout = Image.open(folder / "red.png").convert("RGBA")
+    cutout.putalpha(Image.open(folder / "mask.png"))
+    cutout.save(folder / "cutout.png")
+    frame = {"video": "b.mp4", "frame": 1, "subject": "d"}
+    pictures = [{"image": "cutout.png", "subject": "b"}, {"image": "cutout.png", "mask": "mask.png", "subject": "c"}]
+    write(folder, {**GOOD, "references": [red(), red(mask="mask.png"), *pictures, frame]})
+    references = load(folder).references(0)
+    assert [reference.background for reference in references] == [True, True, False, False, True]
+    assert [reference.mask is None for reference in references] == [True, False, False, False, True]
+
+
 def names(data):
     return {data.id(i) for i in range(len(data))}
 
@@ -146,7 +158,7 @@ def test_parts_of_one_video_alone_are_held_out_with_a_warning(folder, caplog):
 def test_one_clip_cannot_be_divided(folder):
     write(folder, {"video": "a.mp4", "caption": "c"})
     for split in ("train", "validation"):
-        with pytest.raises(InputError, match="validation_fraction 0.3 of 1 example leaves none for training or none"):
+        with pytest.raises(InputError, match=r"validation_fraction 0\.3 of 1 example leaves none for training or none"):
             load(folder, split=split, validation_fraction=0.3)
     assert len(load(folder, split="train", validation_fraction=0)) == 1
     with pytest.raises(InputError, match="validation_fraction is 0"):
