@@ -93,9 +93,13 @@ def _digest(value: object) -> str:
 
 def _known(folder: Path) -> dict[str, tuple[Path, int]]:
     """The latents that lie in the folder: of each key the file and the row."""
-    notes = {note.with_suffix(".npy"): json.loads(note.read_text()) for note in sorted(folder.glob("*.json"))}
-    # Those of older versions have no keys.
-    return {key: (file, row) for file, found in notes.items() for row, key in enumerate(found.get("keys", ()))}
+    known: dict[str, tuple[Path, int]] = {}
+    for file in sorted(folder.glob("*.npy")):
+        if (notes := file.with_suffix(".json")).exists():
+            # Those of older versions have no keys.
+            keys = json.loads(notes.read_text()).get("keys", ())
+            known |= {key: (file, row) for row, key in enumerate(keys)}
+    return known
 
 
 def _share(file: Path, process: int) -> Path:
@@ -126,8 +130,8 @@ def _encode_share(
     mine = _of_process(todo, process, jax.process_count())
     row = {index: place if process else index for place, index in enumerate(mine)}
     # An empty file cannot be mapped.
-    shape = (max(1, len(mine)), *shape[1:]) if process else shape
-    values = np.lib.format.open_memmap(_share(file, process), mode="w+", dtype=np.float32, shape=shape)
+    room = (max(1, len(mine)), *shape[1:]) if process else shape
+    values = np.lib.format.open_memmap(_share(file, process), mode="w+", dtype=np.float32, shape=room)
     rejected: list[tuple[int, str]] = []
     for indices, clips in _clips(source, mine, batch_size, threads, name, rejected) if mine else ():
         watchdog.begin(f"encoding {name} videos from number {indices[0]} on")
