@@ -89,8 +89,8 @@ def test_splits_of_buckets_are_those_of_the_folder(tmp_path, fraction):
         size = {"frames": frames, "height": height, "width": width, "fps": 8.0, "max_references": references}
         both = {"buckets": buckets, "bucket": number, "validation_fraction": fraction}
         output = Output(epath.Path(tmp_path / str(number)))
-        source = Folder(tmp_path, split="all", **size, **both)
-        assert Preparation(source, output, {**size, "shape": [2, 8, 4, 3]}, 4).run(encode, (0, 1), 2, 2)
+        source, key = Folder(tmp_path, split="all", **size, **both), {**size, "shape": [2, height // 8, width // 8, 3]}
+        assert Preparation(source, output, key, 4).run(encode, (0, 1), 2, 2)
         for split in ("train", "validation"):
             theirs = Folder(tmp_path, split=split, **size, **both)
             ours = Records(str(output.path), split=split, of_bucket=True, validation_fraction=fraction, **size)
