@@ -46,7 +46,7 @@ def test_nothing_that_the_mask_hides_gets_into_the_subject(hidden, size):
     config = AugmentConfig(min_scale=0.5, rotation=45.0, max_side=300, **COLOURLESS)
     for seed in range(20):
         changed = augment_reference(replace(reference, image=image), np.random.default_rng(seed), config)
-        # Red on white: no pixel is a darker red, but for up to 3 levels in each of three resamplings, and what green and
+        # Red on white: no pixel is a darker red, but for up to 3 levels in each of three resamplings; what green and
         # blue there is comes from the white.
         shown = on_white(changed.image, changed.mask).astype(int)
         assert shown[..., 0].min() > 240
