@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,7 +96,7 @@ class Folder:
         """All that the frames of `video(index)` follow from: they change only where this does."""
         entry = self._entries[index]
         file = entry.video.stat()
-        where = [entry.video.relative_to(self._root).as_posix(), file.st_size, file.st_mtime_ns]
+        where = [os.path.relpath(entry.video, self._root), file.st_size, file.st_mtime_ns]
         cut = [entry.id, entry.start, entry.end, entry.id in self._held]
         return [*where, *cut, self._frames, self._height, self._width, self._fps]
 

@@ -1,6 +1,7 @@
 """`manifest.jsonl`: reading and checking the description of a folder of clips before anything is trained on it."""
 
 import json
+import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Entry:
     # The clip is this part of the video, in seconds; `end` None: to its end.
     start: float
     end: float | None
-    # Clips of one group are held out together: given, or the video's path in the folder.
+    # Clips of one group are held out together: given, or the video as the line names it.
     group: str
     caption: str
     prompt: str
@@ -131,7 +132,7 @@ def _entry(root: Path, text: str, line: int, max_references: int) -> Entry:
         video=video,
         start=start,
         end=end,
-        group=_text(record, "group", "") if "group" in record else video.relative_to(root).as_posix(),
+        group=_text(record, "group", "") if "group" in record else posixpath.normpath(record["video"]),
         caption=caption,
         prompt=_text(record, "prompt", "") if "prompt" in record else caption,
         references=parsed,
