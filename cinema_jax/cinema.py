@@ -52,6 +52,10 @@ class Cinema:
             self.graphs[name], shapes = parts.structure(name, part_config)
             self.shapes |= shapes
 
+    def held(self, params: Params) -> Params:
+        """Parameters that nobody trains in the type in which they lie on the devices: what the config computes in."""
+        return {path: x.astype(self.dtype) for path, x in params.items()}
+
     def part(self, params: Params, name: str) -> Any:
         """The module of a part, holding its share of `params`, in the type that the config computes in."""
         own = {}

@@ -3,22 +3,26 @@
 import errno
 import logging
 import os
+import re
 import sys
 import traceback
 from argparse import ArgumentParser
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from cinema_jax import distributed
-from cinema_jax.errors import InputError
+from cinema_jax import distributed, peers
+from cinema_jax.errors import STORAGE_ALONE, InputError, passing_error
 from cinema_jax.training.interruption import Interrupted
 
-# Errors of the disk, not of the program.
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+Result = TypeVar("Result")
+
+# Errors of the disk that stay until somebody mends them; libraries below say most of them in words of their own.
+LASTING_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+LASTING = (*LASTING_WORDS, errno.EACCES, errno.EPERM)
 # Large allocations in huge pages: XLA maps its temporaries anew every step, and page faults were a fifth of a CPU step.
 TUNABLES = "glibc.malloc.hugetlb=1"
 # How a run finds its other processes: name, type, default and meaning.
@@ -42,6 +46,21 @@ def start_processes(options: Any = flags.FLAGS) -> None:
     """Join the other processes of this command, if there are any; before jax is asked for its devices."""
     names = [name for name, *_ in PROCESS_FLAGS]
     distributed.start(**{name: getattr(options, name) for name in names})
+    peers.start()
+
+
+def started_after(read: Callable[[], Result]) -> Result:
+    """What `read` returns, and the other processes joined; before jax is asked for its devices.
+
+    What is wrong with it the others are to hear, too: they would wait for this process.
+    """
+    try:
+        result = read()
+    except InputError:
+        start_processes()
+        raise
+    start_processes()
+    return result
 
 
 def compilation_cache_flag(default: str) -> flags.FlagHolder:
@@ -78,24 +97,25 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
                 raise app.UsageError(f"unexpected argument {arguments[1]!r}; options start with --")
             main()
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            _end(2)
+            # A file that could not be read for now is not a wrong one.
+            _end_if_it_passes(passing_error(error))
+            _end(2, f"error: {error}", str(error))
         except Interrupted as error:
-            print(error, file=sys.stderr)
-            _end(128 + error.number)
+            # One that all have agreed on is told by each.
+            _end(128 + error.number, str(error), str(error) if error.alone else "")
         except Exception as error:
             if trouble := storage_trouble(error):
-                print(f"error: {trouble}; what was saved before is intact", file=sys.stderr)
-                _end(2)
+                sentence = f"{trouble}; what was saved before is intact"
+                _end(2, f"error: {sentence}", sentence)
+            _end_if_it_passes(error)
             if not distributed.several():
                 raise
+            # What another one says of its end tells more than the collective that failed without it.
+            if word := peers.why():
+                _end(word.status, f"error: {word.sentence}")
             traceback.print_exc()
-            print(
-                f"error: {distributed.name()} failed, or lost another one, with {type(error).__name__}; the same "
-                "command goes on from the last checkpoint",
-                file=sys.stderr,
-            )
-            _end(1)
+            sentence = f"failed, or lost another one, with {type(error).__name__}"
+            _end(1, f"error: {distributed.name()} {sentence}; {peers.GOES_ON}", sentence)
 
     if parser:
         flags.FLAGS.mark_as_parsed()
@@ -103,9 +123,13 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
     app.run(entry, argv=[underscored(argument) for argument in sys.argv])
 
 
-def _end(status: int) -> NoReturn:
+def _end(status: int, message: str, word: str = "") -> NoReturn:
+    """End this process with a message; where there are others, with a word for them that ends them, too."""
     if distributed.several():
-        distributed.leave(status)
+        peers.end(status, word)
+    print(message, file=sys.stderr)
+    if distributed.several():
+        peers.leave(status)
     sys.exit(status)
 
 
@@ -118,18 +142,45 @@ def underscored(argument: str) -> str:
 def storage_trouble(error: BaseException | None) -> str | None:
     """The system's own words where an error, or one that led to it, is a disk that is full or not to be written."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in STORAGE:
+        if isinstance(error, OSError) and error.errno in LASTING:
             return f"{error.filename or 'the disk'}: {os.strerror(error.errno)}"
-        # Libraries below report it in a text of their own.
-        if found := next((os.strerror(number) for number in STORAGE if os.strerror(number) in str(error)), None):
+        if found := _said(error, LASTING_WORDS, LASTING):
             return f"the disk: {found}"
         error = error.__cause__ or error.__context__
     return None
 
 
+def passing_trouble(error: BaseException | None) -> str | None:
+    """The same where it is storage that is out of reach for now: a bucket's mount, or a disk behind a network."""
+    if found := passing_error(error):
+        return f"{found.filename or 'the storage'}: {os.strerror(found.errno)}"
+    while error is not None:
+        if said := _said(error, STORAGE_ALONE):
+            return f"the storage: {said}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _said(error: BaseException, words: Iterable[int], numbers: Iterable[int] = ()) -> str | None:
+    """What a library below says of one of these errors, in the system's words or with its number."""
+    if found := next((os.strerror(number) for number in words if os.strerror(number) in str(error)), None):
+        return found
+    # "Permission denied" alone may be an account's; as tensorstore, Rust and Python number it, it is a file's.
+    told = {int(number) for number in re.findall(r"\b(?:[Oo][Ss] error|Errno) (\d+)\b", str(error))}
+    return next((os.strerror(number) for number in numbers if number in told), None)
+
+
+def _end_if_it_passes(error: BaseException | None) -> None:
+    """Trouble that passes ends the command with a status on which launchers start it again."""
+    if trouble := passing_trouble(error):
+        sentence = f"{trouble}, which may pass: the same command goes on from what was saved before"
+        _end(1, f"error: {sentence}", sentence)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
-    """Orbax's threads log the errors that they hand on: a full disk is told in the main thread, once."""
-    return not (record.exc_info and storage_trouble(record.exc_info[1]))
+    """Orbax's threads log the errors that they hand on: trouble of the disk is told in the main thread, once."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not (storage_trouble(error) or passing_trouble(error))
 
 
 class _AboveBars(logging.Handler):

@@ -102,6 +102,11 @@ class ConditionConfig:
     text_tokens: int = option(226, "Tokens of the text block: T5's length and the AlignerNet's latents.")
     text_dropout: float = option(0.1, "How often training replaces the prompt by the empty one.")
     reference_dropout: float = option(0.1, "How often training leaves the references out.")
+    joint_dropout: float = option(
+        0.0,
+        "How often training does both at once, whatever the other two say: they are drawn independently, so that 0.1 "
+        "each is 0.01 for both, which guidance then asks for at every step.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +134,7 @@ class FlowConfig:
     tiled_decoding: bool = option(
         False, "Decode videos in overlapping tiles (CogVideoX' VAE): less memory, not quite equal."
     )
-    dynamic_guidance: bool = option(False, "With ddim and dpm: let the scales grow in the course of sampling.")
+    dynamic_guidance: bool = option(False, "With ddim and dpm: let scales above 1 grow in the course of sampling.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +349,8 @@ def _validate(config: Config) -> None:
             raise InputError(f"config.stages holds {stage!r}; accepted: {', '.join(STAGES)}")
         if stage in config.stages[:i]:
             raise InputError(f"config.stages holds {stage!r} twice")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"config.seed is {config.seed}; it must be from 0 to {2**32 - 1}")
     data = config.data
     _frames("config.data.frames", data.frames)
     for name in ("height", "width", "reference_height", "reference_width"):
@@ -371,7 +378,7 @@ def _validate(config: Config) -> None:
         raise InputError(
             f"config.flow.solver is {config.flow.solver!r}, which needs config.flow.prediction=v_prediction"
         )
-    for name in ("text_dropout", "reference_dropout"):
+    for name in ("text_dropout", "reference_dropout", "joint_dropout"):
         if not 0 <= getattr(config.condition, name) < 1:
             raise InputError(f"config.condition.{name} is {getattr(config.condition, name)}; it must lie in [0, 1)")
     if not 0 < config.t5.corruption < 1:
@@ -398,3 +405,9 @@ def _validate(config: Config) -> None:
                 raise InputError(
                     f"config.{stage}.{name} is {getattr(getattr(config, stage), name)}; it must be at least 1"
                 )
+        section = getattr(config, stage)
+        if isinstance(section, ImageFirstStageConfig) and not 0 <= section.image_steps <= section.steps:
+            raise InputError(
+                f"config.{stage}.image_steps is {section.image_steps}; it must be from 0 to config.{stage}.steps, "
+                f"{section.steps}"
+            )

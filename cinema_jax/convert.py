@@ -39,6 +39,12 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
     sub.add_argument(
         "--checkpoint", required=True, help="A run's --workdir, an import, a pipeline of diffusers, or packaged."
     )
+    sub.add_argument(
+        "--init",
+        default="",
+        help="Where the parts that the run did not train lie on this machine, if they are not where its config says: a "
+        "folder or hub repository as config.init takes.",
+    )
     sub.add_argument("--output", type=Path, required=True, help=new)
     sub.add_argument("--max-shard-size", default="5GB", help="Of one file; default: %(default)s.")
     sub.add_argument(
@@ -73,7 +79,7 @@ def _export(options: argparse.Namespace) -> None:
     from cinema_jax.training.run import Run
 
     export_checkpoint(
-        Run.load(parts.checkpoint_folder(options.checkpoint)),
+        Run.load(parts.checkpoint_folder(options.checkpoint), options.init),
         options.output,
         weights=options.weights,
         dtype=dtype(bfloat16 if options.dtype == "bfloat16" else options.dtype) if options.dtype else None,

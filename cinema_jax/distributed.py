@@ -30,10 +30,12 @@ ENVIRONMENT = {
 }
 # After so long without a sign of life of its machine a process is taken for dead, and jax ends the others.
 HEARTBEAT_SECONDS = 100
-# The first process holds the others' meeting place: when it ends early it lets them say first why they do.
-LINGER_SECONDS = 5
+# The first process holds the others' meeting place: when it ends early it lets them end first, for so long.
+LINGER_SECONDS = 10
 # A file that one host wrote may take so long to show on another, through the caches of a network's file system.
 VISIBLE_SECONDS = 60
+# For what others compile or read meanwhile; those that have died are noticed by other means.
+EXCHANGE_SECONDS = 3600
 
 
 def start(
@@ -127,14 +129,20 @@ def _has_tpu() -> bool:
     return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and bool(importlib.util.find_spec("libtpu"))
 
 
-def leave(status: int) -> NoReturn:
-    """End this process, one of several, whatever the others do. Where it is the first, a little later than the rest."""
+def leave(status: int, others_left: Callable[[], bool] = lambda: False) -> NoReturn:
+    """End this process, one of several, whatever the others do. Where it is the first, a little later than the rest.
+
+    Args:
+        others_left: whether the first one need not wait any longer.
+    """
     import jax
 
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.process_index() == 0:
-        time.sleep(LINGER_SECONDS)
+        deadline = time.monotonic() + LINGER_SECONDS
+        while time.monotonic() < deadline and not others_left():
+            time.sleep(0.2)
     # Python's own way out would wait for processes that may be gone.
     os._exit(status)
 
@@ -157,6 +165,67 @@ def name() -> str:
     return f"process {jax.process_index()} of {jax.process_count()} ({socket.gethostname()})"
 
 
+def store() -> Any:
+    """jax's key-value store, which process 0 holds: there processes reach each other without their devices.
+
+    jax has no public name for it. None where it is not as in jax 0.10: then nothing is told there, and nothing heard.
+    """
+    try:
+        from jax._src.distributed import global_state
+    except ImportError:
+        return None
+    client = getattr(global_state, "client", None)
+    needed = ("key_value_set", "key_value_dir_get", "blocking_key_value_get", "wait_at_barrier")
+    return client if all(hasattr(client, name) for name in needed) else None
+
+
+def coordinator_refuses() -> bool:
+    """Whether nobody listens any more where process 0 should; False where that cannot be told within a second."""
+    from jax._src.distributed import global_state
+
+    host, _, port = global_state.coordinator_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def put(key: str, value: Any) -> None:
+    """Leave something that JSON can say in the store. Raises RuntimeError where process 0 cannot be reached."""
+    store().key_value_set(f"cinema_jax/{key}", json.dumps(value), allow_overwrite=True)
+
+
+def told(folder: str) -> dict[int, Any]:
+    """What each process has left in the store as `folder/<process>`, by its number; raises like `put`."""
+    found = store().key_value_dir_get(f"cinema_jax/{folder}/")
+    return {int(key.rpartition("/")[2]): json.loads(value) for key, value in found}
+
+
+def exchange(what: str, value: Any) -> dict[int, Any]:
+    """What each process says, by its number, through the store: also of processes that could not compute together.
+
+    All must call this, once for each `what`, with anything that JSON can say.
+    """
+    if not several() or store() is None:
+        return dict(enumerate(gather(value)))
+    import jax
+
+    put(f"{what}/{jax.process_index()}", value)
+    keys = {i: f"cinema_jax/{what}/{i}" for i in range(jax.process_count())}
+    return {i: json.loads(store().blocking_key_value_get(key, EXCHANGE_SECONDS * 1000)) for i, key in keys.items()}
+
+
+def meet(what: str, seconds: int = EXCHANGE_SECONDS) -> None:
+    """Wait until all processes are here, without their devices, once for each `what`; RuntimeError after so long."""
+    if several() and store() is not None:
+        store().wait_at_barrier(f"cinema_jax/{what}", seconds * 1000)
+    else:
+        together(what)
+
+
 def together(what: str) -> None:
     """Wait until all processes are here."""
     if several():
@@ -171,22 +240,25 @@ def gather(value: Any) -> list[Any]:
         return [value]
     from jax.experimental import multihost_utils
 
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    # With its index: that jax puts the processes in their order is only jax's habit.
+    text = np.frombuffer(json.dumps([sys.modules["jax"].process_index(), value]).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(text)))
     # Powers of two: each length is a program of its own to the compiler.
     padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
     padded[: len(text)] = text
     rows = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    said = dict(json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True))
+    return [said[index] for index in sorted(said)]
 
 
 def agree(what: str, value: Any) -> None:
     """Raises InputError in all processes where they differ in `value` (anything that JSON can say)."""
-    digests = gather(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
-    if other := [index for index, digest in enumerate(digests) if digest != digests[0]]:
+    if not several():
+        return
+    said = gather([hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest(), name()])
+    if other := [name for digest, name in said if digest != said[0][0]]:
         raise InputError(
-            f"processes {', '.join(map(str, other))} differ from process 0 in {what}: start all with the same command, "
-            "code and data"
+            f"{', '.join(other)} and process 0 differ in {what}: start all with the same command, code and data"
         )
 
 
@@ -209,16 +281,21 @@ def check_shared(folder: Path) -> None:
     token = gather(time.time_ns())[0]
     file = folder / f"shared-{token}"
     in_first(file.touch)
-    deadline = time.monotonic() + VISIBLE_SECONDS
-    while not (seen := file.exists()) and time.monotonic() < deadline:
-        time.sleep(1)
-    blind = [index for index, sees in enumerate(gather(seen)) if not sees]
+    blind = [index for index, sees in enumerate(gather(becomes_visible(file))) if not sees]
     in_first(file.unlink)
     if blind:
         raise InputError(
             f"processes {', '.join(map(str, blind))} do not see the {folder} of process 0: --workdir must lie on a "
             "file system that all hosts share"
         )
+
+
+def becomes_visible(file: Path) -> bool:
+    """Whether a file or folder that another process has made shows here, too, soon enough."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not (seen := file.exists()) and time.monotonic() < deadline:
+        time.sleep(1)
+    return seen
 
 
 def largest(value: int) -> Any:
@@ -228,7 +305,9 @@ def largest(value: int) -> Any:
     mesh, take = _maximum()
     pieces = [jax.device_put(np.int32([value]), device) for device in jax.local_devices()]
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device"))
-    return take(jax.make_array_from_single_device_arrays((mesh.size,), sharding, pieces))
+    # The run's own mesh has the same devices in another order, which jax refuses to mix.
+    with jax.set_mesh(mesh):
+        return take(jax.make_array_from_single_device_arrays((mesh.size,), sharding, pieces))
 
 
 def fetch(array: Any) -> np.ndarray:

@@ -1,7 +1,17 @@
 """The error a user can mend: its message is one sentence that stands without a stack trace."""
 
+import errno
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+# Errors of storage behind a network (a bucket's mount, NFS) that pass by themselves. Nothing but storage has the first;
+# the others are a network's, and storage's where they come with a file.
+STORAGE_ALONE = tuple(getattr(errno, name) for name in ("EIO", "ESTALE", "EREMOTEIO") if hasattr(errno, name))
+_NETWORK = (
+    *("EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN"),
+    *("ENETRESET", "ENETUNREACH", "ENOLINK", "ENOTCONN", "ETIMEDOUT"),
+)
+NETWORK = tuple(getattr(errno, name) for name in _NETWORK if hasattr(errno, name))
 
 
 class InputError(ValueError):
@@ -9,6 +19,19 @@ class InputError(ValueError):
 
     Commands print the message alone; the data loader counts these and takes another example.
     """
+
+
+def passing_error(error: BaseException | None) -> OSError | None:
+    """The error, or one that led to it, that is storage out of reach for now; None where there is no such.
+
+    FFmpeg's do not count: it says EIO of a file that is cut short.
+    """
+    while error is not None:
+        of_system = isinstance(error, OSError) and not type(error).__module__.startswith("av.")
+        if of_system and (error.errno in STORAGE_ALONE or (error.errno in NETWORK and error.filename)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def unsupported(said: Mapping[str, Any], fixed: Mapping[str, Any], known: Iterable[str]) -> list[str]:

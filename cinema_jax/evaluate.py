@@ -24,7 +24,7 @@ OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "Folder of the generated videos and the page that shows them; if not given, CHECKPOINT/evaluation, or "
-    "evaluation for the packaged demo.",
+    "evaluation for the packaged demo and for repositories of the hub.",
 )
 JSON = flags.DEFINE_string("json", None, "Where to write all figures; OUTPUT/figures.json if not given.")
 CASES = flags.DEFINE_integer("cases", None, "Prompts of each number of subjects, if not all.", lower_bound=2)
@@ -49,7 +49,7 @@ def main() -> None:
     from cinema_jax.sampling import sampler_of
     from cinema_jax.training.run import Run
 
-    run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value))
+    run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value), sampling_flags.INIT.value)
     if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
         raise InputError(f"{run.workdir} reads no references, so there is no identity to measure")
     sampling_flags.keep_compiled()
@@ -60,10 +60,13 @@ def main() -> None:
 
 
 def _beside(checkpoint: Path) -> Path:
-    """Where the report goes: into the checkpoint, unless that is part of the installed project."""
+    """Where the report goes: into the checkpoint, unless that is the installed project's or the hub's cache."""
+    from huggingface_hub import constants
+
     from cinema_jax import parts
 
-    return Path("evaluation") if parts.PACKAGED in checkpoint.parents else checkpoint / "evaluation"
+    others = parts.PACKAGED, Path(constants.HF_HUB_CACHE)
+    return Path("evaluation") if set(others) & set(checkpoint.parents) else checkpoint / "evaluation"
 
 
 def _critters(sampler: Any, settings: Any, output: Path) -> None:

@@ -22,7 +22,7 @@ REFERENCE = flags.DEFINE_multi_string(
 PROMPT = flags.DEFINE_string("prompt", None, "What happens.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What to steer away from.")
 OUTPUT = flags.DEFINE_string("output", "out.mp4", "Where to write: .mp4, .gif, .png (numbered frames) or a folder.")
-SEED = flags.DEFINE_integer("seed", 0, "Decides the noise.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Decides the noise.", lower_bound=0, upper_bound=2**32 - 1)
 FRAMES = flags.DEFINE_integer("frames", None, "Frames, 4k+1; as in training if not given.")
 HEIGHT = flags.DEFINE_integer("height", None, "Pixels, a multiple of 16; as in training if not given.")
 WIDTH = flags.DEFINE_integer("width", None, "Pixels, a multiple of 16; as in training if not given.")
@@ -44,7 +44,7 @@ def main() -> None:
     from cinema_jax.sampling import Request, sampler_of
     from cinema_jax.training.run import Run
 
-    run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value))
+    run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value), sampling_flags.INIT.value)
     if not pictures and run.config.condition.conditioner != "t5":
         raise InputError("no --reference was given; name at least one picture of a subject")
     sampling_flags.keep_compiled()

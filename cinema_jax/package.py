@@ -8,7 +8,6 @@ The first writes VAE, T5, MLLM and tokenizer, whichever the run has trained, to 
 the run has trained or read from elsewhere than the package, and its config, to `cinema_jax/assets/demo` or a folder.
 """
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,18 +51,26 @@ def _write_whole(run: Any, output: Path) -> None:
     from cinema_jax import parts
     from cinema_jax.config import to_dict
     from cinema_jax.errors import InputError
+    from cinema_jax.exchange.pipelines import without_sources
+    from cinema_jax.exchange.sources import copy_companions
 
     needed = {"aligner", "dit"} if DEMO.value else {"dit"}
     if missing := sorted(part for part in needed if not (run.workdir / "parts" / part).is_dir()):
         raise InputError(f"{run.workdir} holds no trained {' and no '.join(missing)} in its parts/")
-    chosen = [part for part in parts.KINDS if run.folder(part) not in (None, parts.part_folder(part, "packaged"))]
-    for part in chosen:
-        _write(run, part, output / "parts" / part)
-    for part in set(parts.KINDS) - set(chosen):
+    names = (*parts.KINDS, *parts.TOKENIZERS)
+    packaged = [name for name in names if run.folder(name) == parts.part_folder(name, "packaged")]
+    chosen = [name for name in names if name not in packaged and run.folder(name) is not None]
+    for name in chosen:
+        if name in parts.TOKENIZERS:
+            copy_companions(run.folder(name), output / "parts" / name)
+        else:
+            _write(run, name, output / "parts" / name)
+    for name in set(names) - set(chosen):
         # Of an earlier run that was packaged here: it would be taken for this one's.
-        shutil.rmtree(output / "parts" / part, ignore_errors=True)
-    weights = dataclasses.replace(run.config.weights, **dict.fromkeys(chosen, ""))
-    parts.write_json(output / "config.json", to_dict(dataclasses.replace(run.config, weights=weights, init="")))
+        shutil.rmtree(output / "parts" / name, ignore_errors=True)
+    config = without_sources(to_dict(run.config))
+    config["weights"].update(dict.fromkeys(packaged, "packaged"))
+    parts.write_json(output / "config.json", config)
 
 
 def _write(run: Any, part: str, folder: Path) -> None:

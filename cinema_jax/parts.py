@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from cinema_jax import distributed, weights
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, passing_error
 from cinema_jax.exchange import hub
 from cinema_jax.models.aligner import model as aligner
 from cinema_jax.models.aligner import weights as aligner_weights
@@ -255,10 +255,15 @@ def write(name: str, config: Any, params: Mapping[str, Array], folder: Path, dty
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The fields of a JSON file; InputError when it cannot be read or holds no object."""
+    """The fields of a JSON file; InputError when it cannot be read or holds no object.
+
+    Raises OSError where the storage is out of reach for now: then nothing is known of the file.
+    """
     try:
         values = json.loads(file.read_text())
     except (OSError, ValueError) as error:
+        if passing_error(error):
+            raise
         raise InputError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file} holds no object with fields")

@@ -25,7 +25,10 @@ COUNT = flags.DEFINE_integer("process_count", None, "How many processes there ar
 
 def main() -> None:
     """Make this process's share of the records."""
-    config = parse(CONFIG.value)
+    values = CONFIG.value
+    # What the config leaves open is what --manifest says.
+    values.data.path = values.data.path or MANIFEST.value
+    config = parse(values)
     command.start_processes()
     # Imported here, so that a wrong config is refused before the slow libraries are loaded.
     from cinema_jax.training.preparing import prepare

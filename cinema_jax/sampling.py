@@ -19,7 +19,7 @@ from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.diffusion import flow
 from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Solver, Spacing
 from cinema_jax.diffusion.discrete import discrete_start, discrete_step, discrete_steps, dynamic_guidance
-from cinema_jax.diffusion.guidance import Branch, guidance_coefficients, guided
+from cinema_jax.diffusion.guidance import Branch, branch_factors, guidance_coefficients, guided
 from cinema_jax.diffusion.samplers import sample_steps, solver_step, solver_steps, time_grid
 from cinema_jax.errors import InputError
 from cinema_jax.models.layers import platform
@@ -74,8 +74,9 @@ def sampler_of(run: Run) -> "Sampler":
             f"{run.workdir} holds no trained {' and no '.join(missing)} yet: let its training finish first"
         )
     configs, params, _ = run.load_parts(needed)
-    placed = {path: jax.device_put(np.asarray(x)) for path, x in params.items()}
-    return Sampler(Cinema(run.config, configs), placed, run.preprocessor())
+    cinema = Cinema(run.config, configs)
+    placed = {path: jax.device_put(np.asarray(x)) for path, x in cinema.held(params).items()}
+    return Sampler(cinema, placed, run.preprocessor())
 
 
 class Sampler:
@@ -125,18 +126,27 @@ class Sampler:
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
     ) -> Float[Array, "B F H W C"]:
         """The same before the VAE decodes them."""
-        coefficients = guidance_coefficients(settings.guidance_text, settings.guidance_reference)
-        conditions = {branch: self.conditions(requests, branch) for branch in coefficients}
+        branches, factors = self.guidance(settings)
+        conditions = {branch: self.conditions(requests, branch) for branch in branches}
         vae = self.cinema.part(self.params, "vae")
         shape = vae.latent_shape(settings.frames, settings.height, settings.width)
         keys = jnp.stack([jax.random.key(request.seed, impl="threefry2x32") for request in requests])
         noise = flow.sample_noise(keys, shape)
         if settings.solver in DISCRETE_SOLVERS:
-            return self._discrete(noise, keys, settings, conditions, progress)
-        factors = jnp.asarray(list(coefficients.values()))
-        step = functools.partial(self.step, self.params, tuple(coefficients), factors, conditions)
+            return self._discrete(noise, keys, settings, conditions, factors, progress)
+        step = functools.partial(self.step, self.params, branches, jnp.asarray(factors[0]), conditions)
         *_, latents = progress(sample_steps(step, noise, self._flow_steps(settings)))
         return latents
+
+    def guidance(self, settings: Settings) -> tuple[tuple[Branch, ...], Float[np.ndarray, "steps branches"]]:
+        """The branches that take part, and their factors in each step: they sum to 1."""
+        scales, flow = (settings.guidance_text, settings.guidance_reference), self.cinema.config.flow
+        branches, count = tuple(guidance_coefficients(*scales)), settings.steps
+        of_steps = [scales] * count
+        if settings.solver in DISCRETE_SOLVERS and flow.dynamic_guidance:
+            timesteps = self.cinema.config.schedule.timesteps(count)
+            of_steps = [tuple(dynamic_guidance(scale, count, int(t)) for scale in scales) for t in timesteps]
+        return branches, np.array([branch_factors(branches, *scales) for scales in of_steps], np.float32)
 
     def _flow_steps(self, settings: Settings) -> Float[np.ndarray, "steps 9"]:
         config = self.cinema.config
@@ -145,19 +155,14 @@ class Sampler:
         grid = time_grid(settings.steps, shift=config.flow.shift, smallest=float(smallest), spacing=settings.spacing)
         return solver_steps(settings.solver, grid)
 
-    def _discrete(self, z, keys, settings: Settings, conditions, progress) -> Float[Array, "B F H W C"]:
+    def _discrete(self, z, keys, settings: Settings, conditions, factors, progress) -> Float[Array, "B F H W C"]:
         """As the transformer's own pipeline samples it."""
         config, state, noise = self.cinema.config, discrete_start(z), None
         rows = discrete_steps(settings.solver, config.schedule, settings.steps)
         for i, row in progress(enumerate(rows)):
-            scales = settings.guidance_text, settings.guidance_reference
-            if config.flow.dynamic_guidance:
-                scales = [dynamic_guidance(scale, settings.steps, int(row[0])) for scale in scales]
-            factors = guidance_coefficients(*scales)
-            factors = jnp.asarray([factors.get(branch, 0.0) for branch in conditions])
             if settings.solver == "dpm":
                 noise = flow.sample_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1), z.shape[1:])
-            state = self._discrete_step(self.params, tuple(conditions), factors, conditions, state, row, noise)
+            state = self._discrete_step(self.params, tuple(conditions), factors[i], conditions, state, row, noise)
         return state.z
 
     def conditions(self, requests: Sequence[Request], branch: Branch) -> Conditions:

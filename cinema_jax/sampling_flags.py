@@ -15,6 +15,12 @@ CHECKPOINT = flags.DEFINE_string(
     "The --workdir of a finished training run, an import, or a folder (or hub repository) in the layout of diffusers; "
     '"packaged": the demo that ships with the project.',
 )
+INIT = flags.DEFINE_string(
+    "init",
+    "",
+    "Where the parts that the checkpoint's run did not train lie on this machine, if they are not where its config "
+    "says: a folder or hub repository as config.init takes.",
+)
 _STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own number if not given.", lower_bound=1)
 _SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "How the noise is taken away; the run's own if not given.")
 _GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance towards the prompt; 1 means none.")

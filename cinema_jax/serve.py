@@ -46,7 +46,7 @@ def _serve(folder: Path, asked: dict[str, Any]) -> None:
     from cinema_jax.web.studio import Studio
 
     checkpoint = sampling_flags.CHECKPOINT.value
-    run = Run.load(parts.checkpoint_folder(checkpoint))
+    run = Run.load(parts.checkpoint_folder(checkpoint), sampling_flags.INIT.value)
     sampling_flags.keep_compiled()
     studio = Studio(run, sampler_of(run), checkpoint, asked)
     examples = write_examples(folder, studio.most)

@@ -27,18 +27,23 @@ PROFILE = flags.DEFINE_string(
     "WORKDIR/profile.",
 )
 WANDB = flags.DEFINE_string("wandb", "", "A project of Weights & Biases that gets the metrics, too.")
+CHECK = flags.DEFINE_bool(
+    "check",
+    False,
+    "Train nothing: compare the hosts, and try links, data, one step and a checkpoint. It leaves compiled programs in "
+    "their cache, and nothing else.",
+)
 CACHE = command.compilation_cache_flag("WORKDIR/compilation_cache")
 
 
 def main() -> None:
     """Train the stages of the config that are not finished yet."""
-    config = parse(CONFIG.value)
-    command.start_processes()
+    config = command.started_after(lambda: parse(CONFIG.value))
     # Imported here, so that a wrong config is refused before the slow libraries are loaded.
     import jax
 
     from cinema_jax import compilation
-    from cinema_jax.training import loop, watchdog
+    from cinema_jax.training import check, loop, watchdog
     from cinema_jax.training.profile import parse_steps
     from cinema_jax.training.run import Run
     from cinema_jax.training.wandb import WandB, check_installed
@@ -47,6 +52,12 @@ def main() -> None:
     profile_steps = parse_steps(PROFILE.value, max(lengths, default=0))
     if WANDB.value:
         check_installed()
+    if CHECK.value:
+        watchdog.start(HANG.value)
+        compilation.keep(CACHE.value, f"{WORKDIR.value}/compilation_cache")
+        check.check_and_tell(config, Path(WORKDIR.value))
+        return
+    check.refuse_unlike(config, Path(WORKDIR.value))
     run = Run.open(config, Path(WORKDIR.value))
     compilation.keep(CACHE.value, f"{WORKDIR.value}/compilation_cache")
     watchdog.start(HANG.value)

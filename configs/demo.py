@@ -120,7 +120,7 @@ def stage(
     section = config[name]
     section.steps, section.ema_decay = steps, average
     optimizer = section.optimizer
-    optimizer.name, optimizer.schedule = "muon", "cosine"
+    optimizer.name, optimizer.beta1, optimizer.schedule = "muon", 0.95, "cosine"
     optimizer.learning_rate, optimizer.warmup_steps, optimizer.final_fraction = rate, warmup, final
 
 

@@ -43,7 +43,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         raise ValueError(f"configs/demo_ablation.py has no variant {variant!r}; accepted: {', '.join(VARIANTS)}")
     config = demo.get_config()
     if variant == "t5":
-        config.condition.conditioner = "t5"
+        config.condition.conditioner, config.finetune.trainable = "t5", ("dit/.*",)
     elif variant == "no_entities":
         config.condition.entities = False
     elif variant == "random_aligner":

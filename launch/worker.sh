@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh runs on each TPU VM. It keeps, in ~/cinema_run, the newest run's log, process id and exit code.
+# What tpu_vm.sh runs on each TPU VM. It keeps, in ~/cinema_run, the newest run's command, log, process and exit code.
 #
 #   worker.sh install [URL [REVISION]]   the package from ~/cinema_jax.tar.gz, or from a git repository
 #   worker.sh start WORKDIR [OPTIONS]    python -m cinema_jax.train OPTIONS --workdir=WORKDIR, in the background;
 #                                        gs://BUCKET/x anywhere in them is /gcs/BUCKET/x, by Cloud Storage FUSE
-#   worker.sh status                     one line: CINEMA <host> running | exit <code> | lost | idle
-#   worker.sh logs                       the end of the newest log
+#   worker.sh status                     one line: CINEMA <host> running | exit <code> | lost | idle (WORKDIR OPTIONS)
+#   worker.sh status WORKDIR [OPTIONS]   the same of that run alone: idle where the newest one is another, busy while
+#                                        another one goes on
+#   worker.sh logs [LINES]               the end of the newest log
 #   worker.sh stop                       SIGTERM: training saves and ends with exit code 143
 set -euo pipefail
 
@@ -53,9 +55,10 @@ start() {
     exit 2
   fi
   if [[ "$*" == *gs://* ]]; then mount_buckets; fi
-  set -- "${@//gs:\/\//$BUCKETS/}"
   mkdir -p "$RUN"
   rm -f "$RUN/exit_code"
+  words "$@" >"$RUN/command"
+  set -- "${@//gs:\/\//$BUCKETS/}"
   local log
   log=$RUN/$(date -u +%Y%m%dT%H%M%S).log
   ln -sfn "$log" "$RUN/newest.log"
@@ -85,8 +88,12 @@ keep_log() {
   fi
 }
 
+# A command in one line that no other command has.
+words() { printf '%q ' "$@"; }
+
 status() {
-  local state=idle
+  local state=idle kept=
+  if [[ -f $RUN/command ]]; then kept=$(<"$RUN/command"); fi
   if running; then
     state=running
   elif [[ -f $RUN/exit_code ]]; then
@@ -95,10 +102,19 @@ status() {
     # The VM was started anew, or the training's keeper killed.
     state=lost
   fi
+  if (($# == 0)); then
+    state+=${kept:+" (${kept% })"}
+  elif [[ $kept != "$(words "$@")" ]]; then
+    case $state in
+      # A look at all hosts belongs to the run that it comes before.
+      running) [[ $kept == "$(words "$@" --check)" ]] || state=busy ;;
+      *) state=idle ;;
+    esac
+  fi
   echo "CINEMA $(hostname) $state"
 }
 
-logs() { tail -n 50 "$RUN/newest.log" | sed "s/^/$(hostname): /"; }
+logs() { tail -n "${1:-50}" "$RUN/newest.log" | sed "s/^/$(hostname): /"; }
 
 stop() {
   running || return 0

@@ -1,4 +1,4 @@
-"""A whole CogVideoX pipeline as diffusers publishes it, with tiny random weights."""
+"""A whole CogVideoX pipeline as diffusers publishes it, and a Qwen2-VL, with tiny random weights."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,17 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+)
 
 from cinema_jax.diffusion.schedule import NoiseSchedule, schedule_to_hf
+from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
 
 SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
 PROMPT = "a small rabbit runs over the meadow"
@@ -76,3 +84,24 @@ def pipeline(folder: Path, rotary: bool, scheduler: str) -> CogVideoXPipeline:
     made.save_pretrained(folder / "pipeline")
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def qwen(folder: Path, width: int = 64, vocab_size: int = 120) -> None:
+    """A tiny random Qwen2-VL as transformers saves it, and a tokenizer, which has more words than 120."""
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": vocab_size,
+            "hidden_size": width,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": width // 16,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
+        },
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": width, "num_heads": 2, "mlp_ratio": 2},
+        image_token_id=3,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(1)
+    Qwen2VLForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    build_word_tokenizer(["small", "rabbit"]).save_pretrained(folder)

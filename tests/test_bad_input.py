@@ -82,6 +82,7 @@ BAD = {
     "infinite guidance": ({"guidance_reference": "inf"}, "--guidance_reference is inf"),
     "zero steps": ({"steps": "0"}, "flag --steps=0"),
     "negative seed": ({"seed": "-1"}, "flag --seed=-1"),
+    "seed of more than 32 bits": ({"seed": str(2**32)}, "flag --seed=4294967296"),
     "unknown solver": ({"solver": "heun"}, "flag --solver=heun"),
     "frames": ({"frames": "7"}, "frames is 7; the nearest that the model can hold is 9"),
     "no frames": ({"frames": "0"}, "frames is 0; the nearest that the model can hold is 1"),

@@ -6,16 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import random_run, tiny_config
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters.source import Critters, reference
 from cinema_jax.data.pipeline import Examples
 from cinema_jax.diffusion.guidance import FULL, REFERENCES_ONLY, UNCONDITIONAL
-from cinema_jax.sampling import Request, Sampler
+from cinema_jax.errors import InputError
+from cinema_jax.planning.program import sampler_programs
+from cinema_jax.sampling import Request, Sampler, sampler_of
+from cinema_jax.sharding import make_mesh
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
-from cinema_jax.training.state import trainable
+from cinema_jax.training.state import stage_seed, trainable
 
 PARTS = ("vae", "t5", "mllm", "aligner", "dit")
 
@@ -76,19 +79,61 @@ def test_no_gradient_reaches_a_frozen_part(run, parts, stage):
     loss = STAGES[stage].loss(cinema)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     used = {path: x for path, x in params.items() if path.split("/")[0] in STAGES[stage].parts}
-    matched, rest = trainable(used, getattr(run.config, stage).trainable)
+    matched, _ = trainable(used, getattr(run.config, stage).trainable)
 
     def of_all(params):
         return loss(params, batch, keys)[0]
 
     # The trainer differentiates the trainable ones only; here even a gradient of all must miss MLLM, T5 and VAE
     # wherever they only make targets or conditions that are frozen.
-    gradients = jax.jit(jax.grad(lambda own: of_all({**{p: used[p] for p in rest}, **own})))(
-        {p: used[p] for p in matched}
-    )
-    assert set(gradients) == set(matched)
-    assert all(np.abs(g).max() > 0 for path, g in gradients.items() if "bias" not in path and "entit" not in path)
-    assert {path.split("/")[0] for path in matched}.isdisjoint({"vae", "mllm"})
+    gradients = jax.jit(jax.grad(of_all))(used)
+    moving = {path for path, gradient in gradients.items() if np.abs(gradient).max() > 0}
+    assert all(path in moving for path in matched if "bias" not in path and "entit" not in path)
+    # The VAE would have one through the references, but its latents of the videos are those of before.
+    assert {path.split("/")[0] for path in moving} - {"vae"} == set(STAGES[stage].taught(run.config))
+
+
+@pytest.mark.parametrize(
+    ("stage", "pattern", "conditioner", "named", "taught"),
+    [
+        ("finetune", "mllm/.*", "mllm", "mllm", "aligner, dit"),
+        ("finetune", "aligner/.*", "t5", "aligner", "t5, dit"),
+        ("finetune", "(vae|dit)/.*", "mllm", "vae", "aligner, dit"),
+        ("pretrain", ".*", "mllm", "vae", "t5, dit"),
+        ("align", "(dit|t5)/.*", "mllm", "dit, t5", "aligner"),
+    ],
+)
+def test_patterns_of_parts_that_a_stage_does_not_teach_are_refused(
+    run, parts, stage, pattern, conditioner, named, taught
+):
+    _, params = parts
+    own = dataclasses.replace(getattr(run.config, stage), trainable=(pattern,))
+    condition = dataclasses.replace(run.config.condition, conditioner=conditioner)
+    config = dataclasses.replace(run.config, condition=condition, **{stage: own})
+    used = [path for path in params if path.split("/")[0] in STAGES[stage].needed(config)]
+    STAGES[stage].check_trainable(run.config, used)
+    with pytest.raises(InputError) as caught:
+        STAGES[stage].check_trainable(config, used)
+    assert f"config.{stage}.trainable holds {pattern!r}, which names parameters of {named};" in str(caught.value)
+    assert f"can train {taught} alone" in str(caught.value)
+
+
+def test_each_stage_has_noise_and_times_of_its_own():
+    seeds = {stage_seed(seed, name) for seed in (0, 1) for name in STAGES}
+    assert len(seeds) == 2 * len(STAGES)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_parts_that_sample_are_held_in_the_type_that_they_are_planned_in(run, parts, tmp_path, precision):
+    workdir = random_run(tmp_path / "run")
+    finished = Run(dataclasses.replace(run.config, precision=precision), workdir)
+    planned = next(iter(sampler_programs(finished, make_mesh()).values())).frozen
+    held = sampler_of(finished).params
+    assert {path: (x.shape, x.dtype) for path, x in held.items()} == {
+        path: (x.shape, x.dtype) for path, x in planned.items()
+    }
+    assert {x.dtype for x in held.values()} == {jnp.dtype(precision)}
 
 
 def test_null_conditions_are_the_same_arrays_in_training_and_sampling(run, parts):

@@ -64,6 +64,7 @@ def test_smoke_runs_every_stage_from_random_weights():
         ("finetune.steps", 0, r"config\.finetune\.steps is 0; it must be at least 1"),
         ("condition.conditioner", "clip", r"config\.condition\.conditioner is 'clip'; accepted: 'mllm', 't5'"),
         ("condition.text_dropout", 1.0, r"config\.condition\.text_dropout is 1.0"),
+        ("condition.joint_dropout", -0.1, r"config\.condition\.joint_dropout is -0.1; it must lie in \[0, 1\)"),
         ("t5.corruption", 1.0, r"config\.t5\.corruption is 1\.0; it must lie between 0 and 1"),
         ("pretrain.references", 1.5, r"config\.pretrain\.references is 1\.5; it must lie in \[0, 1\]"),
         ("pretrain.prompts", 0.5, r"config\.pretrain\.prompts is 0\.5, which needs references"),
@@ -75,6 +76,7 @@ def test_smoke_runs_every_stage_from_random_weights():
         ("stages", ("pretrain", "polish"), r"config\.stages holds 'polish'"),
         ("stages", ("align", "align"), r"config\.stages holds 'align' twice"),
         ("seed", 1.5, r"config\.seed is 1.5; it must be of type int"),
+        ("seed", 2**32, r"config\.seed is 4294967296; it must be from 0 to 4294967295"),
         ("vae_model.dim_mult", 3, r"config\.vae_model\.dim_mult is 3; it must be a tuple"),
         ("finetune.optimizer.learning_rate", -1.0, r"config\.finetune\.optimizer: .*learning_rate"),
     ],
@@ -87,6 +89,13 @@ def test_bad_values_are_refused_by_name(path, value, message):
         section = section[name]
     section[field] = value
     with pytest.raises(InputError, match=message):
+        parse(values)
+
+
+def test_more_image_steps_than_steps_are_refused():
+    values = demo.get_config("scratch")
+    values.mllm.steps = 1000
+    with pytest.raises(InputError, match=r"config\.mllm\.image_steps is 3000; it must be from 0 to .*steps, 1000"):
         parse(values)
 
 

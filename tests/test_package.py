@@ -20,15 +20,21 @@ def package(*words: str) -> subprocess.CompletedProcess:
 
 def test_a_packaged_run_is_whole_and_its_own(tmp_path):
     before = Run.load(random_run(tmp_path / "start"))
-    # The transformer alone was trained here; the rest is read from `init`.
-    config = dataclasses.replace(before.config, init=str(before.workdir))
+    # The transformer alone was trained here; the rest is read from `init`, and words from a folder of their own.
+    before.tokenizer().save_pretrained(tmp_path / "alice/words")
+    weights = dataclasses.replace(before.config.weights, tokenizer=str(tmp_path / "alice/words"))
+    data = dataclasses.replace(before.config.data, source="folder", path=str(tmp_path / "alice/clips"))
+    config = dataclasses.replace(before.config, init=str(before.workdir), weights=weights, data=data)
     run, output = tmp_path / "run", tmp_path / "output"
     shutil.copytree(before.workdir / "parts/dit", run / "parts/dit")
     parts.write_json(run / "config.json", to_dict(config))
     assert (done := package(f"--workdir={run}", f"--output={output}")).returncode == 0, done.stderr
     shutil.rmtree(before.workdir)
+    shutil.rmtree(tmp_path / "alice")
     packaged = Run.load(output)
-    assert packaged.config.init == ""
+    assert str(tmp_path) not in (output / "config.json").read_text()
+    assert (packaged.config.init, packaged.config.data.path) == ("", "clips")
+    assert packaged.tokenizer().get_vocab() == before.tokenizer().get_vocab()
     for part in parts.KINDS:
         assert packaged.folder(part) == output / "parts" / part
         assert all(np.isfinite(x).all() for x in packaged.params(part).values())

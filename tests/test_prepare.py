@@ -98,6 +98,8 @@ def test_the_command_reads_a_manifest_of_any_name_and_says_what_is_wrong(folder,
     command = [sys.executable, "-m", "cinema_jax.prepare", f"--manifest={folder / 'videos.jsonl'}"]
     command += [f"--config={Path(parts.__file__).parents[1] / 'configs' / 'demo.py'}", f"--output={tmp_path / 'out'}"]
     command += ["--config.data.frames=5", "--config.data.height=32", "--config.data.width=32"]
+    # As released configs have it: training would want to know the folder, here the manifest says it.
+    command += ["--config.data.source=folder"]
     wrong = subprocess.run([*command, "--process-index=2", "--process-count=2"], env=process_environment(), **CAPTURED)
     assert wrong.returncode == 2
     assert "error: --process_index is 2; it must be 0 or more and below --process_count, 2" in wrong.stderr

@@ -43,8 +43,8 @@ def channels_second(x):
     return torch.tensor(x).permute(0, 1, 4, 2, 3)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_the_whole_pipeline_equals_diffusers(both, dynamic, monkeypatch):
+@pytest.mark.parametrize(("guidance", "dynamic"), [(6.0, False), (6.0, True), (1.0, True)])
+def test_the_whole_pipeline_equals_diffusers(both, guidance, dynamic, monkeypatch):
     theirs, folder, scheduler = both
     drawn, taken = noises(STEPS), [0]
     step = CogVideoXDPMScheduler.step
@@ -59,7 +59,7 @@ def test_the_whole_pipeline_equals_diffusers(both, dynamic, monkeypatch):
         expected = theirs(
             PROMPT,
             num_inference_steps=STEPS,
-            guidance_scale=6.0,
+            guidance_scale=guidance,
             use_dynamic_cfg=dynamic,
             latents=channels_second(drawn[0]),
             height=32,
@@ -72,7 +72,8 @@ def test_the_whole_pipeline_equals_diffusers(both, dynamic, monkeypatch):
     assert sampler.settings().solver == scheduler
     config = dataclasses.replace(run.config, flow=dataclasses.replace(run.config.flow, dynamic_guidance=dynamic))
     sampler.cinema.config = config
-    latents = sampler.latents([Request(PROMPT, (), SEED)], sampler.settings(steps=STEPS))
+    settings = sampler.settings(steps=STEPS, guidance_text=guidance, guidance_reference=guidance)
+    latents = sampler.latents([Request(PROMPT, (), SEED)], settings)
     decoded = sampler.cinema.part(sampler.params, "vae").decode(latents)
     assert expected.std() > 0.05, "all frames alike would be equal whatever they were"
     np.testing.assert_allclose((np.asarray(decoded) + 1) / 2, expected, atol=1e-3)

@@ -49,6 +49,20 @@ class LoaderConfig:
             if getattr(self, field) < least:
                 raise ValueError(f"LoaderConfig.{field} is {getattr(self, field)}; it must be at least {least}")
 
+    @property
+    def threads(self) -> int:
+        """Those that make or fetch examples; one that waits for a worker costs nothing: two for each keep them busy."""
+        return max(self.num_threads, 2 * self.num_workers)
+
+    def ahead(self, rows: int) -> int:
+        """Examples made ahead of those that are being stacked, where a process loads so many rows of a batch."""
+        return max(self.threads, BATCHES_AHEAD * rows) if self.threads else 0
+
+    def held(self, rows: int) -> int:
+        """Most examples that this process holds at a time: those ahead, a batch being stacked and its parts, the batch
+        before it, which is ready, and the one in use."""
+        return self.ahead(rows) + (4 if self.threads else 3) * rows
+
 
 def global_indices(step: int, global_batch: int) -> Int64[np.ndarray, " global_batch"]:
     """The global example numbers of one step's batch."""
@@ -152,9 +166,7 @@ class Loader:
             return make(index, self._order[index])
 
         examples = grain.MapDataset.range(sys.maxsize if count is None else count * rows).map(load)
-        # A thread that waits for a worker costs nothing: two for each keep them busy.
-        threads = max(self.config.num_threads, 2 * self.config.num_workers)
-        ahead = max(threads, BATCHES_AHEAD * rows)
+        threads, ahead = self.config.threads, self.config.ahead(rows)
         loaded = examples.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
         batched = loaded.batch(rows, drop_remainder=True, batch_fn=_collate)
         return ThreadPrefetchIterDataset(batched, prefetch_buffer_size=1) if threads else batched

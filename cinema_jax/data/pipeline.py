@@ -210,6 +210,9 @@ class Examples:
         draws = rng.random(2)
         if not self.augment:
             return False, False
+        # Drawn only where it is asked for: without it all other draws stay what they are.
+        if condition.joint_dropout and rng.random() < condition.joint_dropout:
+            return True, True
         return bool(draws[0] < condition.text_dropout), bool(draws[1] < condition.reference_dropout)
 
     def _augmented(self, conditions: Conditions, rng: np.random.Generator) -> Conditions:

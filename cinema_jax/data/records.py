@@ -31,6 +31,9 @@ NAME, SPLIT = "videos", "train"
 KEY, IDS, GROUPS, INFO = "prepare.json", "ids.json", "groups.json", "dataset_info.json"
 # Fast; the default level takes 4 times as long for a twelfth of the size.
 PNG_LEVEL = 1
+# Records that a process keeps: an example is asked for its conditions and then for its latents, and one read serves
+# both, in as many threads.
+KEPT = 16
 
 
 def record_features(shape: Sequence[int]) -> tfds.features.FeaturesDict:
@@ -227,8 +230,7 @@ class VideoLatents(Sequence):
         return (self[index] for index in range(len(self)))
 
 
-# An example is asked for its conditions and then for its latents: one read serves both, in as many threads.
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=KEPT)
 def _read(records: ArrayRecordDataSource, index: int) -> tf_example_pb2.Example:
     return tf_example_pb2.Example.FromString(records[index])
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, passing_error
 
 Arrays = dict[str, np.ndarray | np.generic]
 # (dataset index, global example index, generator) -> arrays without a batch axis, of the same shapes for every example.
@@ -58,6 +58,7 @@ class Maker:
 
         Raises:
             InputError: after 8 of them.
+            OSError: the storage is out of reach for now.
         """
         failures: list[Failure] = []
         for attempt in range(MAX_ATTEMPTS):
@@ -65,6 +66,9 @@ class Maker:
             try:
                 example = self.make_example(entry, global_index, rng)
             except InputError as error:
+                # Storage that is out of reach for now says nothing of the entry.
+                if passing := passing_error(error):
+                    raise passing from None
                 failures.append((global_index, entry, str(error)))
                 entry = self._replacement(global_index, entry, attempt + 1)
                 continue

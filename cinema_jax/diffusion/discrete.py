@@ -83,7 +83,12 @@ def discrete_step(
 
 
 def dynamic_guidance(scale: float, steps: int, timestep: int) -> float:
-    """The guidance scale at a timestep if it is dynamic: by the raw timestep, as CogVideoX' pipeline computes it."""
+    """The guidance scale at a timestep if it is dynamic: by the raw timestep, as CogVideoX' pipeline computes it.
+
+    It grows from 1 on. A scale of 1 or less, which guides nowhere, stays what it is, as in that pipeline.
+    """
+    if scale <= 1:
+        return scale
     return 1 + scale * (1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5)) / 2
 
 

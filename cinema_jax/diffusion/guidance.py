@@ -13,7 +13,7 @@ away from what it says; with `s_text == s_ref == 1` neither branch exists and it
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +50,20 @@ def guidance_coefficients(guidance_text: float | int, guidance_reference: float 
     text, reference = float(guidance_text), float(guidance_reference)
     chain = {UNCONDITIONAL: 1 - reference, REFERENCES_ONLY: reference - text, FULL: text}
     return {branch: factor for branch, factor in chain.items() if factor != 0}
+
+
+def branch_factors(
+    branches: Iterable[Branch], guidance_text: float | int, guidance_reference: float | int
+) -> list[float]:
+    """The same as a number for each of `branches`, 0 where one takes no part: they sum to 1.
+
+    Raises:
+        ValueError: another branch takes part too.
+    """
+    coefficients, branches = guidance_coefficients(guidance_text, guidance_reference), tuple(branches)
+    if missing := [branch for branch in coefficients if branch not in branches]:
+        raise ValueError(f"branches are {branches}; the scales {guidance_text} and {guidance_reference} need {missing}")
+    return [coefficients.get(branch, 0.0) for branch in branches]
 
 
 def guided(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from cinema_jax.evaluation.figures import Figure, figure
+from cinema_jax.evaluation.figures import Figure, figure, proportion
 from cinema_jax.evaluation.judging import Eyes
 from cinema_jax.evaluation.large import Metric
 from cinema_jax.evaluation.measures import Measured, Names, Sums, consistency, measure
@@ -22,6 +22,10 @@ GROUPS: dict[str, Callable[[Case], bool]] = {
     "precise": lambda case: not case.vague,
     "vague": lambda case: case.vague,
 }
+
+
+# Measures that count answers of yes or no.
+PROPORTIONS = ("identity", "strangers", "binding", "action", "direction", "place")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +92,7 @@ def figures(cases: Sequence[Case], results: dict[str, Result]) -> dict[str, dict
     return {
         measure_name: {
             column: {
-                group: figure(
+                group: (proportion if measure_name in PROPORTIONS else figure)(
                     np.array([sums[row][measure_name][0] for row in rows], np.float64),
                     np.array([sums[row][measure_name][1] for row in rows], np.int64),
                 )

@@ -4,6 +4,7 @@ The scores themselves are made by the benchmark's own scripts, which need GPUs a
 """
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from cinema_jax.data.example import Reference
 from cinema_jax.data.images import read_image
 from cinema_jax.data.output import write_video
 from cinema_jax.errors import InputError
-from cinema_jax.evaluation.videos import claim
+from cinema_jax.evaluation.videos import claim, fingerprint
 from cinema_jax.sampling import Request, Sampler, Settings
 
 # Version 1.1 (eval/merge_result.py of PKU-YuanGroup/OpenS2V-Nexus). File and field of each score; the range that
@@ -82,7 +83,9 @@ def generate(
             raise InputError(
                 f"{sample.id} has {len(sample.images)} references; this checkpoint takes {config.data.max_references}"
             )
-    claim(folder, about)
+    files = {sample.id: [hashlib.sha256(path.read_bytes()).hexdigest() for path in sample.images] for sample in samples}
+    prints = {sample.id: fingerprint(sample.prompt, seed, files[sample.id]) for seed, sample in enumerate(samples)}
+    claim(folder, about, prints)
     missing = [sample for sample in samples if not (folder / f"{sample.id}.mp4").exists()]
     for sample in tqdm(missing, desc="generate", unit="video"):
         pictures = [read_image(path) for path in sample.images]

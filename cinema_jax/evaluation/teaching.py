@@ -63,7 +63,12 @@ def teach(folder: Path, config: JudgeConfig, parts: Sequence[Part] = PARTS) -> P
 def _teach(folder: Path, graph: nnx.GraphDef, params: Params, part: Part) -> Params:
     optimizer = make_optimizer(
         OptimizerConfig(
-            name="muon", learning_rate=part.learning_rate, warmup_steps=50, schedule="cosine", final_fraction=0.02
+            name="muon",
+            learning_rate=part.learning_rate,
+            warmup_steps=50,
+            schedule="cosine",
+            final_fraction=0.02,
+            beta1=0.95,
         ),
         part.steps,
     )

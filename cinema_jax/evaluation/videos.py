@@ -1,8 +1,10 @@
 """The suite's videos from a checkpoint, kept in a folder so that none is made twice."""
 
 import dataclasses
+import hashlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 from cinema_jax import parts
 from cinema_jax.checkpoint import digest
+from cinema_jax.data.example import Reference
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation.suite import SEED, Case
 from cinema_jax.sampling import Request, Sampler, Settings
@@ -58,25 +61,38 @@ def digests(sampler: Sampler) -> dict[str, str]:
     }
 
 
-def claim(folder: Path, description: dict[str, Any]) -> None:
-    """Say in a folder what its videos are made by.
+def fingerprint(prompt: str, seed: int, pictures: Iterable[str]) -> str:
+    """The sha256 of what a video is asked for; `pictures` are the references' own, in order."""
+    return hashlib.sha256(json.dumps([prompt, seed, [*pictures]]).encode()).hexdigest()
+
+
+def claim(folder: Path, description: dict[str, Any], videos: Mapping[str, str]) -> None:
+    """Say in a folder what its videos are made by, and of what: `videos` has the `fingerprint` of each by its name.
 
     Raises:
-        InputError: it holds videos that were made by something else, or is no folder.
+        InputError: it holds videos that were made by or of something else, or is no folder.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file; name a folder for the videos")
     file = folder / "generation.json"
     if file.exists():
         there = parts.read_json(file)
+        # Folders of before do not say what theirs were made of.
+        known = there.pop("videos", None)
+        description = description | ({"videos": "unknown"} if known is None else {})
         wrong = sorted(name for name in there.keys() | description.keys() if there.get(name) != description.get(name))
         if wrong:
             raise InputError(
                 f"{folder} holds videos of another evaluation ({', '.join(wrong)} differ); name a new --output"
             )
-        return
+        if changed := [name for name in videos if known.get(name, videos[name]) != videos[name]]:
+            raise InputError(
+                f"{folder} holds {changed[0]} and {len(changed) - 1} more videos of another prompt, other pictures or "
+                "another place in the list; name a new --output"
+            )
+        videos = known | dict(videos)
     folder.mkdir(parents=True, exist_ok=True)
-    parts.write_json(file, description)
+    parts.write_json(file, description | {"videos": dict(videos)})
 
 
 def generate(
@@ -95,7 +111,8 @@ def generate(
     description = {"suite": "critters", "suite_seed": SEED, "digests": sampler_digests}
     if subjects:
         description["subjects"] = list(subjects)
-    claim(folder, description | {"settings": dataclasses.asdict(settings)})
+    prints = {case.id: fingerprint(case.prompt, case.index, map(_picture, case.shown)) for case in cases}
+    claim(folder, description | {"settings": dataclasses.asdict(settings)}, prints)
     kept, begun = Gallery(folder), time.monotonic()
     missing = [case for case in cases if not kept.file(case.id).exists()]
     for start in tqdm(range(0, len(missing), batch), desc="generate", unit="batch", disable=not missing):
@@ -106,6 +123,11 @@ def generate(
             kept.write(case.id, video)
     size = settings.frames, settings.height, settings.width
     return [kept.read(case.id, *size) for case in cases], time.monotonic() - begun
+
+
+def _picture(reference: Reference) -> str:
+    mask = {} if reference.mask is None else {"mask": reference.mask}
+    return digest({"image": reference.image} | mask)
 
 
 def reconstruct(sampler: Sampler, videos: Sequence[Video], batch: int) -> list[Video]:

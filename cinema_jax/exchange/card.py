@@ -116,6 +116,6 @@ def _training(run: Run, weights: str, step: int | None) -> str:
 
 
 def _data(data: Any) -> str:
-    if data.source == "folder":
-        return f"the videos of `{Path(data.path).name}`"
+    if data.source != "critters":
+        return f"the {'videos' if data.source == 'folder' else 'prepared records'} of `{Path(data.path).name}`"
     return "drawn critters" + (f" with the subjects of `{Path(data.subjects).name}`" if data.subjects else "")

@@ -38,8 +38,13 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def without_sources(values: dict) -> dict:
-    """A config whose parts come from the checkpoint it lies in and from nowhere else."""
-    return values | {"init": "", "weights": dict.fromkeys(values["weights"], "")}
+    """A config whose parts come from the checkpoint it lies in and from nowhere else.
+
+    What says where something lay on this machine is nobody's business: of data and subjects the last names are left.
+    """
+    data = values["data"]
+    names = {name: Path(data[name]).name for name in ("path", "subjects")}
+    return values | {"init": "", "weights": dict.fromkeys(values["weights"], ""), "data": data | names}
 
 
 def pipeline_config(folder: Path) -> Config:

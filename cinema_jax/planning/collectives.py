@@ -72,9 +72,8 @@ def summary(found: list[Collective]) -> dict[str, dict[str, int | float]]:
 def _read(line: str, match: re.Match, count: int, scattered: bool) -> Collective:
     shapes, kind, size = match[1], match[2], _group_size(line)
     arrays = [f"{dtype}[{dims}]" for dtype, dims in _ARRAY.findall(shapes)]
-    if kind == "collective-permute" or "-start(" in match[0]:
-        # Source, destination and flags.
-        arrays = arrays[: max(1, len([a for a in arrays if not a.startswith("u32[]")]) // 2)]
+    if "-start(" in match[0]:
+        arrays = _results(kind, arrays)
     sizes = [hlo.nbytes(array) for array in arrays]
     share = (size - 1) / size
     if kind == "all-reduce" and scattered:
@@ -85,6 +84,15 @@ def _read(line: str, match: re.Match, count: int, scattered: bool) -> Collective
     else:
         wire = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share) * sum(sizes)
     return Collective(kind, count, wire, " ".join(arrays[:3]), _scope(line))
+
+
+def _results(kind: str, arrays: list[str]) -> list[str]:
+    """Of the arrays in the shape of an operation that only starts: operands, as many results, and flags.
+
+    An all-reduce, which needs no other room for its results, has them alone.
+    """
+    arrays = [array for array in arrays if not array.endswith("[]") or kind == "all-reduce"]
+    return arrays if kind == "all-reduce" else arrays[len(arrays) // 2 :]
 
 
 def _scope(line: str) -> str:

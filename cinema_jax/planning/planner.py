@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from jax.sharding import Mesh
 
 from cinema_jax import sharding
 from cinema_jax.axes import WEIGHTS
-from cinema_jax.chips import chip_of
+from cinema_jax.chips import chip_of, host_shape
 from cinema_jax.errors import InputError
-from cinema_jax.planning import program, report
-from cinema_jax.planning.report import GIB, Report
+from cinema_jax.planning import hosts, program, report
+from cinema_jax.planning.hosts import GIB, Hosts
+from cinema_jax.planning.report import Report
+from cinema_jax.training.phases import check_batches
 from cinema_jax.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -31,15 +33,30 @@ PRESETS = ("dots", "attention", "full", "offload")
 MOST_MESHES = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is planned for: one slice, or several that are alike, joined by the data centre's network."""
+
+    # For example v5p:4x4x4.
+    topology: str
+    # 0: as many as the config's mesh names.
+    slices: int = 0
+    # Between a host and the disk or bucket, bytes a second.
+    bandwidth: float = hosts.BANDWIDTH
+
+
 def devices(topology: str, slices: int = 1) -> list[Any]:
-    """The chips of a topology, or of several slices of it.
+    """The chips of a topology, or of several slices of it, on hosts as `launch/` gets them.
 
     Raises:
         InputError: libtpu is not installed, or does not know the topology.
     """
-    chip_of(topology)
+    options = {"num_slices": slices, "chips_per_host_bounds": host_shape(topology)}
+    if topology.startswith("v4:"):
+        # Both cores of a chip are one device, as on a slice; libtpu's own default is one device a core.
+        options["chip_config_name"] = "megacore"
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=slices)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
         return list(found.devices)
     except ModuleNotFoundError:
         raise InputError("planning compiles with libtpu, which is not installed: pip install libtpu") from None
@@ -48,27 +65,54 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
         raise InputError(f"--topology is {topology!r}, which libtpu refuses: {reason}") from None
 
 
-def mesh_of(run: Run, topology: str) -> Mesh:
-    """The config's mesh over the chips of a topology, for each of its slices."""
+def mesh_of(run: Run, target: Target) -> Mesh:
+    """The config's mesh over the chips of all slices; raises as it would there."""
     mesh = run.config.mesh
-    return sharding.make_mesh(**vars(mesh), devices=devices(topology, max(1, mesh.slice)))
+    slices = target.slices or max(1, mesh.slice)
+    return sharding.make_mesh(**vars(mesh), devices=devices(target.topology, slices))
 
 
-def placement_table(run: Run, stage: str, topology: str) -> str:
+def train_program(run: Run, stage: str, mesh: Mesh) -> program.Program:
+    """The train step of a stage on `mesh`.
+
+    Raises:
+        InputError: `train` would refuse this mesh with this config, be it for another of its stages.
+    """
+    check_batches(run.config, dict.fromkeys((*run.config.stages, stage)), mesh)
+    return program.train_program(run, stage, mesh)
+
+
+def placement_table(run: Run, stage: str, target: Target) -> str:
     """Where every array of the state, and of the frozen parts, lies."""
-    mesh = mesh_of(run, topology)
-    planned = program.train_program(run, stage, mesh)
+    mesh = mesh_of(run, target)
+    planned = train_program(run, stage, mesh)
     frozen = sharding.describe(dict(planned.frozen), mesh, WEIGHTS)
     return f"{sharding.describe(planned.state, mesh)}\n\nfrozen parts: {frozen}"
 
 
-def plan_step(run: Run, stage: str, topology: str) -> Report:
-    """Compile the train step of a stage."""
-    mesh = mesh_of(run, topology)
+def plan_hosts(run: Run, stage: str, target: Target) -> Hosts:
+    """What the train step of a stage asks of the hosts; it is traced, not compiled."""
+    mesh = mesh_of(run, target)
     with jax.set_mesh(mesh):
-        planned = program.train_program(run, stage, mesh)
+        planned = train_program(run, stage, mesh)
+        # Refuses what the models do.
+        planned.function.trace(*planned.arguments)
+        seconds = planned.flops() / mesh.size / chip_of(target.topology).flops
+        bound = hosts.Bound(seconds, "compute alone")
+        return hosts.measure(run, stage, target.topology, mesh, planned, bound, target.bandwidth)
+
+
+def plan_step(run: Run, stage: str, target: Target) -> Report:
+    """Compile the train step of a stage."""
+    mesh = mesh_of(run, target)
+    with jax.set_mesh(mesh):
+        planned = train_program(run, stage, mesh)
         name = f"{stage} step" + (f" of bucket {run.bucket_name}" if run.bucket_name else "")
-        return _compile(run, name, topology, mesh, planned, getattr(run.config, stage).batch_size)
+        size, held_out = getattr(run.config, stage).batch_size, hosts.held_out_bytes(run, stage, planned.cinema, mesh)
+        result = _compile(run, name, target.topology, mesh, planned, size, held_out)
+        bound = hosts.Bound(max(filter(None, result.seconds.values())), result.bound or "compute alone")
+        asked = hosts.measure(run, stage, target.topology, mesh, planned, bound, target.bandwidth)
+        return dataclasses.replace(result, hosts=asked)
 
 
 def plan_sampler(run: Run, topology: str) -> list[Report]:
@@ -79,51 +123,73 @@ def plan_sampler(run: Run, topology: str) -> list[Report]:
         return [_compile(run, name, topology, mesh, planned, 1) for name, planned in programs.items()]
 
 
-def search(run: Run, stage: str, topology: str) -> list[Report]:
+def search(run: Run, stage: str, target: Target, compiled: Callable[..., Report] = plan_step) -> list[Report]:
     """The presets and meshes that fit, the fastest by the roofline first.
 
-    Of all meshes those are compiled that need to send least, and on each the first preset that fits. All meshes have as
-    many tokens on a chip, so a preset that did not fit on one is not tried on the next.
+    Of all meshes those are compiled that need to send least, and the most sharded one, which needs least memory: at
+    most `MOST_MESHES`, each with one preset after the other until one fits.
+
+    Args:
+        compiled: compiles a run's step; takes what `plan_step` does.
+
+    Raises:
+        InputError: `train` would refuse every mesh, or nothing fits; says what came closest.
     """
-    slices = max(1, run.config.mesh.slice)
-    count, batch = len(devices(topology, slices)) // slices, getattr(run.config, stage).batch_size // slices
+    slices = target.slices or max(1, run.config.mesh.slice)
 
     def on(fsdp: int, context: int, **dit: Any) -> Run:
         mesh = dataclasses.replace(run.config.mesh, data=-1, fsdp=fsdp, context=context, tensor=1)
         sizes = dataclasses.replace(run.config.dit_model, **dit)
         return dataclasses.replace(run, config=dataclasses.replace(run.config, mesh=mesh, dit_model=sizes))
 
-    def sent(sizes: tuple[int, int]) -> float:
-        mesh = mesh_of(on(*sizes), topology)
-        return sum(report.ideal_wire(program.train_program(on(*sizes), stage, mesh), mesh).values())
+    sent, refused = {}, None
+    for sizes in _meshes(len(devices(target.topology, slices)) // slices):
+        mesh = mesh_of(on(*sizes), target)
+        try:
+            sent[sizes] = sum(report.ideal_wire(train_program(on(*sizes), stage, mesh), mesh).values())
+        except InputError as error:
+            refused = error
+    if not sent:
+        raise InputError(f"no mesh of {target.topology} does; the last one that was tried: {refused}")
+    meshes = chosen(sorted(sent, key=sent.__getitem__))
+    logger.info("search: %d meshes, at most %d compilations", len(meshes), len(meshes) * len(PRESETS))
+    found, tried = [], []
+    for sizes, preset in itertools.product(meshes, PRESETS):
+        if sizes in found:
+            continue
+        tried.append(compiled(on(*sizes, remat=preset), stage, target))
+        logger.info("fsdp %d, context %d, %s: %s", *sizes, preset, "fits" if tried[-1].fits else "does not fit")
+        if tried[-1].fits:
+            found.append(sizes)
+    if not found:
+        closest = min(tried, key=lambda result: math.inf if result.hbm_gib is None else result.hbm_gib)
+        raise InputError(f"none of {len(tried)} programs on {len(meshes)} meshes fits; the closest: {closest.excess}")
+    return sorted((result for result in tried if result.fits), key=lambda result: result.seconds[result.bound])
 
-    found, presets = [], list(PRESETS)
-    for sizes in sorted(_meshes(count, batch), key=sent)[:MOST_MESHES]:
-        while presets:
-            result = plan_step(on(*sizes, remat=presets[0]), stage, topology)
-            verdict = "fits" if result.fits else "does not fit"
-            logger.info("fsdp %d, context %d, %s: %s", *sizes, presets[0], verdict)
-            if result.fits:
-                found.append(result)
-                break
-            presets.pop(0)
-    return sorted(found, key=lambda result: max(result.seconds.values()))
+
+def chosen(meshes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of (fsdp, context), in the order of what they send, those that a search compiles for."""
+    first = meshes[:MOST_MESHES]
+    most = max(meshes, key=lambda sizes: (math.prod(sizes), sizes), default=None)
+    return first if most in first or most is None else [*first[:-1], most]
 
 
-def _meshes(count: int, batch: int) -> Iterator[tuple[int, int]]:
-    """Sizes of `fsdp` and `context` that divide the chips and leave each row of the mesh a whole number of samples."""
+def _meshes(count: int) -> Iterator[tuple[int, int]]:
+    """Sizes of `fsdp` and `context` that divide the chips of a slice."""
     powers = [2**i for i in range(count.bit_length()) if count % 2**i == 0]
     for fsdp, context in itertools.product(powers, (1, 2, 4)):
-        if fsdp * context >= min(8, count) and count % (fsdp * context) == 0 and batch % (count // context) == 0:
+        if fsdp * context >= min(8, count) and count % (fsdp * context) == 0:
             yield fsdp, context
 
 
-def _compile(run: Run, name: str, topology: str, mesh: Mesh, planned: program.Program, batch: int) -> Report:
+def _compile(
+    run: Run, name: str, topology: str, mesh: Mesh, planned: program.Program, batch: int, held_out: int = 0
+) -> Report:
     start = time.perf_counter()
     lowered = planned.function.trace(*planned.arguments).lower()
     trace_s = time.perf_counter() - start
     logger.info("%s: compiling for %s, which takes minutes", name, topology)
-    start, compiled, needed = time.perf_counter(), None, 0.0
+    start, compiled = time.perf_counter(), None
     with tempfile.TemporaryDirectory() as folder:
         # XLA's own account of the memory: what jax hands on counts some buffers twice.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
@@ -133,8 +199,8 @@ def _compile(run: Run, name: str, topology: str, mesh: Mesh, planned: program.Pr
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            sizes = re.findall(r"\(([\d.]+)G\) exceeds", str(error)) or ["inf"]
-            needed = float(sizes[0])
+            sizes = re.findall(r"\(([\d.]+)G\) exceeds", str(error))
+            needed = float(sizes[0]) if sizes else None
     compile_s = time.perf_counter() - start
     return report.report(
         name,
@@ -143,7 +209,8 @@ def _compile(run: Run, name: str, topology: str, mesh: Mesh, planned: program.Pr
         mesh,
         planned,
         compiled,
-        hbm_gib=needed,
+        program_gib=needed,
+        held_out_gib=held_out / GIB,
         batch=batch,
         remat=run.config.dit_model.remat,
         flops=planned.flops(),

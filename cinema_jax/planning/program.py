@@ -14,6 +14,8 @@ from cinema_jax.axes import WEIGHTS
 from cinema_jax.cinema import Cinema
 from cinema_jax.diffusion.guidance import guidance_coefficients
 from cinema_jax.diffusion.samplers import start
+from cinema_jax.errors import InputError
+from cinema_jax.exchange.fit import fits
 from cinema_jax.sampling import Sampler, needed_parts
 from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
@@ -32,24 +34,33 @@ class Program:
     frozen: Mapping[str, jax.ShapeDtypeStruct]
     # Counts the products of one call, recomputation included.
     flops: Callable[[], int]
+    # Whose step it is; None: a sampler's program.
+    cinema: Cinema | None = None
 
 
 def part_configs(run: Run, names: tuple[str, ...]) -> dict[str, Any]:
-    """The sizes of parts: of their weights where they are named, else of the config's own sections."""
+    """The sizes of parts: of their weights where they are named, else of the config's own sections.
+
+    Raises:
+        InputError: they do not fit each other.
+    """
 
     def size(name: str) -> Any:
         if run.folder(name) is not None:
             return run.part_config(name)
         return dataclasses.replace(getattr(run.config, f"{name}_model"), **outer_sizes(name, size, run.config))
 
-    return {name: size(name) for name in names}
+    configs = {name: size(name) for name in names}
+    if wrong := [sentence for right, sentence in fits(configs) if not right]:
+        raise InputError("; ".join(wrong))
+    return configs
 
 
 def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     """The train step of a stage on `mesh`, which may be of devices that are not at hand."""
     stage, config = STAGES[stage_name], getattr(run.config, stage_name)
     cinema = Cinema(run.config, part_configs(run, stage.needed(run.config)))
-    trained, frozen = state.trainable(cinema.shapes, config.trainable)
+    trained, frozen = state.trained(cinema.shapes, config)
     optimizer = make_optimizer(config.optimizer, config.steps)
     params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.state_dtype) for path in trained}
     held = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.dtype) for path in frozen}
@@ -57,16 +68,11 @@ def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     step = make_step(stage, cinema, optimizer, abstract_state)
     batch = abstract_batch(cinema, stage_name, config.batch_size, mesh)
     count = functools.partial(work.work, stage, cinema, trained, batch, run.config.dit_model.remat)
-    return Program(step, (abstract_state, held, batch), abstract_state, held, lambda: count().flops)
+    return Program(step, (abstract_state, held, batch), abstract_state, held, lambda: count().flops, cinema)
 
 
 def abstract_batch(cinema: Cinema, stage: str, size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `size` as `data/pipeline.py` makes it for a stage.
-
-    Raises:
-        InputError: the batch does not split over the mesh.
-    """
-    sharding.host_rows(mesh, size)
+    """A batch of `size` as `data/pipeline.py` makes it for a stage."""
     place = sharding.batch_sharding(mesh)
     shapes = example_shapes(cinema, stage)
     return {
@@ -74,15 +80,17 @@ def abstract_batch(cinema: Cinema, stage: str, size: int, mesh: Mesh) -> dict[st
     }
 
 
-def example_shapes(cinema: Cinema, stage: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+def example_shapes(cinema: Cinema, stage: str, held_out: bool = False) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and type of what an example of the stages `pretrain`, `align` and `finetune` holds."""
     data, condition = cinema.config.data, cinema.config.condition
     tokens = ((condition.text_tokens,), jnp.int32)
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {"index": ((), jnp.int32)}
-    if stage != "align":
+    if stage != "align" or held_out:
         clip = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), jnp.uint8)
         latents = jax.eval_shape(cinema.encode_video, cinema.shapes, clip)
         shapes["latents"] = (latents.shape[1:], jnp.float32)
+        if cinema.config.flow.subject_weight != 1 and not held_out:
+            shapes["error_weights"] = (latents.shape[1:-1], jnp.float32)
     if stage in ("pretrain", "align"):
         shapes["caption_tokens"] = tokens
     if stage == "align":
@@ -113,7 +121,7 @@ def sampler_programs(run: Run, mesh: Mesh) -> dict[str, Program]:
     held = {path: jax.ShapeDtypeStruct(x.shape, cinema.dtype) for path, x in cinema.shapes.items()}
     params = sharding.abstract(held, mesh, WEIGHTS)
     sampler = Sampler(cinema, params, None)
-    shapes = example_shapes(cinema, "finetune")
+    shapes = example_shapes(cinema, "finetune", held_out=True)
     whole = sharding.replicated(mesh)
     batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype, sharding=whole) for name, (shape, dtype) in shapes.items()}
     latents = jax.ShapeDtypeStruct(batch.pop("latents").shape, jnp.float32, sharding=whole)

@@ -20,7 +20,7 @@ class OptimizerConfig:
     schedule: str = "constant"
     # Learning rate at the end of a cosine, as a fraction of the peak.
     final_fraction: float = 0.0
-    # Decay of the two moments.
+    # Decay of the two moments; with muon the first one is that of the kernels' momentum too.
     beta1: float = 0.9
     beta2: float = 0.95
     # Added to the root of the second moment.

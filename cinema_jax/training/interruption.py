@@ -14,9 +14,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupted(Exception):
     """The run was asked to stop, and can go on from where it is."""
 
-    def __init__(self, number: int, where: str):
+    def __init__(self, number: int, where: str, *, alone: bool = False):
+        """`alone`: other processes of the run have not agreed to stop, too."""
         super().__init__(f"stopped by {signal.Signals(number).name} {where}; the same command goes on from there")
-        self.number = number
+        self.number, self.alone = number, alone
 
 
 class Interruption:
@@ -66,4 +67,4 @@ class Interruption:
         self.requested = number
         self.__exit__()
         if not self._stepping:
-            raise Interrupted(number, "between two stages' steps")
+            raise Interrupted(number, "between two stages' steps", alone=True)

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,25 +14,26 @@ from cinema_jax.axes import WEIGHTS
 from cinema_jax.checkpoint import Checkpoints, digest
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.compilation import for_shapes
-from cinema_jax.config import ImageFirstStageConfig, StageConfig
+from cinema_jax.config import StageConfig
 from cinema_jax.data.example import EncodedSource, Source
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training import latent_scale, reports, state, watchdog
+from cinema_jax.training import latent_scale, reports, results, state, watchdog
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
 from cinema_jax.training.metrics import MetricsWriter, Sink
 from cinema_jax.training.optimizer import make_optimizer
+from cinema_jax.training.phases import Phase, check_batches, phases
 from cinema_jax.training.profile import Profile
-from cinema_jax.training.progress import Progress
+from cinema_jax.training.progress import PERFORMANCE, Progress
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
-from cinema_jax.training.step import TrainStep
-from cinema_jax.training.watch import Supply, check_unreadable
+from cinema_jax.training.step import TrainStep, mean_of_batches
+from cinema_jax.training.watch import Slowest, Supply, check_unreadable
 from cinema_jax.training.work import WorkCounter
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,11 @@ def train(run: Run, *, profile_steps: range = range(0), sinks: Sequence[Sink] = 
     profile = Profile(run.workdir / "profile", profile_steps)
     mesh = sharding.make_mesh(**vars(run.config.mesh))
     with run.lock(), Interruption() as interruption, jax.set_mesh(mesh):
+        distributed.in_first(lambda: results.settle(run.workdir))
         finished = [name for name in run.config.stages if run.finished(name) is not None]
         distributed.agree("the finished stages", finished)
+        # Of all stages: the last one's batch may not fit either, and is no reason to stop after days.
+        check_batches(run.config, [name for name in run.config.stages if name not in finished], mesh)
         for name in run.config.stages:
             if name in finished:
                 logger.info("%s: finished before", name)
@@ -81,20 +85,18 @@ class Trainer:
         self.sinks = sinks
         self.goodput = Goodput(run.workdir / "goodput.json")
         self.config: StageConfig = getattr(run.config, stage.name)
+        self.seed = state.stage_seed(run.config.seed, stage.name)
         needed = stage.needed(run.config)
         configs, params, self.origins = run.load_parts(needed, stage.name)
         self.cinema = Cinema(run.config, configs)
-        trained, _ = state.trainable(params, self.config.trainable)
-        state.trainable(trained, [pattern for pattern, _ in self.config.optimizer.rates], "optimizer.rates")
-        for name, origin in self.origins.items():
-            if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
-                raise InputError(
-                    f"{stage.name}: the {name} has no weights and is not trained here: name them as "
-                    f"config.weights.{name}, or a checkpoint that has them as config.init"
-                )
+        trained, _ = state.trained(params, self.config)
+        stage.check_trainable(run.config, params)
+        check_weights(stage.name, self.origins, trained)
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         distributed.agree(f"the weights that {stage.name} starts from", self.digests)
-        frozen = {path: x.astype(self.cinema.dtype) for path, x in params.items() if path not in trained}
+        results.check_written(run.workdir, run.written(), self.origins, self.digests)
+        self.frozen_digests = results.digests_of_frozen(self.digests, params, trained)
+        frozen = self.cinema.held({path: x for path, x in params.items() if path not in trained})
         self.frozen = sharding.place(frozen, mesh, WEIGHTS)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
         self.initial = {path: params[path].astype(self.cinema.state_dtype) for path in trained}
@@ -106,6 +108,11 @@ class Trainer:
         self.shares: dict[str, tuple[float, float]] = {}
         evaluate = stage.evaluate(self.cinema)
         self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The stage's, in order."""
+        return phases(self.run.config, self.stage.name)
 
     def run_stage(self) -> None:
         """Train to the last step, from the last checkpoint if there is one; evaluate; write the weights."""
@@ -122,24 +129,27 @@ class Trainer:
                     current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
                 logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
                 watchdog.begin(f"the closing report of {name}")
-                configs, params = self._write_parts({**self.frozen, **current.ema}, held_out)
+                configs, params, written = self._write_parts({**self.frozen, **current.ema}, held_out)
                 report = reports.stage_report(self.run.buckets[0], name, configs, params, metrics)
             self.run.finish(
                 name,
-                {"steps": self.config.steps, **closing, **report, "parts": self.origins, "digests": self.digests},
+                {"steps": self.config.steps, **closing, **report}
+                | {"parts": self.origins, "digests": self.digests, "written": written},
             )
 
     def _loop(self, current, examples, held_out, checkpoints, metrics) -> tuple[TrainState, dict[str, float]]:
         config, step_fn = self.config, self._step(current, examples)
         closing: dict[str, float] = {}
-        batches = Supply(self.batches(examples, int(current.step)))
-        starts = {int(current.step), *(first for first, *_ in self._phases())}
+        batches, slowest = Supply(self.batches(examples, int(current.step))), Slowest()
+        starts = {int(current.step), *(phase.first for phase in self.phases)}
         with self._progress(current, examples, batches, metrics) as progress:
             for step, batch in batches:
                 done = step + 1
                 self.profile.before(done, progress.flush)
                 if step in starts:
                     watchdog.begin(f"compiling the step of {self.stage.name}")
+                else:
+                    watchdog.step(f"step {done} of {self.stage.name}")
                 with progress.dispatching(batch):
                     current, values = step_fn(current, self.frozen, batch)
                     if step in starts:
@@ -148,9 +158,11 @@ class Trainer:
                 watchdog.step(f"step {done} of {self.stage.name}")
                 batches.busy_with = values["skipped"]
                 last, signal = done == config.steps, self.interruption.agreed()
+                also = {}
                 if last or done % config.log_every == 0:
                     self._share_unreadable(len(examples))
-                progress.add(done, batch, values, replaced=len(self.unreadable))
+                    also = {PERFORMANCE + name: x for name, x in slowest.of_all(batches.waited).items()}
+                progress.add(done, batch, values, replaced=len(self.unreadable), **also)
                 if last or (config.eval_every and done % config.eval_every == 0):
                     with progress.pause("evaluation"):
                         closing = self.evaluate(current, held_out)
@@ -164,7 +176,7 @@ class Trainer:
                 if signal and not last:
                     checkpoints.wait()
                     raise Interrupted(signal, f"after step {done} of {self.stage.name}")
-                watchdog.step(f"step {done + 1} of {self.stage.name}")
+                watchdog.step(f"the data of step {done + 1} of {self.stage.name}")
         watchdog.begin(f"the end of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
@@ -177,9 +189,9 @@ class Trainer:
         watchdog.begin(f"compiling the steps of {self.stage.name}")
         batches, place = {}, sharding.batch_sharding(self.mesh)
         for number, bucket in enumerate(examples.buckets):
-            for *_, kind, size in self._phases():
+            for _, _, kind, size, _ in self.phases:
                 alone = Mixture((bucket,))
-                config = LoaderConfig(1, self.run.config.seed, num_threads=0, purpose=kind)
+                config = LoaderConfig(1, self.seed, num_threads=0, purpose=kind)
                 _, one = next(Loader(alone.sizes, functools.partial(alone.make, kind), config).steps(0, 1))
                 batches[f"{kind}, bucket {number}"] = {
                     name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=place) for name, x in one.items()
@@ -203,22 +215,23 @@ class Trainer:
 
     def evaluate(self, current: TrainState, held_out: list[Batch]) -> dict[str, float]:
         """Mean metrics of the averaged weights over the held-out batches."""
-        totals: dict[str, list[float]] = {}
+        totals: dict[str, list[Any]] = {}
         for batch in held_out:
             watchdog.begin(f"the evaluation of {self.stage.name}")
             keys = state.sample_keys(current.key, batch["index"])
             loss, values = self._evaluate(current.ema, self.frozen, batch, keys)
             for key, value in {"loss": loss, **values}.items():
-                totals.setdefault(f"eval_{key}", []).append(float(value))
-        return {key: float(np.mean(values)) for key, values in totals.items()}
+                totals.setdefault(f"eval_{key}", []).append(jax.device_get(value))
+        return {key: mean_of_batches(values) for key, values in totals.items()}
 
     def _initial_state(self, checkpoints: Checkpoints) -> TrainState:
         if checkpoints.latest is None:
-            return state.create(self.initial, self.optimizer, self.mesh, seed=self.run.config.seed)
+            return state.create(self.initial, self.optimizer, self.mesh, seed=self.seed)
         restored, saved = checkpoints.restore(state.abstract(self.initial, self.optimizer, self.mesh))
-        # What the stage started from: by now its own results may lie in its place.
+        # Checkpoints of before have no digests of what is frozen, and no shares.
+        results.check_frozen(self.stage.name, saved.get("frozen", {}), self.frozen_digests, self.origins)
+        # Of what the stage began with; random numbers may differ from machine to machine.
         self.origins, self.digests, self.unreadable = saved["parts"], saved["digests"], saved["unreadable"]
-        # Checkpoints of before have none.
         self.shares = {name: (total, weight) for name, (total, weight) in saved.get("shares", {}).items()}
         logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
         return restored
@@ -232,6 +245,8 @@ class Trainer:
                 found.append(self._examples(run, source, split, augment))
             elif split == "train":
                 raise run.no_clip()
+        names = [[each.source.id(index) for index in each.indices] for each in found]
+        distributed.agree(f"the {split} data", names)
         return Mixture(tuple(found))
 
     def _examples(self, run: Run, source: Source, split: str, augment: bool) -> Examples:
@@ -293,7 +308,7 @@ class Trainer:
 
     def batches(self, examples: Mixture, start: int) -> Iterator[tuple[int, Batch]]:
         """Training batches from step `start` on, on the devices."""
-        for first, last, kind, size in self._phases():
+        for first, last, kind, size, _ in self.phases:
             if start >= last:
                 continue
             loader = self._loader(examples, kind, size)
@@ -313,9 +328,7 @@ class Trainer:
             self.unreadable[record] = message
 
         data = self.run.config.data
-        config = LoaderConfig(
-            size, self.run.config.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind
-        )
+        config = LoaderConfig(size, self.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind)
         make = functools.partial(examples.make, kind)
         rows = rows or sharding.local_rows(self.mesh, size)
         return Loader(examples.sizes, make, config, rows=rows, on_failure=replaced)
@@ -324,8 +337,9 @@ class Trainer:
         """The end of a run whose loss or gradient is not finite any more; writes down what it was shown."""
         shown = {}
         for step in steps:
-            _, _, kind, size = next(phase for phase in self._phases() if phase[0] <= step < phase[1])
-            rows = self._loader(examples, kind, size, range(size)).entries(step)
+            phase = next(phase for phase in self.phases if phase.first <= step < phase.end)
+            whole = range(phase.batch_size)
+            rows = self._loader(examples, phase.kind, phase.batch_size, whole).entries(step)
             shown[step + 1] = [examples.id(row) for row in rows]
         file = self.run.workdir / "not_finite.json"
         if distributed.is_first():
@@ -336,39 +350,47 @@ class Trainer:
             f"config.{self.stage.name}.optimizer.learning_rate: the weights before these steps are intact"
         )
 
-    def _phases(self) -> list[tuple[int, int, str, int]]:
-        """(first step, end, kind of example, batch size) of the stage's phases."""
-        config, whole = self.config, (0, self.config.steps, self.stage.name, self.config.batch_size)
-        if not isinstance(config, ImageFirstStageConfig) or config.image_steps == 0:
-            return [whole]
-        return [
-            (0, config.image_steps, f"{self.stage.name}_image", config.image_batch_size),
-            (config.image_steps, *whole[1:]),
-        ]
-
     def _description(self) -> dict[str, Any]:
         return {
             "stage": self.stage.name,
             "parts": self.origins,
             "digests": self.digests,
+            "frozen": self.frozen_digests,
             "unreadable": self.unreadable,
             "shares": self.shares,
         }
 
-    def _write_parts(self, params: Params, held_out: list[Batch]) -> tuple[dict[str, Any], Params]:
-        """Write every part that was trained, if only in part, to the run's `parts/`.
+    def _write_parts(self, params: Params, held_out: list[Batch]) -> tuple[dict[str, Any], Params, dict[str, str]]:
+        """Write every part that was trained, if only in part, aside: `Run.finish` puts it into the run's `parts/`.
 
-        Returns all parts' configs, and their parameters as they were written.
+        Returns all parts' configs, their parameters as they were written, and the digest of each part that was, which
+        process 0 alone knows.
 
         Every process must call this: they hand process 0 one tensor after the other.
         """
-        configs = dict(self.cinema.part_configs)
+        configs, written, first = dict(self.cinema.part_configs), {}, distributed.is_first()
+        aside = results.aside(self.run.workdir, self.stage.name)
+        if first:
+            results.clear(aside)
         for name in sorted({path.split("/")[0] for path in self.initial}):
             if name == "vae":
                 configs[name], params = latent_scale.scaled(self.cinema, params, held_out)
-            parts.write(name, configs[name], _of_part(params, name), self.run.workdir / "parts" / name)
-        return configs, params
+            parts.write(name, configs[name], _of_part(params, name), aside / name)
+            if first:
+                there = parts.read(name, configs[name], aside / name)
+                written[name] = digest({path: x.astype(np.float32) for path, x in there.items()})
+        return configs, params, written
 
 
 def _of_part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {path: x for path, x in params.items() if path.startswith(f"{name}/")}
+
+
+def check_weights(stage: str, origins: Mapping[str, str], trained: Collection[str]) -> None:
+    """Raises InputError where a part is frozen in a stage, though nothing but random numbers is there for it."""
+    for name, origin in origins.items():
+        if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
+            raise InputError(
+                f"{stage}: the {name} has no weights and is not trained here: name them as config.weights.{name}, or "
+                "a checkpoint that has them as config.init"
+            )

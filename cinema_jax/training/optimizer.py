@@ -37,7 +37,8 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
         warmup = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
         if config.schedule == "constant":
             return config.learning_rate * warmup
-        progress = jnp.clip((step - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0.0, 1.0)
+        # The last update is number `steps - 1`.
+        progress = jnp.clip((step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1), 0.0, 1.0)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
         return config.learning_rate * warmup * (config.final_fraction + (1 - config.final_fraction) * cosine)
 
@@ -73,6 +74,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
 def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
     return contrib.muon(
         learning_rate=-1.0,  # directions, like AdamW's: the train step subtracts them
+        beta=config.beta1,
         adam_b1=config.beta1,
         adam_b2=config.beta2,
         eps=config.epsilon,

@@ -52,7 +52,7 @@ class Progress:
         self._log_every, self._last, self._logged = log_every, last, start
         self._shares, self._not_finite = shares, not_finite
         self._dropped = DroppedUpdates(dropped)
-        self._pending: tuple[int, Mapping[str, Any], Mapping[str, int]] | None = None
+        self._pending: tuple[int, Mapping[str, Any], Mapping[str, float]] | None = None
         self._compiled: set[Any] = set()
         self._waited = 0.0
         self._before = dict(goodput.seconds)
@@ -86,7 +86,7 @@ class Progress:
         yield
         self._goodput.book(category)
 
-    def add(self, done: int, batch: Mapping[str, jax.Array], values: Mapping[str, Any], **also: int) -> None:
+    def add(self, done: int, batch: Mapping[str, jax.Array], values: Mapping[str, Any], **also: float) -> None:
         """Step number `done` (1 = first) was dispatched and will have `values`; `also` is logged beside them.
 
         Waits for the step before it. Raises what `not_finite` makes once three updates in a row were dropped.

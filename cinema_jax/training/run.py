@@ -4,7 +4,8 @@ workdir/
   config.json              what was run
   parts/<part>/            the result so far of each trained part, in the Hugging Face layout (averaged weights)
   checkpoints/<stage>/     the whole train state, to go on from
-  stages/<stage>.json      written when a stage is finished: its closing metrics, and the digests of what it used
+  stages/<stage>.json      written when a stage is finished: its closing metrics, the digests of what it used and made
+  stages/<stage>.parts/    what it has made, until then (see results.py)
   latents/                 encoded videos
   samples/                 videos and contact sheets
   metrics.jsonl, tensorboard/
@@ -36,6 +37,7 @@ from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.pipelines import FOLDERS, is_pipeline, pipeline_config
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
+from cinema_jax.training import results
 from cinema_jax.weights import Array
 
 # Fields of a part that no published config has: they always come from the run's own config.
@@ -57,6 +59,9 @@ class Run:
     workdir: Path
     # With `config.data.buckets`, the one whose shapes `config.data` has.
     bucket: int | None = None
+    # Of a checkpoint that is loaded, perhaps on another machine than it was trained on: what lies there in the place of
+    # `config.init`, or "". None: the run is trained here, where its config is right.
+    init: str | None = None
 
     @property
     def buckets(self) -> tuple["Run", ...]:
@@ -84,7 +89,7 @@ class Run:
                 f"--workdir is in a bucket ({workdir}); name a folder: Cloud Storage FUSE makes /gcs/BUCKET of "
                 "gs://BUCKET (gcsfuse --implicit-dirs --rename-dir-limit=1000000 /gcs), which launch/ does by itself"
             )
-        cls(config, workdir)._check_prediction()
+        cls(config, workdir).check_prediction()
         distributed.agree("their --config", to_dict(config))
         distributed.in_first(lambda: cls._enter(config, workdir))
         distributed.check_shared(workdir)
@@ -92,32 +97,64 @@ class Run:
 
     @staticmethod
     def _enter(config: Config, workdir: Path) -> None:
-        file = workdir / "config.json"
-        if file.exists():
-            differences = list(_differences(parts.read_json(file), json.loads(json.dumps(to_dict(config)))))
-            if differences:
-                raise InputError(
-                    f"{workdir} holds a run of another config; these fields differ: {'; '.join(differences)}. "
-                    "Choose another --workdir, or the config it was started with"
-                )
-        else:
+        if not Run(config, workdir).refuse_another():
             workdir.mkdir(parents=True, exist_ok=True)
-            parts.write_json(file, to_dict(config))
+            parts.write_json(workdir / "config.json", to_dict(config))
+
+    def refuse_another(self) -> bool:
+        """Whether the folder holds this run already; raises InputError where it holds another one."""
+        file = self.workdir / "config.json"
+        if not file.exists():
+            return False
+        if differences := list(_differences(parts.read_json(file), json.loads(json.dumps(to_dict(self.config))))):
+            raise InputError(
+                f"{self.workdir} holds a run of another config; these fields differ: {'; '.join(differences)}. "
+                "Choose another --workdir, or the config it was started with"
+            )
+        return True
 
     @classmethod
-    def load(cls, workdir: Path) -> "Run":
-        """The run in `workdir`, as it was configured; an import; or a folder in the layout of diffusers."""
+    def load(cls, workdir: Path, init: str = "") -> "Run":
+        """The run in `workdir`, as it was configured; an import; or a folder in the layout of diffusers.
+
+        Args:
+            workdir: the checkpoint's folder.
+            init: the folder or hub repository that holds the parts which the run did not train, where those that its
+                config names are not on this machine: its `config.init`, or that and `config.weights` as one checkpoint.
+
+        Raises:
+            InputError: there is no checkpoint in `workdir`, or in `init` if it is named, or that lacks a part.
+        """
         if is_pipeline(workdir):
-            return cls(pipeline_config(workdir), workdir)
+            return cls(pipeline_config(workdir), workdir, init=init)
         file = workdir / "config.json"
         if not file.is_file():
             raise InputError(
                 f"{workdir} holds neither config.json nor model_index.json; a checkpoint is the --workdir of a "
                 "training run, an import, or a folder in the layout of diffusers"
             )
-        return cls(parse(parts.read_json(file)), workdir)
+        if stages := results.unsettled(workdir):
+            raise InputError(
+                f"{workdir} was stopped while the result of {', '.join(stages)} was moved to its parts/; start its "
+                "training command again, which does the rest"
+            )
+        run = cls(parse(parts.read_json(file)), workdir, init=init)
+        if init:
+            run._check_init()
+        return run
 
-    def _check_prediction(self) -> None:
+    def _check_init(self) -> None:
+        """Refuse an `init` that is no checkpoint, or not that of this run."""
+        try:
+            Run.load(parts.checkpoint_folder(self.init))
+        except InputError as error:
+            raise InputError(f"--init={self.init}: {error}") from None
+        records = [record for stage in self.config.stages if (record := self.finished(stage))]
+        used = {name for record in records for name, origin in record["parts"].items() if origin != "random"}
+        if missing := sorted(name for name in used if self.folder(name) is None):
+            raise InputError(f"--init={self.init} holds no {', '.join(missing)}, which {self.workdir} was trained with")
+
+    def check_prediction(self) -> None:
         """Refuse a config that would read the network of `config.init` as something else than it was trained as."""
         if not self.config.init or self.config.weights.dit:
             return
@@ -157,12 +194,20 @@ class Run:
         return json.loads(file.read_text()) if file.exists() else None
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
-        """Mark a stage as finished. Every process must call this."""
+        """Mark a stage as finished: what lies aside of it becomes the run's own. Every process must call this."""
         file = self.workdir / "stages" / f"{stage}.json"
         if distributed.is_first():
             file.parent.mkdir(exist_ok=True)
             parts.write_json(file, record)
+            results.settle(self.workdir)
         distributed.together(f"{stage} is finished")
+
+    def written(self) -> dict[str, tuple[str, str]]:
+        """Of each part that finished stages have made, the last of these and the digest of what it wrote."""
+        records = {stage: self.finished(stage) or {} for stage in self.config.stages}
+        # Records of before have none.
+        made = {stage: record.get("written", {}) for stage, record in records.items()}
+        return {name: (stage, digest) for stage, parts in made.items() for name, digest in parts.items()}
 
     def folder(self, name: str) -> Path | None:
         """Where a part or tokenizer lies: the run's own, what `config.weights` names, what `init` has, else None."""
@@ -170,15 +215,37 @@ class Run:
         if (own / ("tokenizer_config.json" if name in parts.TOKENIZERS else "config.json")).is_file():
             return own
         if named := getattr(self.config.weights, name):
-            return parts.part_folder(name, named)
+            return self._named(name, named)
         if name in READERS and (part := self.folder(READERS[name])) and (part / "tokenizer_config.json").is_file():
             return part
         return self._initial.folder(name) if self.config.init else None
 
+    def _named(self, name: str, named: str) -> Path:
+        """Where the part lies that `config.weights` names; in `init`, where that is not on this machine."""
+        try:
+            return parts.part_folder(name, named)
+        except InputError as error:
+            if self.init and (found := self._initial.folder(name)):
+                return found
+            raise self._elsewhere(f"config.weights.{name}", error) from error
+
     @property
     def _initial(self) -> "Run":
         """The checkpoint that parts without a name in `config.weights` start from."""
-        return Run.load(parts.checkpoint_folder(self.config.init))
+        try:
+            found = Run.load(parts.checkpoint_folder(self.init or self.config.init))
+        except InputError as error:
+            raise self._elsewhere("config.init", error) from error
+        return found if self.init is not None else dataclasses.replace(found, init=None)
+
+    def _elsewhere(self, field: str, error: InputError) -> InputError:
+        """The same error, with the way out where a checkpoint has come from another machine."""
+        if self.init is None:
+            return error
+        return InputError(
+            f"{self.workdir} was trained with parts that are not here ({field}: {error}): --init=DIR says where they "
+            "lie on this machine"
+        )
 
     def tokenizer(self, name: str = "tokenizer") -> PreTrainedTokenizerBase:
         """The MLLM's tokenizer, or T5's ("t5_tokenizer"); one of the embedded dataset's words if there is none.
@@ -209,22 +276,31 @@ class Run:
 
     def params(self, part: str, stage: str | None = None) -> dict[str, Array]:
         """A part's weights in fp32, drawn now or read when somebody asks for them."""
-        folder, config = self.folder(part), self.part_config(part)
-        random = part == "aligner" and stage == "finetune" and self.config.condition.aligner_init == "random"
-        if folder is None or random:
+        folder, config = self._start(part, stage), self.part_config(part)
+        if folder is None:
             return parts.initialise(part, config, self.config.seed)
         return {path: x.astype(np.float32) for path, x in parts.read(part, config, folder).items()}
+
+    def _start(self, part: str, stage: str | None) -> Path | None:
+        """Where a stage's weights of a part come from; None: from random numbers."""
+        random = part == "aligner" and stage == "finetune" and self.config.condition.aligner_init == "random"
+        return None if random else self.folder(part)
+
+    def part_configs(self, names: Iterable[str]) -> dict[str, Any]:
+        """The sizes of several parts; InputError where they do not fit together."""
+        configs = {name: self.part_config(name) for name in names}
+        if wrong := [sentence for right, sentence in fits(configs) if not right]:
+            raise InputError("; ".join(wrong))
+        return configs
 
     def load_parts(
         self, names: Iterable[str], stage: str | None = None
     ) -> tuple[dict[str, Any], dict[str, Array], dict[str, str]]:
         """Configs, weights and origins of several parts."""
         names = list(names)
-        configs = {name: self.part_config(name) for name in names}
-        if wrong := [sentence for right, sentence in fits(configs) if not right]:
-            raise InputError("; ".join(wrong))
+        configs = self.part_configs(names)
         params = {path: x for name in names for path, x in self.params(name, stage).items()}
-        return configs, params, {name: str(self.folder(name) or "random") for name in names}
+        return configs, params, {name: str(self._start(name, stage) or "random") for name in names}
 
     @property
     def template(self) -> Template:

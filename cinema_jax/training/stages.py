@@ -1,20 +1,23 @@
 """The six stages: what each one's loss is, which parts it needs, and what its held-out evaluation says.
 
 A loss takes `(params, batch, keys)`, where `params` are the trainable and frozen parameters together and `keys` holds
-one random key per sample, and returns the mean loss and metrics.
+one random key per sample, and returns loss and metrics: means over samples, or where these are of unequal length a
+`Share` of two such means.
 """
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from cinema_jax.cinema import Batch, Cinema, Conditions, Params, to_float
 from cinema_jax.config import Config
 from cinema_jax.diffusion import flow
+from cinema_jax.errors import InputError
 from cinema_jax.models.aligner.model import alignment_loss
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 from cinema_jax.numerics import at_least_fp32, token_log_likelihood
@@ -23,7 +26,7 @@ from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import Share, TrainStep, make_train_step
 
 Metrics = dict[str, Float[Array, ""] | Share]
-Loss = Callable[[Params, Batch, Key[Array, "B"]], tuple[Float[Array, ""], Metrics]]
+Loss = Callable[[Params, Batch, Key[Array, "B"]], tuple[Float[Array, ""] | Share, Metrics]]
 
 # Equal parts of the flow's time, of which training and evaluation report the loss apart: `loss_t0` is the least noise.
 TIME_BUCKETS = 4
@@ -36,6 +39,8 @@ class Stage:
     name: str
     # The parts its step and its report use, T5 aside where the prompt's reader decides about it.
     parts: tuple[str, ...]
+    # Those of them that its loss can teach. Not the VAE whose latents a stage is given: it made them as it was.
+    teaches: tuple[str, ...]
     # Builds the training loss, and the held-out one.
     loss: Callable[[Cinema], Loss]
     evaluate: Callable[[Cinema], Loss]
@@ -46,6 +51,29 @@ class Stage:
         """The parts that a run of this config needs: without an MLLM that reads prompts, finetune needs T5."""
         reads_t5 = self.name == "finetune" and config.condition.conditioner == "t5"
         return (*self.parts, "t5") if reads_t5 else self.parts
+
+    def taught(self, config: Config) -> tuple[str, ...]:
+        """The parts that the loss of such a run can teach: T5 and not the AlignerNet, where that reads no prompt."""
+        reads_t5 = self.name == "finetune" and config.condition.conditioner == "t5"
+        return tuple("t5" if reads_t5 and part == "aligner" else part for part in self.teaches)
+
+    def check_trainable(self, config: Config, paths: Iterable[str]) -> None:
+        """Refuse patterns of parameters that have no gradient: weight decay alone would move them.
+
+        Args:
+            paths: of all parameters.
+
+        Raises:
+            InputError: names the pattern and the part, and the parts that can be trained.
+        """
+        taught, paths = self.taught(config), list(paths)
+        for pattern in getattr(config, self.name).trainable:
+            named = {path.split("/")[0] for path in paths if re.fullmatch(pattern, path)}
+            if others := sorted(named.difference(taught)):
+                raise InputError(
+                    f"config.{self.name}.trainable holds {pattern!r}, which names parameters of {', '.join(others)}; "
+                    f"the loss of this stage can train {', '.join(taught)} alone"
+                )
 
 
 def make_step(stage: Stage, cinema: Cinema, optimizer: Optimizer, state: TrainState) -> TrainStep:
@@ -102,8 +130,8 @@ def mllm_loss(cinema: Cinema) -> Loss:
         logits = at_least_fp32(cinema.part(params, "mllm").logits(inputs)[:, :-1])
         targets, mask = batch["tokens"][:, 1:], batch["loss_mask"][:, 1:].astype(logits.dtype)
         log_likelihood = token_log_likelihood(logits, targets)
-        correct = (logits.argmax(-1) == targets) * mask
-        return -(log_likelihood * mask).sum() / mask.sum(), {"token_accuracy": correct.sum() / mask.sum()}
+        correct = (logits.argmax(-1) == targets).astype(logits.dtype)
+        return per_token(-log_likelihood, mask), {"token_accuracy": per_token(correct, mask)}
 
     return loss
 
@@ -124,10 +152,16 @@ def t5_loss(cinema: Cinema) -> Loss:
         embedding = cinema.part(params, "t5").token_embedding[...]
         logits = at_least_fp32(cinema.encode_caption(params, seen) @ embedding.T) * sizes.d_model**-0.5
         log_likelihood = token_log_likelihood(logits, tokens)
-        found = jnp.where(corrupted, logits.argmax(-1) == tokens, False).sum() / jnp.maximum(corrupted.sum(), 1)
-        return -(log_likelihood * real).sum() / real.sum(), {"corrupted_accuracy": found}
+        found = (logits.argmax(-1) == tokens).astype(logits.dtype)
+        return per_token(-log_likelihood, real), {"corrupted_accuracy": per_token(found, corrupted)}
 
     return loss
+
+
+def per_token(values: Float[Array, "B T"], mask: Shaped[Array, "B T"]) -> Share:
+    """The mean over those tokens of all samples together that `mask` marks."""
+    mask = mask.astype(values.dtype)
+    return Share((values * mask).sum(axis=1).mean(), mask.sum(axis=1).mean())
 
 
 def flow_loss(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions]) -> Loss:
@@ -233,20 +267,22 @@ def caption_conditions(cinema: Cinema) -> Callable[[Params, Batch], Conditions]:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("vae", ("vae",), vae_loss, vae_evaluation),
-        Stage("mllm", ("mllm",), mllm_loss, mllm_loss),
-        Stage("t5", ("t5",), t5_loss, t5_loss),
+        Stage("vae", ("vae",), ("vae",), vae_loss, vae_evaluation),
+        Stage("mllm", ("mllm",), ("mllm",), mllm_loss, mllm_loss),
+        Stage("t5", ("t5",), ("t5",), t5_loss, t5_loss),
         Stage(
             "pretrain",
             ("vae", "t5", "dit"),
+            ("t5", "dit"),
             lambda cinema: flow_loss(cinema, cinema.pretrain_conditions),
             lambda cinema: flow_evaluation(cinema, cinema.pretrain_conditions),
             latents=True,
         ),
-        Stage("align", ("vae", "t5", "mllm", "aligner", "dit"), align_loss, align_evaluation),
+        Stage("align", ("vae", "t5", "mllm", "aligner", "dit"), ("aligner",), align_loss, align_evaluation),
         Stage(
             "finetune",
             ("vae", "mllm", "aligner", "dit"),
+            ("aligner", "dit"),
             lambda cinema: flow_loss(cinema, cinema.conditions),
             lambda cinema: flow_evaluation(cinema, cinema.conditions),
             latents=True,

@@ -3,15 +3,18 @@
 import dataclasses
 import functools
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt32
 
 from cinema_jax import sharding
+from cinema_jax.config import StageConfig
 from cinema_jax.diffusion.flow import example_keys
 from cinema_jax.errors import InputError
 from cinema_jax.training.optimizer import Optimizer
@@ -36,7 +39,7 @@ class TrainState:
     ema: Params
     # The optimizer's moments.
     opt_state: Any
-    # Key data of the run's random numbers; it never changes.
+    # Key data of the stage's random numbers; it never changes.
     key: Any
     # Batches whose update was dropped because loss or gradient was not finite.
     skipped: Any
@@ -65,6 +68,11 @@ def abstract(params: Params, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     return sharding.abstract(jax.eval_shape(functools.partial(_build, optimizer), params, key), mesh)
 
 
+def stage_seed(seed: int, stage: str) -> int:
+    """A stage's own seed, from the run's: no two stages see the same noise at the same times on the same videos."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(stage.encode())]).generate_state(1)[0])
+
+
 def create(params: Params, optimizer: Optimizer, mesh: Mesh, *, seed: int) -> TrainState:
     """A state at step 0, placed on `mesh`. `params` ({path: array}) are copied.
 
@@ -87,6 +95,13 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) 
 def sample_keys(key: UInt32[Array, "2"], index: Int[Array, "B"]) -> Any:
     """One random key per sample, a function of the run's key and the sample's position in the endless stream only."""
     return example_keys(jax.random.wrap_key_data(key, impl="threefry2x32"), index)
+
+
+def trained(paths: Iterable[str], config: StageConfig) -> tuple[list[str], list[str]]:
+    """Parameter paths that a stage trains, and the rest, in order; raises like `trainable`, for its rates too."""
+    taken, rest = trainable(paths, config.trainable)
+    trainable(taken, [pattern for pattern, _ in config.optimizer.rates], "optimizer.rates")
+    return taken, rest
 
 
 def trainable(paths: Iterable[str], patterns: Sequence[str], field: str = "trainable") -> tuple[list[str], list[str]]:

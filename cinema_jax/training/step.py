@@ -1,32 +1,47 @@
 """One training step of any model: it knows a loss function and nothing more."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cinema_jax.errors import InputError
 from cinema_jax.training.optimizer import Optimizer
 from cinema_jax.training.state import TrainState, sample_keys, update_ema
 
-# (trainable parameters, frozen parameters, batch, one key per sample) -> (mean loss of the batch, means of metrics,
-# each a number or a `Share`)
+# (trainable parameters, frozen parameters, batch, one key per sample) -> (loss of the batch, metrics): each a mean over
+# samples, or a `Share`
 LossFn = Callable[[Any, Any, Mapping[str, Any], Any], tuple[Any, dict[str, Any]]]
 TrainStep = Callable[[TrainState, Any, Mapping[str, Any]], tuple[TrainState, dict[str, Any]]]
 
 
 class Share(NamedTuple):
-    """A metric that only some samples have: two means over *all* samples, whose ratio is the mean over those that do.
+    """A mean over what samples have unequally many of (tokens), or only some: two means over *all* samples.
 
-    As means over all samples they may be averaged over microbatches and steps; the ratio may not.
+    As means over all samples they may be averaged over microbatches and steps; their ratio, which is meant, may not.
     """
 
-    # Of the metric, 0 where a sample has none.
+    # Of what each sample adds up to: 0 where it has none.
     total: Any
-    # Of 1 where a sample has it, else 0.
+    # Of how many it has.
     weight: Any
+
+    @property
+    def ratio(self) -> Any:
+        """The mean that is meant."""
+        return self.total / self.weight
+
+
+def mean_of_batches(values: Sequence[Any]) -> float:
+    """The mean of a metric over batches; of shares that of all their samples together, NaN where none has any."""
+    if not isinstance(values[0], Share):
+        return float(np.mean([float(value) for value in values]))
+    total, weight = (sum(map(float, each)) for each in zip(*values, strict=True))
+    return total / weight if weight else math.nan
 
 
 OWN_METRICS = ("loss", "grad_norm", "learning_rate", "skipped")
@@ -38,8 +53,9 @@ def make_train_step(
     """A compiled `step(state, frozen, batch) -> (state, metrics)` that consumes its state.
 
     Args:
-        loss_fn: its loss and metrics must be means over the samples of the batch it is given, and its random numbers
-            come from the keys it is given.
+        loss_fn: its loss and metrics must be means over the samples of the batch it is given, or a `Share` of two
+            such means (no parameter may change the second one of a loss). Its random numbers come from the keys it is
+            given.
         state: a state (or abstract state) as the step will see it; only its shardings are read.
         ema_decay: the average's final decay.
         microbatches: how many parts of the batch are run one after the other, to save memory.
@@ -50,14 +66,16 @@ def make_train_step(
     `step` as it was.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    value_and_grad = value_and_grad_of(loss_fn)
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         keys = sample_keys(state.key, batch["index"])
         if microbatches == 1:
-            (loss, metrics), grads = value_and_grad(state.params, frozen, batch, keys)
+            (loss, (weight, metrics)), grads = value_and_grad(state.params, frozen, batch, keys)
         else:
-            (loss, metrics), grads = _accumulate(value_and_grad, state.params, frozen, (batch, keys), microbatches)
+            summed = _accumulate(value_and_grad, state.params, frozen, (batch, keys), microbatches)
+            (loss, (weight, metrics)), grads = summed
+        loss, grads = jax.tree.map(lambda x: x / weight.astype(x.dtype), (loss, grads))
         if taken := [name for name in OWN_METRICS if name in metrics]:
             raise ValueError(f"loss_fn reports {', '.join(taken)}, a name the train step keeps for its own metrics")
         grads = jax.lax.with_sharding_constraint(grads, places.params)
@@ -72,6 +90,17 @@ def make_train_step(
         return new_state, metrics | own
 
     return jax.jit(step, donate_argnums=0, out_shardings=(places, places.step))
+
+
+def value_and_grad_of(loss_fn: LossFn) -> Callable[..., tuple[tuple[Any, tuple[Any, dict[str, Any]]], Any]]:
+    """A loss as ((total, (weight, metrics)), gradient of the total): all of them may be averaged over microbatches."""
+
+    def total(params: Any, *arguments: Any) -> tuple[Any, tuple[Any, dict[str, Any]]]:
+        loss, metrics = loss_fn(params, *arguments)
+        share = loss if isinstance(loss, Share) else Share(loss, jnp.ones_like(loss))
+        return share.total, (share.weight, metrics)
+
+    return jax.value_and_grad(total, has_aux=True)
 
 
 def _apply(optimizer: Optimizer, state: TrainState, grads: Any, rate: Any, ema_decay: float) -> TrainState:

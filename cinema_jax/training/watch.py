@@ -1,15 +1,22 @@
 """What a run keeps an eye on while it steps: data that cannot be read, updates that were dropped, waiting for data."""
 
+import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from cinema_jax import distributed
 from cinema_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # So many dropped updates in a row are no accident.
 MAX_DROPPED = 3
 # Of the records; one is always forgiven.
 MAX_UNREADABLE = 0.01
+# A host whose data all devices wait for, in more than this share of the time, is told, but no more often than so.
+SLOW, SLOW_SECONDS = 0.1, 600.0
 
 
 def check_unreadable(messages: dict[str, str], records: int, what: str) -> None:
@@ -66,3 +73,31 @@ class Supply:
     def waiting_share(self) -> float:
         """Of the time since the first batch."""
         return self.waited / (time.perf_counter() - self._started) if self._started else 0.0
+
+
+class Slowest:
+    """Which of several processes the others wait for: the one whose own data come last."""
+
+    def __init__(self):
+        self._before, self._asked, self._told = 0.0, time.perf_counter(), -math.inf
+
+    def of_all(self, waited: float) -> dict[str, float]:
+        """Metrics of the slowest since the last call: its number, and the share of time in which devices waited for it.
+
+        Nothing for a process that is alone. Every process must call this.
+
+        Args:
+            waited: `Supply.waited` of this process.
+        """
+        if not distributed.several():
+            return {}
+        now = time.perf_counter()
+        share = (waited - self._before) / (now - self._asked)
+        self._before, self._asked = waited, now
+        told = distributed.gather([share, distributed.name()])
+        process = max(range(len(told)), key=lambda i: told[i][0])
+        most, name = told[process]
+        if most > SLOW and distributed.is_first() and now > self._told + SLOW_SECONDS:
+            self._told = now
+            logger.warning("all devices waited for the data of %s in %.0f %% of the time", name, 100 * most)
+        return {"slowest_process": process, "slowest_data_wait": most}

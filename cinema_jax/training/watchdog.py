@@ -1,7 +1,8 @@
 """Ends a process whose run has stopped moving, so that a dead or hung host ends the job instead of hanging it.
 
-The run says what it begins and how long that may take; a thread waits for the next word. jax notices a dead process by
-itself, but a hung one, or a collective that never returns, only by this.
+The run says what it begins and how long that may take; a thread waits for the next word, and for signs of life of the
+other processes. Those that are dead are noticed by their silence, those that hang, or a collective that never returns,
+by the limit of what was begun.
 """
 
 import faulthandler
@@ -9,10 +10,12 @@ import sys
 import threading
 import time
 
-from cinema_jax import distributed
+from cinema_jax import distributed, peers
 
 # For what has no steps or compiles anew: an evaluation, a checkpoint, a batch of samples.
 LONG = 1800.0
+# Without a sign of life for so long a process is taken for dead: before jax does so, which would abort without a name.
+SILENT = 60.0
 
 
 class Watchdog:
@@ -30,20 +33,27 @@ class Watchdog:
     def begin(self, what: str, limit: float) -> None:
         """What was begun before has ended; `what` may take `limit` seconds."""
         self._now = what, limit, time.monotonic() + limit
+        peers.doing(what)
 
     def _watch(self) -> None:
         while True:
             time.sleep(min(1.0, self.seconds / 4))
             what, limit, deadline = self._now
+            if silent := peers.silent(SILENT):
+                self._end(f"{silent}; {peers.GOES_ON}")
             if time.monotonic() > deadline:
                 faulthandler.dump_traceback()
-                print(
-                    f"error: {distributed.name()} waited more than {limit:g} s in {what}, so a host is lost or hangs "
-                    "(the stacks above say where this one stands; longer steps need a larger --hang_seconds); the same "
-                    "command goes on from the last checkpoint",
-                    file=sys.stderr,
+                behind = peers.behind()
+                cause = f"; {behind}" if behind else ", so a host is lost or hangs"
+                self._end(
+                    f"{distributed.name()} waited more than {limit:g} s in {what}{cause} (the stacks above say where "
+                    f"this one stands; longer steps need a larger --hang_seconds); {peers.GOES_ON}"
                 )
-                distributed.leave(1)
+
+    def _end(self, sentence: str) -> None:
+        peers.end(1, sentence)
+        print(f"error: {sentence}", file=sys.stderr)
+        peers.leave(1)
 
 
 _watchdog: Watchdog | None = None

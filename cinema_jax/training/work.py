@@ -15,6 +15,7 @@ from cinema_jax.compilation import shapes_of
 from cinema_jax.flops import matmul_flops
 from cinema_jax.models.cogvideox.transformer import token_layout
 from cinema_jax.training.stages import Stage
+from cinema_jax.training.step import value_and_grad_of
 
 # Dense bf16 TFLOP/s of one chip, from the vendors' data sheets, by the beginning of jax's `device_kind`; the first that
 # fits counts.
@@ -71,7 +72,7 @@ def work(stage: Stage, cinema: Cinema, trained: list[str], batch: Shapes, remat:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), batch["index"].shape[0]))
 
     def gradient(params, frozen, batch, keys):
-        return jax.value_and_grad(lambda params: loss({**frozen, **params}, batch, keys), has_aux=True)(params)
+        return value_and_grad_of(lambda params: loss({**frozen, **params}, batch, keys))(params)
 
     return Work(products(gradient, (params, frozen, batch, keys)), dit_tokens(cinema, batch))
 

@@ -50,13 +50,13 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
         text: float,
         reference: float,
         steps: int,
-        seed: int,
+        seed: int | None,
         negative: str,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (how Gradio is told of it)
     ) -> Iterator[tuple[str, str]]:
         chosen = {"guidance_text": text, "guidance_reference": reference, "steps": int(steps)}
-        order = Order(tuple(files or ()), prompt, negative, int(seed), chosen)
+        order = Order(tuple(files or ()), prompt, negative, int(seed or 0), chosen)
         with tempfile.TemporaryDirectory(dir=folder) as place, stops.of(request) as stopped:
             output = Path(place) / "out.mp4"
             try:
@@ -105,8 +105,8 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
         inputs = [files, prompt, text, reference, steps, seed, negative]
         gr.Examples([list(example) for example in examples], [files, prompt])
         files.change(show, files, seen, api_name=False)
-        gr.on(
-            [start.click, prompt.submit],
+        asked = gr.on([start.click, prompt.submit], stops.ask, None, None, queue=False, api_name=False)
+        asked.then(
             make,
             inputs,
             [video, command],
@@ -120,21 +120,25 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
 
 
 class _Stops:
-    """The videos that are being made, by visitor, so that each stops only their own."""
+    """The videos that are being made or wait for their turn, by visitor, so that each stops only their own."""
 
     def __init__(self):
         self._events: dict[str | None, threading.Event] = {}
 
+    def ask(self, request: gr.Request) -> None:
+        """A visitor asks for a video, which may have to wait."""
+        self._events.setdefault(request.session_hash, threading.Event())
+
     @contextlib.contextmanager
     def of(self, request: gr.Request) -> Iterator[threading.Event]:
-        """A visitor's event, while their video is being made."""
-        event = self._events[request.session_hash] = threading.Event()
+        """A visitor's event, while their video is being made; set already if it was stopped before its turn came."""
+        event = self._events.setdefault(request.session_hash, threading.Event())
         try:
             yield event
         finally:
-            del self._events[request.session_hash]
+            self._events.pop(request.session_hash, None)
 
     def set(self, request: gr.Request) -> None:
-        """Stop the visitor's video, if one is being made."""
+        """Stop the visitor's video, if there is one."""
         if event := self._events.get(request.session_hash):
             event.set()

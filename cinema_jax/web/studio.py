@@ -108,6 +108,7 @@ class Studio:
         """The command line that makes the same video of the same pictures, wherever these lie."""
         words = ["python", "-m", "cinema_jax.generate"]
         words += [] if self.checkpoint == "packaged" else [f"--checkpoint={self.checkpoint}"]
+        words += [f"--init={self.run.init}"] * bool(self.run.init)
         words += [f"--reference={Path(picture).name}" for picture in order.pictures]
         words += [f"--prompt={order.prompt}"]
         words += [f"--negative-prompt={order.negative_prompt}"] * bool(order.negative_prompt)

@@ -106,3 +106,25 @@ def test_plots_of_a_source_that_has_none_are_refused(tmp_path, monkeypatch):
     examples = Examples(source, run.preprocessor(), range(2), np.zeros((2, 2, 4, 4, 4), np.float32))
     with pytest.raises(InputError, match="plots is 1; only"):
         examples("pretrain", 0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("joint", "neither"), [(0.0, 0.02), (0.3, 0.314)])
+def test_text_and_references_are_dropped_apart_and_as_often_together_as_asked(tmp_path, joint, neither):
+    config = tiny_config()
+    condition = dataclasses.replace(config.condition, text_dropout=0.1, reference_dropout=0.2, joint_dropout=joint)
+    run = Run(dataclasses.replace(config, condition=condition), tmp_path)
+    examples, rng = Examples(run.source("train"), run.preprocessor(), range(2)), np.random.default_rng(0)
+    dropped = np.array([examples._drop(rng) for _ in range(20_000)])
+    np.testing.assert_allclose(dropped.all(axis=1).mean(), neither, atol=0.01)
+    np.testing.assert_allclose(dropped.mean(axis=0), joint + (1 - joint) * np.array([0.1, 0.2]), atol=0.01)
+    held_out = dataclasses.replace(examples, augment=False)
+    assert held_out._drop(rng) == (False, False)
+
+
+def test_without_joint_dropout_all_draws_are_those_of_before(tmp_path):
+    run = Run(tiny_config(), tmp_path)
+    examples = Examples(run.source("train"), run.preprocessor(), range(2))
+    rng, before = np.random.default_rng(3), np.random.default_rng(3)
+    examples._drop(rng)
+    before.random(2)
+    assert rng.random() == before.random()

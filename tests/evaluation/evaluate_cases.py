@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
 from cinema_jax.data.video import probe
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation import suite as suites
-from cinema_jax.evaluation.videos import Gallery, claim
+from cinema_jax.evaluation.videos import Gallery, claim, fingerprint
 from cinema_jax.models.judge.weights import read_judge, write_judge
 from cinema_jax.sampling import Sampler
 from cinema_jax.weights import flatten
@@ -96,6 +97,11 @@ def test_a_list_of_opens2v_becomes_videos(workdir, tmp_path):
     evaluated(workdir, suite="opens2v", samples=str(tmp_path / "list.json"), output=str(output))
     found = probe(output / "singleobj_1.mp4")
     assert (found.frames, found.height, found.width) == (5, 32, 32)
+    Image.new("RGB", (40, 30), (30, 200, 30)).save(tmp_path / "cup.png")
+    with pytest.raises(
+        InputError, match="videos holds singleobj_1 and 0 more videos of another prompt, other pictures"
+    ):
+        evaluated(workdir, suite="opens2v", samples=str(tmp_path / "list.json"), output=str(output))
 
 
 def test_opens2v_wants_its_list(workdir):
@@ -154,12 +160,37 @@ def test_pictures_that_were_all_trained_on_are_refused(pictures, tmp_path):
 
 
 def test_claims_of_the_same_are_welcome(tmp_path):
-    claim(tmp_path, {"a": 1})
-    claim(tmp_path, {"a": 1})
+    claim(tmp_path, {"a": 1}, {"k1": "x"})
+    claim(tmp_path, {"a": 1}, {"k1": "x", "k2": "y"})
     with pytest.raises(InputError, match="a differ"):
-        claim(tmp_path, {"a": 2})
+        claim(tmp_path, {"a": 2}, {"k1": "x"})
+    with pytest.raises(
+        InputError, match="holds k2 and 0 more videos of another prompt, other pictures or another place"
+    ):
+        claim(tmp_path, {"a": 1}, {"k1": "x", "k2": "z"})
     with pytest.raises(InputError, match="is a file; name a folder"):
-        claim(tmp_path / "generation.json", {"a": 1})
+        claim(tmp_path / "generation.json", {"a": 1}, {})
+
+
+def test_folders_that_do_not_say_what_their_videos_show_are_refused(tmp_path):
+    (tmp_path / "generation.json").write_text('{"a": 1}')
+    with pytest.raises(InputError, match=r"\(videos differ\); name a new --output"):
+        claim(tmp_path, {"a": 1}, {"k1": "x"})
+
+
+def test_a_video_is_told_by_prompt_pictures_their_order_and_seed():
+    asked = fingerprint("it jumps", 3, ["a", "b"])
+    others = [("it sits", 3, ["a", "b"]), ("it jumps", 4, ["a", "b"]), ("it jumps", 3, ["b", "a"])]
+    assert asked == fingerprint("it jumps", 3, iter(["a", "b"]))
+    assert asked not in [fingerprint(*other) for other in others]
+
+
+def test_the_default_output_is_not_inside_what_belongs_to_others(tmp_path):
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE) / "models--a--b/snapshots/1"
+    assert evaluate._beside(cached) == evaluate._beside(parts.PACKAGED / "demo") == Path("evaluation")
+    assert evaluate._beside(tmp_path) == tmp_path / "evaluation"
 
 
 def test_a_damaged_video_is_one_sentence(tmp_path):

@@ -18,7 +18,7 @@ import transformers
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
-from released import PROMPT, pipeline
+from released import PROMPT, pipeline, qwen
 from tiny import process_environment, tiny_config
 
 from cinema_jax import checkpoint, convert, generate, parts, sharding
@@ -27,7 +27,6 @@ from cinema_jax.errors import InputError
 from cinema_jax.exchange.exports import export_checkpoint
 from cinema_jax.exchange.imports import import_checkpoint
 from cinema_jax.exchange.inspection import inspect
-from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
 from cinema_jax.tensors import WeightError, open_tensors
 from cinema_jax.training import state
 from cinema_jax.training.optimizer import make_optimizer
@@ -40,27 +39,6 @@ CLASSES = {
     "vae": (diffusers.AutoencoderKLCogVideoX, torch.float16),
     "text_encoder": (transformers.T5EncoderModel, torch.float32),
 }
-
-
-def qwen(folder, width=64):
-    """A tiny random Qwen2-VL as transformers saves it."""
-    config = transformers.Qwen2VLConfig(
-        text_config={
-            "vocab_size": 120,
-            "hidden_size": width,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": width // 16,
-            "num_key_value_heads": 2,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
-        },
-        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": width, "num_heads": 2, "mlp_ratio": 2},
-        image_token_id=3,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(1)
-    transformers.Qwen2VLForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
-    build_word_tokenizer(["small", "rabbit"]).save_pretrained(folder)
 
 
 KINDS = {"2b": ("ddim", False), "5b": ("dpm", True)}

@@ -6,24 +6,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
+import jax
 import numpy as np
 import pytest
-from tiny import TPU_ENVIRONMENT, process_environment, tiny_config
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from tiny import TPU_ENVIRONMENT, process_environment, tiny_values
 
 from cinema_jax import sharding
+from cinema_jax.axes import AXES
 from cinema_jax.chips import chip_of
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
-from cinema_jax.planning import planner, program
+from cinema_jax.planning import planner, program, report
 from cinema_jax.planning.collectives import collectives, summary
 from cinema_jax.planning.report import Report
 from cinema_jax.training import loop
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
-from configs import cogvideox_2b
 
 PROGRAM = """\
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -79,9 +80,42 @@ def test_collectives_count_the_turns_of_loops_and_each_operation_once():
     }
 
 
+@pytest.mark.parametrize(
+    ("started", "plain"),
+    [
+        (
+            "(bf16[2,4], bf16[8,4]) all-gather-start(%w), replica_groups=[2,4]<=[8]",
+            "bf16[8,4] all-gather(%w), replica_groups=[2,4]<=[8]",
+        ),
+        (
+            "((bf16[2,4], f32[1,4]), (bf16[8,4], f32[4,4])) all-gather-start(%w, %v), replica_groups=[2,4]<=[8]",
+            "(bf16[8,4], f32[4,4]) all-gather(%w, %v), replica_groups=[2,4]<=[8]",
+        ),
+        # Has no operands in its shape.
+        (
+            "(f32[16], f32[8]) all-reduce-start(%x, %y), replica_groups=[2,4]<=[8]",
+            "(f32[16], f32[8]) all-reduce(%x, %y), replica_groups=[2,4]<=[8]",
+        ),
+        ("f32[] all-reduce-start(%x), replica_groups=[2,4]<=[8]", "f32[] all-reduce(%x), replica_groups=[2,4]<=[8]"),
+        (
+            "((f32[16]), f32[4], u32[]) reduce-scatter-start(%x), replica_groups=[2,4]<=[8]",
+            "f32[4] reduce-scatter(%x), replica_groups=[2,4]<=[8]",
+        ),
+    ],
+)
+def test_an_operation_that_only_starts_sends_what_the_whole_one_does(started, plain):
+    first, second = (
+        collectives(f"ENTRY %main (x: f32[16]) -> f32[4] {{\n  %a = {line}\n}}") for line in (started, plain)
+    )
+    assert first[0].wire_bytes == second[0].wire_bytes > 0
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "align", "finetune"])
 def test_a_planned_batch_is_what_the_trainer_makes(stage, tmp_path):
-    run = Run.open(tiny_config(), tmp_path)
+    values = tiny_values()
+    # With a weight for each latent in the batch.
+    values.flow.subject_weight = 2.0
+    run = Run.open(parse(values), tmp_path)
     config = getattr(run.config, stage)
     mesh = sharding.make_mesh()
     random = {name: run.part_config(name) for name in STAGES[stage].needed(run.config)}
@@ -99,34 +133,175 @@ def test_a_planned_batch_is_what_the_trainer_makes(stage, tmp_path):
     }
 
 
-@pytest.mark.parametrize("topology", ["v5p", "v9:4x4", "v5e:4y4", ""])
+@pytest.mark.parametrize("topology", ["v5p", "v9:4x4", "v5e:4y4", "", "v5e:"])
 def test_a_topology_that_is_none_is_refused(topology):
     with pytest.raises(InputError, match=r"--topology is .* v5p:4x4x4"):
         chip_of(topology)
 
 
-def test_a_search_compiles_meshes_that_send_least_and_presets_until_one_fits(monkeypatch):
-    values = cogvideox_2b.get_config()
-    values.data.path, values.finetune.batch_size = "planned", 8
-    tried = []
+SHAPES = [
+    *("v5e:1x1", "v5e:2x2", "v6e:2x4", "v5e:4x4", "v6e:16x16", "v5e:4x5", "v5e:3x3", "v6e:16x32", "v5e:2x2x1"),
+    *("v4:2x2x1", "v4:2x2x2", "v5p:2x4x4", "v5p:4x4x4", "v4:4x4x8", "v5p:4x4x6", "v5p:8x4x4", "v5p:16x16x24"),
+    *("v4:16x16x20", "v5p:4x4", "v5p:0x4x4", "v5p:4x4x4x4"),
+]
 
-    def plan_step(run, stage, topology):
+
+def test_the_launchers_and_plan_take_the_same_topologies_with_as_many_hosts(tpus):
+    script = 'source "$0"; for t in "$@"; do (read_topology $t >/dev/null 2>&1 && echo $HOSTS) || echo 0; done'
+    shell = Path(__file__).parents[2] / "launch" / "topology.sh"
+    done = subprocess.run(["bash", "-c", script, str(shell), *SHAPES], capture_output=True, text=True, check=True)
+
+    def hosts(topology):
+        try:
+            return len({device.process_index for device in planner.devices(topology)})
+        except InputError:
+            return 0
+
+    assert {topology: hosts(topology) for topology in SHAPES} == dict(
+        zip(SHAPES, map(int, done.stdout.split()), strict=True)
+    )
+
+
+def test_a_shape_that_a_generation_does_not_have_is_refused_with_those_that_it_has():
+    with pytest.raises(InputError, match="v5e has the shapes 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"):
+        chip_of("v5e:4x5")
+
+
+def test_a_v4_chip_is_one_device_with_the_memory_that_the_compiler_gives_it(tpus):
+    target = planner.Target("v4:2x2x2")
+    mesh = sharding.make_mesh(fsdp=8, devices=planner.devices(target.topology))
+    assert len({tuple(device.coords) for device in mesh.devices.flat}) == mesh.size == 8
+    place = NamedSharding(mesh, PartitionSpec())
+    large = jax.ShapeDtypeStruct((64, 2**30), np.float32, sharding=place)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=rf"available HBM \({chip_of('v4:2x2x2').hbm_gib}G\)"):
+        jax.jit(lambda x: 2 * x).lower(large).compile()
+
+
+def report_of(run, topology, gib):
+    """Of the mesh and preset of a run, as if it took so much memory, and its links time by its mesh."""
+    mesh, remat = run.config.mesh, run.config.dit_model.remat
+    return Report(
+        program="the step",
+        topology=topology,
+        mesh=vars(mesh),
+        batch=16,
+        remat=remat,
+        fits=gib <= 15.75,
+        hbm_gib=gib,
+        hbm_limit_gib=15.75,
+        memory_gib={},
+        wire_gib=0.0,
+        between_slices_gib=0.0,
+        ideal_wire_gib={},
+        collectives={},
+        largest=[],
+        flops=1.0,
+        hbm_traffic_gib=0.0,
+        seconds={"compute": 1.0, "links": 10.0 * mesh.fsdp + mesh.context},
+        trace_s=0.0,
+        compile_s=0.0,
+    )
+
+
+def searched(gib, folder):
+    """What a search over v5e:4x4 finds and tries, where `gib` says what a mesh and preset take."""
+    values, tried = tiny_values(), []
+    values.finetune.batch_size = 16
+    values.stages = ("finetune",)
+
+    def compiled(run, stage, target):
         mesh, remat = run.config.mesh, run.config.dit_model.remat
         tried.append((mesh.fsdp, mesh.context, remat))
-        return Mock(Report, fits=remat == "full", seconds={"compute": 1.0, "links": float(mesh.fsdp)})
+        return report_of(run, target.topology, gib(mesh, remat))
 
-    # As if smaller meshes had to send less.
-    monkeypatch.setattr(planner, "devices", lambda topology, slices: [None] * 16)
-    monkeypatch.setattr(planner, "mesh_of", lambda run, topology: 10 * run.config.mesh.fsdp + run.config.mesh.context)
-    monkeypatch.setattr(planner.program, "train_program", lambda run, stage, mesh: None)
-    monkeypatch.setattr(planner.report, "ideal_wire", lambda planned, mesh: {"all": float(mesh)})
-    monkeypatch.setattr(planner, "plan_step", plan_step)
-    found = planner.search(Run(parse(values), Path("planned")), "finetune", "v6e:4x4")
-    assert tried == [
-        *((2, 4, remat) for remat in ("dots", "attention", "full")),
-        *((fsdp, context, "full") for fsdp, context in ((4, 2), (4, 4), (8, 2))),
+    run = Run(parse(values), folder)
+    try:
+        return planner.search(run, "finetune", planner.Target("v5e:4x4"), compiled), tried
+    except InputError as error:
+        return str(error), tried
+
+
+def test_a_search_tries_the_most_sharded_mesh_and_every_preset_on_each(tpus, tmp_path):
+    def gib(mesh, remat):
+        return 20.0 if mesh.fsdp * mesh.context < 16 or remat == "dots" else 10.0
+
+    found, tried = searched(gib, tmp_path)
+    meshes = list(dict.fromkeys(sizes[:2] for sizes in tried))
+    assert len(meshes) == planner.MOST_MESHES
+    assert (16, 1) in meshes
+    for sizes in meshes:
+        presets = [remat for *there, remat in tried if tuple(there) == sizes]
+        fits = sizes[0] * sizes[1] == 16
+        assert presets == list(planner.PRESETS[:2] if fits else planner.PRESETS)
+    assert [result.remat for result in found] == ["attention"] * len(found)
+    assert [result.seconds["links"] for result in found] == sorted(result.seconds["links"] for result in found)
+
+
+def test_a_search_in_which_nothing_fits_says_so_and_what_came_closest(tpus, tmp_path):
+    def gib(mesh, remat):
+        return 17.5 if remat == "offload" and mesh.fsdp == 16 else 20.0
+
+    sentence, tried = searched(gib, tmp_path)
+    assert len(tried) == planner.MOST_MESHES * len(planner.PRESETS)
+    assert sentence.startswith("none of 16 programs on 4 meshes fits; the closest: the step on v5e:4x4 (mesh ")
+    assert "fsdp 16" in sentence
+    assert sentence.endswith("remat offload) needs 17.50 of 15.75 GiB a chip")
+
+
+def test_the_most_sharded_mesh_takes_the_last_place_where_it_would_be_left_out():
+    assert planner.chosen([(1, 4), (2, 2), (4, 1), (2, 4), (8, 1), (16, 1)]) == [(1, 4), (2, 2), (4, 1), (16, 1)]
+    assert planner.chosen([(16, 1), (2, 2)]) == [(16, 1), (2, 2)]
+
+
+def test_what_a_program_that_does_not_fit_would_send_and_take_is_unknown():
+    mesh = AbstractMesh((1, 1, 4, 1, 1), AXES)
+    planned = program.Program(None, (), None, {}, lambda: 0)
+    options = {"batch": 4, "remat": "full", "flops": 197e12, "trace_s": 1.0, "compile_s": 1.0}
+    refused = [
+        report.report(
+            "a step", "v5e:2x2", chip_of("v5e:2x2"), mesh, planned, None, program_gib=gib, held_out_gib=0.5, **options
+        )
+        for gib in (20.0, None)
     ]
-    assert [result.seconds["links"] for result in found] == [2.0, 4.0, 4.0, 8.0]
+    found = [json.loads(json.dumps(result.as_json(), allow_nan=False)) for result in refused]
+    for name in ("wire_gib", "between_slices_gib", "hbm_traffic_gib", "collectives", "largest", "bound"):
+        assert [result[name] for result in found] == [None, None]
+    assert [result["hbm_gib"] for result in found] == [20.5, None]
+    assert found[0]["seconds"] == {"compute": 0.25, "HBM": None, "links": None}
+    told = report.table(refused[0], chip_of("v5e:2x2"))
+    assert "sent by each chip in a step: unknown" in told
+    assert "what bounds a step is unknown" in told
+    assert "  links    unknown" in told
+    assert "how much is unknown" in report.table(refused[1], chip_of("v5e:2x2"))
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments, folder=ROOT):
+    """The command, as it ends."""
+    line = [sys.executable, "-m", "cinema_jax.plan", *arguments]
+    environment = process_environment() | TPU_ENVIRONMENT
+    return subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_config_that_is_not_there_is_one_sentence_and_status_2():
+    done = command("--config=configs/nope.py", "--topology=v5e:4x4")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: --config is 'configs/nope.py', which cannot be read")
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_is_read_from_a_folder_that_is_called_as_plans_once_were(tpus, tmp_path):
+    for part in ("dit", "vae", "mllm", "aligner"):
+        folder = tmp_path / "planned" / "parts" / part
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (tmp_path / "planned" / "config.json").write_text("{}")
+    config = f"--config={ROOT / 'configs' / 'demo.py'}:smoke"
+    done = command(config, "--topology=v5e:2x2", "--hosts", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["hosts"] == 1
 
 
 # Released widths, but two layers and few tokens.
@@ -150,9 +325,7 @@ SMALL_FLAGS = [f"--config.{name}={value}" for name, value in SMALL.items()]
 def plan(config, topology, *arguments):
     """What the command prints."""
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu (pip install libtpu)")
-    command = [sys.executable, "-m", "cinema_jax.plan", f"--config=configs/{config}.py", f"--topology={topology}"]
-    environment = process_environment() | TPU_ENVIRONMENT
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
+    done = command(f"--config=configs/{config}.py", f"--topology={topology}", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,7 +2,8 @@
 
 python float64.py FOLDER takes its steps on every mesh of `MESHES`, in a process of its own with eight devices. FOLDER
 has the frozen parts. Each mesh leaves there `<number>.npz` (losses, parameters, averages), `<number>.json` (the shape
-of each parameter, and of a device's share) and `<number>.txt` (the program of one device).
+of each parameter, and of a device's share) and `<number>.txt` (the program of one device); the first one also
+`closing.npz`, the held-out loss and what is sampled.
 """
 
 import dataclasses
@@ -16,11 +17,13 @@ import jax
 import numpy as np
 from tiny import tiny_values
 
-from cinema_jax import parts, sharding
+from cinema_jax import distributed, parts, sharding
 from cinema_jax.axes import WEIGHTS
+from cinema_jax.cinema import Cinema, Params
 from cinema_jax.config import Config, parse
 from cinema_jax.models.attention import mesh as attention_mesh
-from cinema_jax.training import loop, state
+from cinema_jax.sampling import Request, Sampler
+from cinema_jax.training import loop, reports, state
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 
@@ -68,6 +71,14 @@ def split_what_is_small() -> None:
     sharding.SMALL, attention_mesh.EXCHANGE_TOKENS = 1, 32
 
 
+def sampled(run: Run, cinema: Cinema, params: Params) -> np.ndarray:
+    """Latents of two held-out requests after two steps, on the devices that hold `params`; all processes call this."""
+    sampler, source = Sampler(cinema, params, run.preprocessor()), run.source("validation")
+    told = [reports.held_out_conditions(run, source, index) for index in range(2)]
+    requests = [Request(c.prompt, c.references, seed=index) for index, c in enumerate(told)]
+    return distributed.fetch(sampler.latents(requests, sampler.settings(steps=2)))
+
+
 class Steps:
     """The steps on one mesh, lowered."""
 
@@ -78,13 +89,13 @@ class Steps:
         self.mesh = sharding.make_mesh(**shape, devices=jax.devices()[: math.prod(shape.values())])
         with jax.set_mesh(self.mesh):
             self.frozen = sharding.place(jax.device_get(first.frozen), self.mesh, WEIGHTS)
-            self.state = state.create(first.initial, first.optimizer, self.mesh, seed=first.run.config.seed)
+            self.state = state.create(first.initial, first.optimizer, self.mesh, seed=first.seed)
             self.batches = [sharding.global_batch(batch, self.mesh, BATCH) for batch in batches]
             step = make_step(first.stage, cinema, first.optimizer, self.state)
             self.lowered = step.lower(self.state, self.frozen, self.batches[0])
 
-    def run(self, program: jax.stages.Compiled, file: Path) -> None:
-        """Take the steps and write down what came of them."""
+    def run(self, program: jax.stages.Compiled, file: Path) -> state.TrainState:
+        """Take the steps, write down what came of them, and return the last state."""
         shapes = {path: (x.shape, x.addressable_shards[0].data.shape) for path, x in self.state.params.items()}
         file.with_suffix(".json").write_text(json.dumps(shapes))
         file.with_suffix(".txt").write_text(program.as_text())
@@ -97,6 +108,7 @@ class Steps:
         branches = {"params": current.params, "ema": current.ema}
         arrays = {f"{branch}/{path}": x for branch, leaves in branches.items() for path, x in leaves.items()}
         np.savez(file.with_suffix(".npz"), told=told, **jax.device_get(arrays))
+        return current
 
 
 def main(folder: Path) -> None:
@@ -111,8 +123,14 @@ def main(folder: Path) -> None:
     (folder / "lowered.txt").write_text(several[0].lowered.as_text())
     with ThreadPoolExecutor(2) as pool:
         programs = pool.map(lambda steps: steps.lowered.compile(), several)
-        for number, (steps, program) in enumerate(zip(several, programs, strict=True)):
+        lasts = [
             steps.run(program, folder / str(number))
+            for number, (steps, program) in enumerate(zip(several, programs, strict=True))
+        ]
+    with jax.set_mesh(mesh):
+        closing = first.evaluate(lasts[0], first._held_out())
+        closing["sampled"] = sampled(first.run, first.cinema, {**first.frozen, **lasts[0].ema})
+    np.savez(folder / "closing.npz", **closing)
 
 
 if __name__ == "__main__":

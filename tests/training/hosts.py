@@ -2,27 +2,85 @@
 
 python hosts.py MOMENT STEP PROCESSES --workdir=... --coordinator=... --num_processes=... --process_id=...
 
-MOMENT is `kill`, `stop`, `term`, `saving` or `never`; it happens to those of PROCESSES (for example 0,1). What the
-process was shown goes to <workdir>.batches, one line for each step.
+MOMENT is `kill`, `stop`, `term`, `saving` or `never`; or `version` or one of `FAULTS`. It happens to those of PROCESSES
+(for example 0,1). What the process was shown goes to <workdir>.batches, one line for each step; what is sampled in the
+end, to <workdir>.sampled.npy. The environment's `SIMULATED` names the `Slices` whose order the devices have.
 """
 
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import float64
+import numpy as np
+import pods
 from absl import flags
 from tiny import process_environment
 
-from cinema_jax import checkpoint, command, sharding
+from cinema_jax import checkpoint, command, distributed, sharding
+from cinema_jax.cinema import Cinema
 from cinema_jax.config import Config
-from cinema_jax.training import reports
+from cinema_jax.errors import InputError
+from cinema_jax.training import facts, reports
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "saving": signal.SIGKILL}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """Hosts and chips that a run is simulated on, and its mesh over them."""
+
+    processes: int
+    # Of all processes.
+    devices: int
+    mesh: Mapping[str, int]
+    # Of `pods.py`; empty: the devices are in the order of their numbers.
+    topology: str = ""
+    batch: int = float64.BATCH
+
+
+# By their names. On none of the real slices do all hosts hold rows that are neighbours, or none that others hold too.
+SIMULATED = {
+    "one device": Slices(1, 1, {}),
+    "8 devices": Slices(1, 8, {"data": 2, "fsdp": 4}),
+    "v5p:2x2x2": Slices(2, 8, {"data": 4, "fsdp": 2}, "1 x v5p:2x2x2"),
+    "v5e:4x4": Slices(4, 16, {"data": 4, "fsdp": 2, "context": 2}, "1 x v5e:4x4"),
+    # A larger batch, for slices of more hosts.
+    "one device, 16": Slices(1, 1, {}, batch=16),
+    "v5e:4x4, 16": Slices(4, 16, {"fsdp": 16}, "1 x v5e:4x4", 16),
+    "v5e:4x4, shared": Slices(4, 16, {"data": 2, "fsdp": 2, "context": 4}, "1 x v5e:4x4", 16),
+    "v5p:2x2x4, 16": Slices(4, 16, {"data": 2, "fsdp": 8}, "1 x v5p:2x2x4", 16),
+    "v5e:4x8, 16": Slices(8, 32, {"data": 8, "fsdp": 2, "context": 2}, "1 x v5e:4x8", 16),
+    "2 x v5p:2x2x2, 16": Slices(4, 16, {"slice": 2, "data": 4, "fsdp": 2}, "2 x v5p:2x2x2", 16),
+    "2 x v5e:4x4, 16": Slices(8, 32, {"slice": 2, "data": 4, "fsdp": 2, "tensor": 2}, "2 x v5e:4x4", 16),
+}
+
+
+def fill_disk() -> None:
+    """The system refuses every file that grows beyond 1 KiB, as it refuses all on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+def lose_data() -> None:
+    """What the loader says where nothing can be read any more."""
+    raise InputError("videos/7.mp4: no such file")
+
+
+def install_another() -> None:
+    """What the metadata of an older library would say; before the command starts."""
+    versions = facts.versions
+    facts.versions = lambda: versions() | {"optax": "0.0.1"}
+
+
+# What befalls a process that goes on living.
+FAULTS = {"disk": fill_disk, "data": lose_data, "hang": lambda: time.sleep(1000), "slow": lambda: time.sleep(1)}
 
 
 def environment(folder: Path, devices: int) -> dict[str, str]:
@@ -35,21 +93,22 @@ def environment(folder: Path, devices: int) -> dict[str, str]:
     }
 
 
-def config(frozen: Path) -> Config:
-    """The run of `float64.py` over 8 devices, a checkpoint after every second step."""
-    config = float64.config(frozen, data=2, fsdp=4)
-    stage = dataclasses.replace(config.finetune, checkpoint_every=2, log_every=1, keep=20)
+def config(frozen: Path, slices: Slices) -> Config:
+    """The run of `float64.py` on such slices, a checkpoint after every second step."""
+    config = float64.config(frozen, **slices.mesh)
+    stage = dataclasses.replace(config.finetune, batch_size=slices.batch, checkpoint_every=2, log_every=1, keep=20)
     return dataclasses.replace(config, finetune=stage)
 
 
-def after(owner: object, name: str, step: int, number: int) -> None:
-    """Send the process a signal when `owner.name` has returned for so many times."""
+def after(owner: object, name: str, step: int, happen: Callable[[], None]) -> None:
+    """What happens when `owner.name` has returned for so many times; of `slow`, each time from there on."""
     original, count = getattr(owner, name), iter(range(1, 1000))
 
     def wrapped(*arguments, **options):
         result = original(*arguments, **options)
-        if next(count) == step:
-            os.kill(os.getpid(), number)
+        calls = next(count)
+        if calls == step or (calls > step and happen is FAULTS["slow"]):
+            happen()
         return result
 
     setattr(owner, name, wrapped)
@@ -66,6 +125,14 @@ def noted(make):
     return wrapped
 
 
+def sample(run, stage, configs, params, metrics) -> dict:
+    """In the place of what a stage shows of itself, which takes longer to compile than its step."""
+    latents = float64.sampled(run, Cinema(run.config, configs), params)
+    if distributed.is_first():
+        np.save(f"{run.workdir}.sampled.npy", latents)
+    return {}
+
+
 if __name__ == "__main__":
     # Not above: the test's own process has other commands' flags.
     from cinema_jax import train
@@ -74,12 +141,17 @@ if __name__ == "__main__":
     del sys.argv[1:4]
     me = next((word.split("=")[1] for word in sys.argv if word.startswith("--process_id=")), "0")
     sharding.global_batch = noted(sharding.global_batch)
-    if moment != "never" and me in processes.split(","):
+    if moment == "version" and me in processes.split(","):
+        install_another()
+    elif moment != "never" and me in processes.split(","):
         # Orbax writes in the background: the checkpoint is not complete yet.
         owner, name = (checkpoint.Checkpoints, "save") if moment == "saving" else (sharding, "global_batch")
-        after(owner, name, int(step), SIGNALS[moment])
-    # What a stage shows of itself takes longer to compile than its step.
-    reports.stage_report = lambda *_: {}
-    train.parse = lambda _: config(Path(flags.FLAGS.workdir).parent)
+        after(owner, name, int(step), FAULTS.get(moment) or (lambda: os.kill(os.getpid(), SIGNALS[moment])))
+    slices = SIMULATED[os.environ["SIMULATED"]]
+    if slices.topology:
+        pods.arrange(slices.topology)
+    float64.split_what_is_small()
+    reports.stage_report = sample
+    train.parse = lambda _: config(Path(flags.FLAGS.workdir).parent, slices)
     train.CONFIG = SimpleNamespace(value=None)
     command.run(train.main)

@@ -1,6 +1,6 @@
 """Runs the `mllm` stage of the tiny config in a process of its own that kills itself at a chosen moment:
 
-python killed.py WORKDIR MOMENT, where MOMENT is `saving`, `saved`, `written` or `never`.
+python killed.py WORKDIR MOMENT, where MOMENT is `saving`, `saved`, `written`, `recorded`, `moving` or `never`.
 """
 
 import os
@@ -60,4 +60,8 @@ if __name__ == "__main__":
         checkpoint.Checkpoints.save = save_and_wait
     elif moment == "written":  # the weights are written, but the stage is not marked as finished
         after(parts, "write")
+    elif moment == "recorded":  # the stage is marked as finished, but its weights are not in their place
+        after(parts, "write_json", when=lambda arguments: arguments[0].parent.name == "stages")
+    elif moment == "moving":  # some of them are
+        after(Path, "replace", when=lambda arguments: arguments[1].parent == workdir / "parts/mllm")
     loop.train(Run.open(config(), workdir))

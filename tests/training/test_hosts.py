@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from float64 import BATCH, STEPS
-from hosts import environment
+from float64 import BATCH, STEPS, write_frozen
+from hosts import SIMULATED, environment
 
 from cinema_jax import distributed
 from cinema_jax.checkpoint import complete_steps, step_path
@@ -26,18 +26,21 @@ CHECKPOINTS = "checkpoints/finetune"
 HANG = 20
 
 
-def train(workdir: Path, moment: str = "never", step: int = 0, at: str = "", processes: int = 2) -> list[tuple]:
-    """Exit status and messages of each process of a run over 8 devices; what `moment` and `at` mean says hosts.py."""
+def train(
+    workdir: Path, moment: str = "never", step: int = 0, at: str = "", slices: str = "v5p:2x2x2"
+) -> list[tuple[int, str]]:
+    """Exit status and messages of each process of a run; what `moment`, `at` and `slices` mean says hosts.py."""
+    processes, devices = SIMULATED[slices].processes, SIMULATED[slices].devices
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, HERE / "hosts.py", moment, str(step), at, f"--workdir={workdir}"]
-    command += [f"--hang_seconds={HANG}"] if moment in ("stop", "saving") else []
+    command += [f"--hang_seconds={HANG}"] if moment in ("stop", "saving", "kill", "hang") else []
     joined = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"] if processes > 1 else []
     started = [
         subprocess.Popen(
             [*command, *joined, *([f"--process_id={i}"] if joined else [])],
-            env=environment(workdir.parent, 8 // processes),
+            env=environment(workdir.parent, devices // processes) | {"SIMULATED": slices},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -48,7 +51,7 @@ def train(workdir: Path, moment: str = "never", step: int = 0, at: str = "", pro
     for i in sorted(range(processes), key=lambda i: moment == "stop" and str(i) in at.split(",")):
         if moment == "stop" and str(i) in at.split(","):
             started[i].kill()
-        said = started[i].communicate(timeout=300)[1]
+        said = started[i].communicate(timeout=900)[1]
         results[i] = started[i].returncode, said
     return [results[i] for i in range(processes)]
 
@@ -77,7 +80,7 @@ def batches(workdir: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def whole(meshes):
-    """An undisturbed run of two processes, beside what it is compared with."""
+    """An undisturbed run of two processes, whose rows are not neighbours, beside what it is compared with."""
     workdir = meshes / "whole"
     assert [status for status, _ in train(workdir)] == [0, 0]
     return workdir
@@ -92,14 +95,30 @@ def test_two_processes_train_like_one_device(whole, meshes):
         np.testing.assert_allclose(found[name], one[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
+def assert_closes_like_one_device(run, meshes):
+    """The held-out loss and what is sampled."""
+    one, closing = np.load(meshes / "closing.npz"), rows(run)[-1]
+    assert one["eval_loss"] > 0
+    for name in set(one.files) - {"sampled"}:
+        np.testing.assert_allclose(closing[name], one[name], rtol=1e-9, err_msg=name)
+    sampled = np.load(f"{run}.sampled.npy")
+    assert np.std(sampled) > 0.1
+    np.testing.assert_allclose(sampled, one["sampled"], rtol=1e-9, atol=1e-9)
+
+
+def test_two_processes_evaluate_and_sample_like_one_device(whole, meshes):
+    assert_closes_like_one_device(whole, meshes)
+
+
 def test_disturbed_runs_end_as_they_should_and_go_on_to_the_same_bits(whole):
     run = whole.with_name("disturbed")
     saved = lambda: max(complete_steps(run / CHECKPOINTS), default=0)  # noqa: E731
 
     (status, said), _ = train(run, "stop", 3, "1")
     assert status == 1
-    waited = rf"waited more than {HANG} s in step \d of finetune, so a host is lost"
-    assert re.search(rf"error: process 0 of 2 \(.+\) {waited}", said)
+    waited = rf"waited more than {HANG} s in (the data of )?step \d of finetune"
+    silent = r"process 1 of 2 \(.+\) gives no sign of life for \d+ s; its last was in .*step \d of finetune"
+    assert re.search(rf"error: process 0 of 2 \(.+\) {waited}; {silent}", said)
 
     before = saved()
     for processes in ("1", "0,1"):
@@ -112,32 +131,110 @@ def test_disturbed_runs_end_as_they_should_and_go_on_to_the_same_bits(whole):
         assert before < saved() < STEPS
         before = saved()
 
-    (status, said), (killed, _) = train(run, "saving", 1, "1")
+    (killed, _), (status, said) = train(run, "saving", 1, "0")
     assert killed == -signal.SIGKILL
-    assert status not in (0, 2)
-    assert re.search(r"error: process 0 of 2|another task died", said)
+    assert status == 1
+    assert re.search(r"error: process 0 of 2 \(.+\), by which all others meet, is gone or out of reach; the same", said)
 
-    assert [status for status, _ in train(run)] == [0, 0]
+    ended = train(run, "slow", 1, "1")
+    assert [status for status, _ in ended] == [0, 0]
+    assert re.search(r"all devices waited for the data of process 1 of 2 \(.+\) in \d+ % of the time", ended[0][1])
     expected, found = state(whole), state(run)
     for path, leaf in expected.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
     assert rows(run) == rows(whole)
 
 
-@pytest.mark.parametrize("processes", [1, 4])
-def test_a_run_goes_on_with_another_number_of_processes(whole, processes):
-    run = whole.with_name(f"on_{processes}")
+def test_what_ends_one_process_ends_the_others_with_its_sentence_and_status(whole):
+    run = whole.with_name("data")
+    ended = train(run, "data", 3, "1")
+    assert [status for status, _ in ended] == [2, 2]
+    assert "error: videos/7.mp4: no such file" in ended[1][1]
+    assert re.search(r"error: process 1 of 2 \(.+\) ended: videos/7\.mp4: no such file", ended[0][1])
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(
+    ("moment", "statuses", "told"),
+    [
+        (
+            "kill",
+            [1, -signal.SIGKILL],
+            r"process 1 of 2 \(.+\) gives no sign of life for \d+ s; its last was in .*finetune",
+        ),
+        ("hang", [1, 1], r"process 1 of 2 \(.+\) is behind: it has been in the data of step 3 of finetune for \d+ s"),
+        ("disk", [2, 2], r"error: process 1 of 2 \(.+\) ended: .*File too large"),
+        ("version", [2, 2], r"error: all hosts must be alike\n  process 1 of 2 \(.+\): optax is '0\.0\.1', and '"),
+    ],
+)
+def test_the_process_that_failed_is_named_by_the_other(whole, moment, statuses, told):
+    ended = train(whole.with_name(moment), moment, 3, "1")
+    assert [status for status, _ in ended] == statuses
+    assert re.search(told, ended[0][1])
+
+
+@pytest.mark.parametrize("slices", ["8 devices", "v5e:4x4"])
+def test_a_run_goes_on_with_other_hosts(whole, meshes, slices):
+    run = whole.with_name(f"on {slices}")
     shutil.copytree(whole, run)
     shutil.rmtree(run / "stages")
     for step in complete_steps(run / CHECKPOINTS):
         if step > 4:
             shutil.rmtree(run / CHECKPOINTS / str(step))
-    assert [status for status, _ in train(run, processes=processes)] == [0] * processes
+    assert {status for status, _ in train(run, slices=slices)} == {0}
     assert batches(run) == [index for index in batches(whole) if index >= 4 * BATCH]
     found = state(run)
     for path, leaf in state(whole).items():
         assert leaf.dtype == np.float64 or leaf.ndim == 0
         np.testing.assert_allclose(found[path], leaf, rtol=1e-9, atol=1e-9, err_msg=path)
+    assert_closes_like_one_device(run, meshes)
+
+
+# (where a run starts and loses a host, where it goes on after that)
+ROADS = (
+    ("v5e:4x4, 16", "v5p:2x2x4, 16"),
+    ("v5p:2x2x4, 16", "v5e:4x8, 16"),
+    ("v5e:4x8, 16", "v5e:4x4, shared"),
+    ("v5e:4x4, shared", "2 x v5p:2x2x2, 16"),
+    ("2 x v5p:2x2x2, 16", "2 x v5e:4x4, 16"),
+    ("2 x v5e:4x4, 16", "v5e:4x4, 16"),
+)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """An undisturbed run on one device, with a batch of 16."""
+    folder = tmp_path_factory.mktemp("pods")
+    write_frozen(folder)
+    assert [status for status, _ in train(folder / "one", slices="one device, 16")] == [0]
+    return folder / "one"
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(("first", "second"), ROADS, ids=[" then ".join(road) for road in ROADS])
+def test_a_slice_loses_a_host_and_another_one_ends_the_run_like_one_device(one_device, first, second):
+    run, lost = one_device.with_name(f"{first} then {second}"), str(SIMULATED[first].processes - 1)
+    ended = train(run, "kill", 4, lost, slices=first)
+    assert ended[int(lost)][0] == -signal.SIGKILL
+    assert not {status for status, _ in ended[:-1]} & {0, 2}
+    # Once more on the same slice, to its fifth step; the rest on the other one.
+    ended = train(run, "term", 3, "0", slices=first)
+    assert {status for status, _ in ended} == {128 + signal.SIGTERM}
+    assert 0 < max(complete_steps(run / CHECKPOINTS)) < STEPS
+    assert {status for status, _ in train(run, slices=second)} == {0}
+    expected, found, largest = state(one_device), state(run), 0.0
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(found[path], leaf, rtol=1e-9, atol=1e-9, err_msg=path)
+        largest = max(largest, float(np.abs(found[path] - leaf).max()))
+    for told, one in zip(rows(run), rows(one_device), strict=True):
+        assert told.keys() == one.keys()
+        np.testing.assert_allclose(
+            [told[name] for name in told if name != "stage"], [one[name] for name in told if name != "stage"], rtol=1e-9
+        )
+    np.testing.assert_allclose(
+        np.load(f"{run}.sampled.npy"), np.load(f"{one_device}.sampled.npy"), rtol=1e-9, atol=1e-9
+    )
+    print(f"\n| {first} | {second} | {largest:.1e} |")
 
 
 @pytest.mark.parametrize(

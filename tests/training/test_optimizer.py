@@ -49,6 +49,18 @@ def test_muon_moves_everything_else_like_adam():
     np.testing.assert_allclose(first_directions(name="muon")[path], expected, rtol=1e-5)
 
 
+def test_the_momentum_of_kernels_is_beta1():
+    """Without any, what was before does not count."""
+    transform = make_optimizer(OptimizerConfig(name="muon", weight_decay=0.0, beta1=0.0), 10).transform
+    others = {path: -gradient[..., ::-1] for path, gradient in GRADIENTS.items()}
+    _, state = transform.update(others, transform.init(PARAMS), PARAMS)
+    again = transform.update(GRADIENTS, state, PARAMS)[0]
+    for path in (path for path in PARAMS if path.endswith("kernel")):
+        np.testing.assert_allclose(
+            again[path], first_directions(name="muon", beta1=0.0)[path], rtol=1e-4, atol=1e-5, err_msg=path
+        )
+
+
 def test_unknown_optimizer_is_refused_by_name():
     with pytest.raises(InputError, match=r"optimizer\.name = 'sgd' must be 'adamw' or 'muon'"):
         OptimizerConfig(name="sgd")

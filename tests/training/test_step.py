@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cinema_jax import sharding
 from cinema_jax.training import state
 from cinema_jax.training.config import OptimizerConfig
 from cinema_jax.training.optimizer import decayed, learning_rate, make_optimizer
-from cinema_jax.training.step import make_train_step
+from cinema_jax.training.step import Share, make_train_step
 
 CONFIG = OptimizerConfig(learning_rate=0.1, warmup_steps=2, weight_decay=0.1, clip_norm=0.5)
 PARAMS = {"net/kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3), "net/bias": np.ones(3, np.float32)}
@@ -89,6 +91,25 @@ def test_microbatches_give_the_result_of_the_whole_batch():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), (a, metrics_a), (b, metrics_b))
 
 
+def loss_over_words(params, frozen, batch, keys):
+    words = frozen["scale"] * batch["x"][:, :3] * params["net/bias"]
+    real = (jnp.arange(3) < batch["lengths"][:, None]).astype(words.dtype)
+    share = Share((words**2 * real).sum(1).mean(), real.sum(1).mean())
+    return share, {"words": share}
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=8).filter(any), st.sampled_from([2, 4, 8]))
+def test_samples_of_unequal_length_count_alike_however_the_batch_is_parted(lengths, microbatches):
+    data = batch() | {"lengths": np.int32(lengths)}
+    words, real = FROZEN["scale"] * data["x"][:, :3], np.arange(3) < data["lengths"][:, None]
+    step, train = setup(loss_over_words, microbatches=microbatches)
+    _, metrics = step(train, FROZEN, data)
+    np.testing.assert_allclose(metrics["loss"], (words**2)[real].mean(), rtol=1e-5)
+    gradient = 2 * (words**2 * real).sum(0) / real.sum()
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
+
+
 def test_microbatches_must_divide_the_batch():
     step, train = setup(microbatches=3)
     with pytest.raises(ValueError, match="microbatches = 3 does not divide the batch of 8"):
@@ -151,7 +172,7 @@ def test_loss_function_may_not_take_the_steps_names():
 
 def test_learning_rate_warms_up_and_falls_to_its_end():
     config = OptimizerConfig(learning_rate=2.0, warmup_steps=4, schedule="cosine", final_fraction=0.1)
-    rates = [float(learning_rate(config, 14)(step)) for step in (0, 3, 4, 9, 14, 99)]
+    rates = [float(learning_rate(config, 15)(step)) for step in (0, 3, 4, 9, 14, 99)]
     np.testing.assert_allclose(rates, [0.5, 2.0, 2.0, 2.0 * 0.55, 0.2, 0.2], rtol=1e-6)
 
 

@@ -4,6 +4,7 @@ import shlex
 import threading
 from pathlib import Path
 
+import gradio
 import numpy as np
 import pytest
 from absl import flags
@@ -14,6 +15,7 @@ from cinema_jax.data.critters.examples import write_examples
 from cinema_jax.data.images import letterbox, read_image
 from cinema_jax.errors import InputError
 from cinema_jax.sampling import load_sampler
+from cinema_jax.web.page import build
 from cinema_jax.web.studio import Order, Stopped, Studio
 
 
@@ -61,6 +63,33 @@ def test_a_stopped_video_ends_before_its_next_step(studio, order, folder):
         studio.make(order, folder / "stopped.mp4", progress, stop)
     assert told == [0]
     assert not (folder / "stopped.mp4").exists()
+
+
+@pytest.fixture(scope="module")
+def called(studio, folder):
+    """The page's functions by name, and a visitor."""
+    page = build(studio, folder, [])
+    return {block.name: block.fn for block in page.fns.values()}, gradio.Request(session_hash="visitor")
+
+
+def asked(order, visitor, seed):
+    return [*order.pictures], order.prompt, 2.5, 1.5, 2, seed, "", visitor
+
+
+def test_who_stops_while_waiting_gets_no_video_and_the_next_one_again(called, order):
+    functions, visitor = called
+    functions["ask"](visitor)
+    functions["set"](visitor)
+    with pytest.raises(gradio.Error, match=r"The video was stopped\."):
+        next(functions["make"](*asked(order, visitor, 0)))
+    functions["set"](visitor)
+    assert list(functions["make"](*asked(order, visitor, 0)))
+
+
+def test_an_emptied_seed_field_is_seed_0(called, order):
+    functions, visitor = called
+    ((_, line),) = functions["make"](*asked(order, visitor, None))
+    assert "--seed=0" in line
 
 
 def test_pictures_are_shown_as_the_encoder_sees_them(studio, order):

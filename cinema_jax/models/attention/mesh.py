@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from cinema_jax.axes import BATCH, CONTEXT, TENSOR
+from cinema_jax.errors import InputError
 
 # Self-attention over fewer tokens is computed as without a `context` axis: it is cheap, and comes from models that do
 # not split their tokens.
@@ -58,14 +59,14 @@ def exchange(
     and a causal mask where keys would be gathered.
 
     Raises:
-        ValueError: the tokens of long self-attention do not divide over `context`.
+        InputError: the tokens of long self-attention do not divide over `context`.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     context, tokens, heads = sizes.get(CONTEXT, 1), q.shape[1], q.shape[2]
     if context == 1 or tokens != k.shape[1] or tokens < EXCHANGE_TOKENS or heads == 1 or bias:
         return None
     if tokens % context:
-        raise ValueError(
+        raise InputError(
             f"self-attention over {tokens} tokens; they must be a multiple of the mesh's context {context}"
         )
     way = context_exchange(heads, context, sizes.get(TENSOR, 1))

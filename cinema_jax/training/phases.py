@@ -1,0 +1,55 @@
+"""The phases of a stage, and whether a mesh can run them: `train` asks before it starts, `plan` before it compiles."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from cinema_jax import sharding
+from cinema_jax.config import Config, ImageFirstStageConfig
+from cinema_jax.errors import InputError
+
+
+class Phase(NamedTuple):
+    """Steps whose batches are alike."""
+
+    # Its first step, and the one after its last.
+    first: int
+    end: int
+    # What makes its examples: a method of `data.pipeline.Examples`.
+    kind: str
+    batch_size: int
+    # The field that says how large its batches are.
+    field: str
+
+
+def phases(config: Config, stage: str) -> tuple[Phase, ...]:
+    """Those of a stage, in order."""
+    section = getattr(config, stage)
+    images = min(section.image_steps, section.steps) if isinstance(section, ImageFirstStageConfig) else 0
+    both = (
+        Phase(0, images, f"{stage}_image", getattr(section, "image_batch_size", 0), f"config.{stage}.image_batch_size"),
+        Phase(images, section.steps, stage, section.batch_size, f"config.{stage}.batch_size"),
+    )
+    return tuple(phase for phase in both if phase.first < phase.end)
+
+
+def check_batches(config: Config, stages: Iterable[str], mesh: Mesh) -> None:
+    """Whether every batch of the stages splits over `mesh`, and into its microbatches.
+
+    Raises:
+        InputError: one does not; names its field.
+    """
+    for stage in stages:
+        for phase in phases(config, stage):
+            if phase.batch_size < 1:
+                raise InputError(f"{phase.field} is {phase.batch_size}; it must be at least 1")
+            try:
+                sharding.host_rows(mesh, phase.batch_size)
+            except InputError as error:
+                raise InputError(f"{phase.field}: {error}") from None
+            parts = getattr(config, stage).microbatches
+            if phase.batch_size % parts:
+                raise InputError(
+                    f"config.{stage}.microbatches is {parts}; it must divide {phase.field}, {phase.batch_size}"
+                )

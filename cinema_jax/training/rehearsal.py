@@ -1,0 +1,223 @@
+"""A stage's next step with random weights: its batch loaded, its program compiled and run, its state saved and read.
+
+What a run of hours does in a small folder of its own, in minutes: no weights are read and no videos encoded.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cinema_jax import sharding
+from cinema_jax.axes import WEIGHTS
+from cinema_jax.checkpoint import Checkpoints, complete_steps
+from cinema_jax.cinema import Cinema
+from cinema_jax.data.example import EncodedSource, Source
+from cinema_jax.data.loader import Loader, LoaderConfig
+from cinema_jax.data.pipeline import Examples, Mixture
+from cinema_jax.errors import InputError
+from cinema_jax.training import state
+from cinema_jax.training.loop import check_weights
+from cinema_jax.training.optimizer import Optimizer, make_optimizer
+from cinema_jax.training.phases import phases
+from cinema_jax.training.run import Run
+from cinema_jax.training.stages import STAGES, make_step
+from cinema_jax.training.state import TrainState
+
+# Of random weights, small enough that no layer overflows.
+SCALE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """This process's share of a batch."""
+
+    step: int
+    size: int
+    rows: tuple[int, ...]
+    arrays: Mapping[str, np.ndarray]
+    # The names of all examples of the batch.
+    ids: list[str]
+    # Records of this process that cannot be read.
+    problems: list[str]
+    # From the first file that is opened.
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What a step came to; the state after it, and seconds."""
+
+    state: TrainState
+    loss: float
+    compiling: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Trip:
+    """A state that was written and read: bytes of all processes, seconds, and arrays that came back otherwise."""
+
+    bytes: int
+    writing: float
+    reading: float
+    # Paths.
+    other: list[str]
+
+
+class Unencoded:
+    """Stands for latents that are not made yet: reads the video, and gives zeros of their shape."""
+
+    def __init__(self, source: Source, shape: tuple[int, ...]):
+        self._source, self._shape = source, shape
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        self._source.video(row)
+        return np.zeros(self._shape, np.float32)
+
+
+def first_batch(run: Run, stage: str, mesh: Mesh) -> Share:
+    """Load this process's rows of the next batch of a stage."""
+    started = time.perf_counter()
+    config, data = getattr(run.config, stage), run.config.data
+    step = max(complete_steps(run.workdir / "checkpoints" / stage), default=0)
+    step = min(step, config.steps - 1)
+    phase = next(phase for phase in phases(run.config, stage) if phase.first <= step < phase.end)
+    kind, size = phase.kind, phase.batch_size
+    examples = _examples(run, stage)
+    loading = LoaderConfig(size, run.config.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind)
+    make, rows = functools.partial(examples.make, kind), sharding.local_rows(mesh, size)
+    loader = Loader(examples.sizes, make, loading, rows=rows)
+    ((_, arrays),) = loader.steps(step, step + 1)
+    entries = Loader(examples.sizes, make, loading).entries(step)
+    problems = [f"{examples.id(row)} cannot be read: {message}" for row, message in loader.failures.items()]
+    if list(arrays["index"]) != [step * size + row for row in rows]:
+        problems.append(f"the loader gave examples {list(arrays['index'])} for rows {list(rows)} of step {step}")
+    ids = [examples.id(row) for row in entries]
+    return Share(step, size, rows, arrays, ids, problems, time.perf_counter() - started)
+
+
+def _examples(run: Run, stage: str) -> Mixture:
+    found = []
+    for bucket in run.buckets:
+        source, preprocessor = bucket.source("train"), bucket.preprocessor()
+        if not len(source):
+            raise bucket.no_clip()
+        if not STAGES[stage].latents:
+            found.append(Examples(source, preprocessor, range(len(source))))
+            continue
+        count = min(bucket.config.data.train_videos or len(source), len(source))
+        latents = source.latents if isinstance(source, EncodedSource) else Unencoded(source, _latents(bucket, stage))
+        found.append(Examples(source, preprocessor, range(count), latents))
+    return Mixture(tuple(found))
+
+
+def _latents(run: Run, stage: str) -> tuple[int, ...]:
+    """The shape of one video's."""
+    data, cinema = run.config.data, _cinema(run, stage)
+    clip = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), np.uint8)
+    return jax.eval_shape(cinema.encode_video, cinema.shapes, clip).shape[1:]
+
+
+def _cinema(run: Run, stage: str) -> Cinema:
+    return Cinema(run.config, run.part_configs(STAGES[stage].needed(run.config)))
+
+
+def _abstract(run: Run, stage: str, mesh: Mesh) -> tuple[Cinema, Optimizer, dict[str, Any], dict[str, Any]]:
+    """The networks, the optimizer, and shapes of trained and of frozen parameters on the mesh."""
+    cinema, config = _cinema(run, stage), getattr(run.config, stage)
+    trained, frozen = state.trainable(cinema.shapes, config.trainable)
+    state.trainable(trained, [pattern for pattern, _ in config.optimizer.rates], "optimizer.rates")
+    origins = {name: "random" if run.folder(name) is None else "there" for name in cinema.part_configs}
+    check_weights(stage, origins, trained)
+
+    def placed(paths: list[str], dtype: Any, **split: Any) -> dict[str, Any]:
+        shapes = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, dtype) for path in paths}
+        return sharding.abstract(shapes, mesh, **split)
+
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    return cinema, optimizer, placed(trained, cinema.state_dtype), placed(frozen, cinema.dtype, split=WEIGHTS)
+
+
+def state_bytes(run: Run, stage: str, mesh: Mesh) -> int:
+    """Of a checkpoint: parameters, averages and moments."""
+    _, optimizer, params, _ = _abstract(run, stage, mesh)
+    return _bytes(state.abstract(params, optimizer, mesh))
+
+
+def take_step(run: Run, stage: str, mesh: Mesh, share: Share) -> Taken:
+    """Compile a stage's step for a batch, and take it twice: the first one finds its place in memory."""
+    cinema, optimizer, params, frozen = _abstract(run, stage, mesh)
+    current = state.create(_random(params), optimizer, mesh, seed=run.config.seed)
+    frozen, batch = _random(frozen), sharding.global_batch(share.arrays, mesh, share.size)
+    step = make_step(STAGES[stage], cinema, optimizer, current)
+    try:
+        started = time.perf_counter()
+        program = step.lower(current, frozen, batch).compile()
+        compiling = time.perf_counter() - started
+        current, _ = jax.block_until_ready(program(current, frozen, batch))
+        started = time.perf_counter()
+        current, values = jax.block_until_ready(program(current, frozen, batch))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(f"the step of {stage} does not fit into the devices: {str(error).splitlines()[0]}") from None
+    return Taken(current, float(values["loss"]), compiling, time.perf_counter() - started)
+
+
+def _random(shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Drawn on the devices, each its own share."""
+
+    def draw():
+        keys = jax.random.split(jax.random.key(0), len(shapes) + 1)
+        return {
+            path: (SCALE * jax.random.normal(key, x.shape, jnp.float32)).astype(x.dtype)
+            for key, (path, x) in zip(keys, shapes.items(), strict=False)
+        }
+
+    return jax.jit(draw, out_shardings={path: x.sharding for path, x in shapes.items()})()
+
+
+def round_trip(current: TrainState, folder: Path) -> Trip:
+    """Save a state, let go of it, restore it and compare it bit for bit with a copy in the host's memory."""
+    size, before = _bytes(current), _shares(current)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), current)
+    with Checkpoints(folder, keep=1) as checkpoints:
+        started = time.perf_counter()
+        checkpoints.save(current, {})
+        checkpoints.wait()
+        writing = time.perf_counter() - started
+        # There may be no room for two.
+        jax.tree.map(lambda x: x.delete(), current)
+        started = time.perf_counter()
+        restored, _ = checkpoints.restore(like)
+        jax.block_until_ready(restored)
+        reading = time.perf_counter() - started
+    after = _shares(restored)
+    other = sorted({path for path, index in before if before[path, index] != after.get((path, index))})
+    return Trip(
+        size, writing, reading, [f"{len(other)} arrays came back otherwise: {', '.join(other[:3])}"] if other else []
+    )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _shares(tree: Any) -> dict[tuple[str, str], bytes]:
+    """What this process's devices hold, each slice once: by path and place in the array."""
+    return {
+        (sharding.path_name(keys), str(shard.index)): np.asarray(shard.data).tobytes()
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        for shard in leaf.addressable_shards
+    }

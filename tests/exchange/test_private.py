@@ -1,0 +1,33 @@
+"""What is published says what data a run used, and not where it lay."""
+
+import dataclasses
+import json
+
+import pytest
+
+from cinema_jax.config import Config, DataConfig, WeightsConfig, parse, to_dict
+from cinema_jax.exchange.card import _data
+from cinema_jax.exchange.pipelines import without_sources
+
+HOME = "/home/alice/secret"
+DATA = {
+    "the videos of `clips`": DataConfig(source="folder", path=f"{HOME}/clips"),
+    "the prepared records of `clips`": DataConfig(source="records", path=f"{HOME}/clips/"),
+    "drawn critters with the subjects of `pictures`": DataConfig(subjects=f"{HOME}/pictures"),
+    "drawn critters": DataConfig(),
+}
+
+
+@pytest.mark.parametrize("told", DATA)
+def test_the_card_names_the_data_that_were_used(told):
+    assert _data(DATA[told]) == told
+
+
+@pytest.mark.parametrize("told", DATA)
+def test_a_published_config_holds_no_path(told):
+    weights = WeightsConfig(**{field.name: f"{HOME}/{field.name}" for field in dataclasses.fields(WeightsConfig)})
+    config = dataclasses.replace(Config(), init=f"{HOME}/run", weights=weights, data=DATA[told])
+    values = without_sources(to_dict(config))
+    assert "/" not in json.dumps(values["data"] | values["weights"]) + values["init"]
+    assert HOME not in json.dumps(values)
+    assert parse(values).data.source == config.data.source
