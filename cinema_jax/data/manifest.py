@@ -1,7 +1,6 @@
 """`manifest.jsonl`: reading and checking the description of a folder of clips before anything is trained on it."""
 
 import json
-import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +131,7 @@ def _entry(root: Path, text: str, line: int, max_references: int) -> Entry:
         video=video,
         start=start,
         end=end,
-        group=_text(record, "group", "") if "group" in record else posixpath.normpath(record["video"]),
+        group=_text(record, "group", "") if "group" in record else Path(record["video"]).as_posix(),
         caption=caption,
         prompt=_text(record, "prompt", "") if "prompt" in record else caption,
         references=parsed,
