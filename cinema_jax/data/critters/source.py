@@ -83,9 +83,10 @@ class Critters:
 
     def content(self, index: int) -> list:
         """All that the frames of `video(index)` follow from: they change only where this does."""
-        rng = self._rng(index, 0)
-        pictures = [] if self.cutouts is None else self._cast(self._count(rng), rng)
-        cast = [[cutout.key, cutout.digest] for cutout in pictures]
+        cast = []
+        if self.cutouts is not None:
+            rng = self._rng(index, 0)
+            cast = [[cutout.key, cutout.digest] for cutout in self._cast(self._count(rng), rng)]
         return [self.id(index), cast, self.max_subjects, self.frames, self.height, self.width]
 
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
