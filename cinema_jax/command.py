@@ -104,7 +104,6 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
             # One that all have agreed on is told by each.
             _end(128 + error.number, str(error), str(error) if error.alone else "")
         except Exception as error:
-            if trouble := storage_trouble(error):
             if word := _of_storage(error):
                 _end_as(word)
             if not distributed.several():

@@ -66,16 +66,13 @@ class DataConfig:
     )
     train_videos: int = option(0, "How many training videos are encoded and used; 0: all of the source.")
     validation_videos: int = option(64, "How many held-out videos the evaluation uses.")
-    validation_fraction: float = option(0.1, "The share of a user's clips held out, by hash of their name.")
-    keep_background: float = option(0.2, "How often training shows a reference with its background, not cut out.")
+    validation_fraction: float = option(0.1, "The share of a user's videos (or groups) held out, by their hash.")
+    keep_background: float = option(
+        0.2, "How often training shows a reference that has a background with it, not cut out."
+    )
     augment: AugmentConfig = section(AugmentConfig, "How references are augmented, anew each epoch.")
     workers: int = option(0, "Processes that make examples, for data that holds Python's lock; 0: threads alone.")
     threads: int = option(2, "Threads that prepare batches.")
-
-    def of_clips(self) -> dict[str, Any]:
-        """The fields that decide how a clip looks. Cached latents stay good where only others change."""
-        fields = "source", "path", "subjects", "shares", "frames", "height", "width", "fps", "max_references"
-        return {name: getattr(self, name) for name in fields}
 
 
 @dataclasses.dataclass(frozen=True)

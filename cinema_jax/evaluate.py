@@ -91,17 +91,18 @@ def _beside(checkpoint: Path) -> Path:
 def _critters(sampler: Any, settings: Any, output: Path) -> None:
     """Generate what is missing, judge everything, and write the report."""
     from cinema_jax import parts
-    from cinema_jax.data.critters.cutout import find_cutouts
     from cinema_jax.evaluation import benchmark, large, report, videos
     from cinema_jax.evaluation.judging import Eyes
     from cinema_jax.evaluation.suite import COUNTS, PER_COUNT, SEED, Suite
 
     metrics = [large.Clip(Path(CLIP.value))] if CLIP.value else []
     metrics += [large.Dino(Path(DINO.value))] if DINO.value else []
-    counts = tuple(count for count in COUNTS if count <= sampler.cinema.config.data.max_references)
+    data = sampler.cinema.config.data
+    cutouts, others = _cutouts(SUBJECTS.value, data.subjects) if SUBJECTS.value else (None, [])
+    most = min(data.max_references, max(COUNTS) if cutouts is None else len({cutout.subject for cutout in cutouts}))
+    counts = tuple(count for count in COUNTS if count <= most)
     size = settings.frames, settings.height, settings.width
-    cutouts = find_cutouts(SUBJECTS.value) if SUBJECTS.value else None
-    suite = Suite(*size, per_count=CASES.value or PER_COUNT, counts=counts, cutouts=cutouts)
+    suite = Suite(*size, per_count=CASES.value or PER_COUNT, counts=counts, cutouts=cutouts, others=others)
     subjects = [cutout.key for cutout in cutouts or ()]
     eyes, digests = Eyes(), videos.digests(sampler)
     generated, seconds = videos.generate(sampler, settings, suite.cases, output, BATCH.value, digests, subjects)
@@ -129,6 +130,29 @@ def _critters(sampler: Any, settings: Any, output: Path) -> None:
     parts.write_json(file, report.as_json(found, suite.cases, results, about))
     print(f"{title}\n\n{text}\n\ngenerated in {seconds:.0f} s, judged in {about['seconds']['judge']:.0f} s")
     print(f"{file}, {page}")
+
+
+def _cutouts(folder: str, trained: str) -> tuple[list[Any], list[Any]]:
+    """The pictures that play, and those that are only compared with because the run has seen them in training.
+
+    Raises InputError if there is none that it has not seen.
+    """
+    from cinema_jax.data.critters.cutout import find_cutouts, never_seen
+
+    found = find_cutouts(folder)
+    if not trained:
+        return found, []
+    # A published config has the folder's name alone.
+    same = Path(trained).name == Path(folder).absolute().name
+    if not (Path(trained).is_dir() or same):
+        print(f"trained on pictures of {trained}, which is not here: whether some are in {folder} is not known")
+        return found, []
+    unseen = never_seen(found, trained if Path(trained).is_dir() else folder)
+    if not unseen:
+        raise InputError(f"--subjects={folder} holds no picture that the checkpoint has not been trained on")
+    if len(unseen) < len(found):
+        print(f"{folder}: {len(unseen)} of {len(found)} pictures play; training has seen the others: candidates alone")
+    return unseen, [cutout for cutout in found if cutout not in unseen]
 
 
 def _opens2v(sampler: Any, settings: Any, output: Path) -> None:

@@ -44,8 +44,10 @@ def make_folder(root: Path) -> Path:
     for i in range(VIDEOS):
         noise = [rng.integers(0, 255, (4, 6, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(12)]
         write_images(root / f"{i}.mp4", noise, 8)
-        line = {"video": f"{i}.mp4", "caption": f"long {i}", "start": 0.2 * (i % 2), "references": references[: i % 4]}
-        lines.append(line | ({"prompt": f"short {i}"} if i % 2 else {}))
+        line = {"video": f"{i}.mp4", "caption": f"long {i}", "start": 0.2 * (i % 2)}
+        line["references"] = references[: (0, 1, 2, 3, 0, 3, 2)[i]]
+        # The third names its subjects.
+        lines.append(line | ({"prompt": "two and the bärchen" if i == 3 else f"short {i}"} if i % 2 else {}))
     (root / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
 

@@ -45,9 +45,10 @@ class AugmentConfig:
 def augment_reference(reference: Reference, rng: np.random.Generator, config: AugmentConfig) -> Reference:
     """One random variant of a reference; both of its views (VAE and MLLM) are then made from this one picture.
 
-    Image and mask move together. What the picture does not cover is outside the mask, and white in the image too; a
-    reference without a mask gets one if some of its canvas is not covered. Draws the same number of random numbers
-    whatever the picture, so that a generator shared by several references stays in step.
+    Image and mask move together, premultiplied, so that nothing which the mask hides gets into the subject. What the
+    picture does not cover is outside the mask; a reference without a mask gets one if some of its canvas is not
+    covered, and is white there. Draws the same number of random numbers whatever the picture, so that a generator
+    shared by several references stays in step.
     """
     scale = float(np.exp(rng.uniform(np.log(config.min_scale), 0.0)))
     angle = rng.uniform(-config.rotation, config.rotation)
@@ -55,15 +56,17 @@ def augment_reference(reference: Reference, rng: np.random.Generator, config: Au
     flip = rng.uniform() < config.flip
     place = rng.uniform(size=2)
 
-    image, mask = _shrink(reference, config.max_side)
+    layers = Image.fromarray(reference.image).convert("RGBA")
+    if reference.mask is not None:
+        layers.putalpha(Image.fromarray(reference.mask))
+    layers = _resized(layers, min(1.0, config.max_side / max(layers.size)))
     if flip:
-        image, mask = (layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for layer in (image, mask))
-    image = _colour(image, *factors)
-    image, mask = _move(image, mask, scale, angle, place)
-    covered = np.asarray(mask)
-    pixels = on_white(np.asarray(image), covered) if reference.mask is None else np.asarray(image)
-    whole = reference.mask is None and bool((covered == 255).all())
-    return replace(reference, image=pixels, mask=None if whole else covered)
+        layers = layers.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    layers = _moved(_coloured(layers, *factors), scale, angle, place)
+    image, mask = np.asarray(layers.convert("RGB")), np.asarray(layers.getchannel("A"))
+    if reference.mask is not None:
+        return replace(reference, image=image, mask=mask)
+    return replace(reference, image=on_white(image, mask), mask=None if (mask == 255).all() else mask)
 
 
 def _check(field: str, value: float | int, accepted: bool, expected: str) -> None:
@@ -71,44 +74,36 @@ def _check(field: str, value: float | int, accepted: bool, expected: str) -> Non
         raise ValueError(f"AugmentConfig.{field} is {value}; it must be {expected}")
 
 
-def _shrink(reference: Reference, max_side: int) -> tuple[Image.Image, Image.Image]:
-    image = Image.fromarray(reference.image)
-    mask = Image.new("L", image.size, 255) if reference.mask is None else Image.fromarray(reference.mask)
-    factor = max_side / max(image.size)
-    return (image, mask) if factor >= 1 else (_resize(image, factor), _resize(mask, factor))
+def _resized(layers: Image.Image, factor: float) -> Image.Image:
+    if factor == 1.0:
+        return layers
+    size = (max(1, round(layers.width * factor)), max(1, round(layers.height * factor)))
+    # Premultiplied: what the mask hides must not be mixed into the subject's rim.
+    return layers.convert("RGBa").resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0).convert("RGBA")
 
 
-def _resize(layer: Image.Image, factor: float) -> Image.Image:
-    size = (max(1, round(layer.width * factor)), max(1, round(layer.height * factor)))
-    return layer.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-def _colour(image: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
-    for enhance, factor in (
-        (ImageEnhance.Brightness, brightness),
-        (ImageEnhance.Contrast, contrast),
-        (ImageEnhance.Color, saturation),
-    ):
-        if factor != 1.0:
-            image = enhance(image).enhance(factor)
+def _coloured(layers: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
+    image, mask = layers.convert("RGB"), layers.getchannel("A")
+    if brightness != 1.0:
+        image = ImageEnhance.Brightness(image).enhance(brightness)
+    if contrast != 1.0:
+        # As ImageEnhance.Contrast, but about the mean of what is shown.
+        seen = np.average(np.asarray(image.convert("L")), weights=np.asarray(mask) + 1e-6)
+        image = Image.blend(Image.new("RGB", image.size, (int(seen + 0.5),) * 3), image, contrast)
+    if saturation != 1.0:
+        image = ImageEnhance.Color(image).enhance(saturation)
+    image.putalpha(mask)
     return image
 
 
-def _move(
-    image: Image.Image, mask: Image.Image, scale: float, angle: float, place: np.ndarray
-) -> tuple[Image.Image, Image.Image]:
-    """Shrinks, rotates and places both layers alike; `place` in [0, 1]^2 is where on the free part of the canvas."""
-    old = image.size
-    if scale < 1.0:
-        image, mask = _resize(image, scale), _resize(mask, scale)
+def _moved(layers: Image.Image, scale: float, angle: float, place: np.ndarray) -> Image.Image:
+    """Shrunk, rotated and placed; `place` in [0, 1]^2 is where on the free part of the canvas."""
+    old, layers = layers.size, _resized(layers, scale)
     if angle != 0.0:
-        image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=(255, 255, 255))
-        mask = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=0)
-    size = (max(old[0], image.width), max(old[1], image.height))
-    if size == image.size:
-        return image, mask
-    corner = (round((size[0] - image.width) * place[0]), round((size[1] - image.height) * place[1]))
-    canvas, outside = Image.new("RGB", size, (255, 255, 255)), Image.new("L", size, 0)
-    canvas.paste(image, corner)
-    outside.paste(mask, corner)
-    return canvas, outside
+        layers = layers.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    size = (max(old[0], layers.width), max(old[1], layers.height))
+    if size == layers.size:
+        return layers
+    canvas = Image.new("RGBA", size)
+    canvas.paste(layers, (round((size[0] - layers.width) * place[0]), round((size[1] - layers.height) * place[1])))
+    return canvas

@@ -23,6 +23,8 @@ class Reference:
     subject: str
     # What the entity is ("dog"), where that is known.
     noun: str | None = None
+    # Whether the picture shows something outside its mask; not so where the mask is the picture's own transparency.
+    background: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,15 @@ class Source(Protocol):
 
     def id(self, index: int) -> str:
         """A name of example `index` that stays the same when the dataset grows."""
+        ...
+
+
+@runtime_checkable
+class VideoSource(Source, Protocol):
+    """A source whose videos may be encoded and kept."""
+
+    def content(self, index: int) -> list:
+        """All that the frames of `video(index)` follow from, in values of JSON: frames change only where this does."""
         ...
 
 

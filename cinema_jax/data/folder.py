@@ -1,6 +1,8 @@
 """A user's own clips: a folder with a `manifest.jsonl`, as a `Source`."""
 
 import logging
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,11 +10,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cinema_jax.data.buckets import Bucket, choose, probe_all
-from cinema_jax.data.choices import Split, choose_views, entries_of_split
+from cinema_jax.data.choices import Split, choose_views, ends_of, entries_of_split, groups_of, held_out, position
 from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.data.images import check_aspect, read_image, read_mask
 from cinema_jax.data.manifest import Entry, ReferenceEntry, manifest_file, read_manifest
-from cinema_jax.data.video import frame_at, read_frames
+from cinema_jax.data.video import frame_at, probe, read_frames
 from cinema_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -22,13 +24,17 @@ class Folder:
     """Clips, captions and references described by one JSON object a line of `manifest.jsonl`:
 
     ```
-    {"video": "clip.mp4", "start": 1.5, "end": 3.0, "id": "optional", "caption": "...", "prompt": "... (optional)",
+    {"video": "clip.mp4", "start": 1.5, "end": 3.0, "id": "optional", "group": "optional",
+     "caption": "...", "prompt": "... (optional)",
      "references": [{"image": "ref.png", "mask": "m.png", "subject": "a", "noun": "dog"},
                     {"video": "other.mp4", "frame": 12, "box": [x0, y0, x1, y1], "subject": "a"}]}
     ```
 
     Only `video` and `caption` are required (in a reference: `subject`, and `image` or `video` with `frame`). The prompt
     defaults to the caption. References of one `subject` are views of one entity: an example shows one of them.
+
+    Held out are whole videos, or whole groups where a clip names its own. A clip that is longer than needed gives some
+    part of it, always the same one, which its id decides; a held-out clip gives its beginning.
     """
 
     def __init__(
@@ -49,8 +55,8 @@ class Folder:
     ):
         """Checks the whole manifest. Raises `InputError` if anything in it, or an empty split, would stop training.
 
-        Clips are `frames` frames at `fps`, covering `height x width`. `validation_fraction` of the examples, chosen by
-        a hash of their ids (so they stay when the folder grows), are validation. `second_view`: probability that
+        Clips are `frames` frames at `fps`, covering `height x width`. `validation_fraction` of the groups, chosen by
+        their hash (so they stay when the folder grows), are validation. `second_view`: probability that
         an entity with several views is shown by two of them, as long as `max_references` allows. With `buckets` only
         clips that belong to number `bucket` of them are there, perhaps none; the videos' headers are read for that.
         `follow_links`: see `read_manifest`.
@@ -63,7 +69,18 @@ class Folder:
         # What is too short for one bucket may do for another, and is counted where it does for none.
         for entry in () if buckets else entries:
             _check_length(manifest_file(path), entry, frames, fps)
-        self._entries = entries_of_split(path, entries, split, validation_fraction)
+        groups = groups_of(entries)
+        if validation_fraction > 0 and len({entry.group for entry in entries}) == 1 < len(entries):
+            logger.warning(
+                'all %d clips are of one video or group, "%s": those of them that are held out are like the others',
+                len(entries),
+                entries[0].group,
+            )
+        held = held_out(path, groups, validation_fraction, split)
+        self._root, self.ends = manifest_file(path).parent.resolve(), ends_of(groups)
+        self._groups = dict(zip((entry.id for entry in entries), groups, strict=True))
+        self._held = frozenset(name for name, group in self._groups.items() if group in held)
+        self._entries = entries_of_split(path, entries, groups, held, split)
         if buckets:
             self._entries = _of_bucket(self._entries, buckets, bucket, fps)
 
@@ -73,10 +90,32 @@ class Folder:
     def id(self, index: int) -> str:
         return self._entries[index].id
 
+    def group(self, index: int) -> str:
+        """With which others example `index` is held out."""
+        return self._groups[self._entries[index].id]
+
+    def content(self, index: int) -> list:
+        """All that the frames of `video(index)` follow from: they change only where this does."""
+        entry = self._entries[index]
+        file = entry.video.stat()
+        where = [os.path.relpath(entry.video, self._root), file.st_size, file.st_mtime_ns]
+        cut = [entry.id, entry.start, entry.end, entry.id in self._held]
+        return [*where, *cut, self._frames, self._height, self._width, self._fps]
+
     def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
         """The clip's frames. Raises `InputError` if the video cannot be read or is too short."""
         entry = self._entries[index]
-        return read_frames(entry.video, self._frames, self._fps, self._height, self._width, entry.start)
+        return read_frames(entry.video, self._frames, self._fps, self._height, self._width, self._start(entry))
+
+    def _start(self, entry: Entry) -> float:
+        """When the frames begin: with the clip if it is held out, else anywhere, in whole frames, where all fit in."""
+        if entry.id in self._held:
+            return entry.start
+        end = probe(entry.video).duration
+        spare = (end if entry.end is None else min(entry.end, end)) - entry.start
+        # A little slack: lengths are sums of rounded time stamps.
+        starts = 1 + max(0, math.floor(spare * self._fps + 0.01) - self._frames)
+        return entry.start + int(position(f"{entry.id} start") * starts) / self._fps
 
     def frame(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
         """A random frame of the clip."""
@@ -88,13 +127,14 @@ class Folder:
         return self._entries[index].caption
 
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
-        """Caption, prompt and, in random order, a random view of each subject.
+        """Caption, prompt and a random view of each subject, in the order that `choose_views` says.
 
         Raises `InputError` if a reference cannot be read.
         """
         entry = self._entries[index]
         subjects = [reference.subject for reference in entry.references]
-        chosen = choose_views(subjects, self._max_references, self._second_view, rng)
+        nouns = [reference.noun for reference in entry.references]
+        chosen = choose_views(entry.prompt, subjects, nouns, self._max_references, self._second_view, rng)
         return Conditions(entry.caption, entry.prompt, tuple(_read_reference(entry.references[i]) for i in chosen))
 
     def references(self, index: int) -> tuple[Reference, ...]:
@@ -141,9 +181,12 @@ def _check_length(path: Path, entry: Entry, frames: int, fps: float | int) -> No
 
 
 def _read_reference(entry: ReferenceEntry) -> Reference:
+    background = True
     if entry.image is not None:
         picture = read_image(entry.image)
         image, mask, name = picture.image, picture.mask, str(entry.image)
+        # What lies under transparency is nothing that anybody meant to show.
+        background = mask is None
     else:
         image, mask, name = frame_at(entry.video, entry.frame), None, f"{entry.video} frame {entry.frame}"
     if entry.mask is not None:
@@ -158,7 +201,7 @@ def _read_reference(entry: ReferenceEntry) -> Reference:
         if mask is not None and not mask.any():
             raise InputError(f"{name}: box {list(entry.box)} holds nothing of the subject's mask")
         check_aspect(name, image.shape[1], image.shape[0])
-    return Reference(np.ascontiguousarray(image), mask, entry.subject, entry.noun)
+    return Reference(np.ascontiguousarray(image), mask, entry.subject, entry.noun, background)
 
 
 def _size(layer: np.ndarray) -> str:

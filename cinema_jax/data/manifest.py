@@ -14,7 +14,7 @@ from cinema_jax.errors import InputError
 NAME = "manifest.jsonl"
 # All problems are collected; more than this many lines help nobody.
 MAX_PROBLEMS = 10
-ENTRY_FIELDS = ("id", "video", "start", "end", "caption", "prompt", "references")
+ENTRY_FIELDS = ("id", "video", "start", "end", "group", "caption", "prompt", "references")
 REFERENCE_FIELDS = ("image", "mask", "video", "frame", "box", "subject", "noun")
 
 
@@ -44,6 +44,8 @@ class Entry:
     # The clip is this part of the video, in seconds; `end` None: to its end.
     start: float
     end: float | None
+    # Clips of one group are held out together: given, or the video as the line names it.
+    group: str
     caption: str
     prompt: str
     references: tuple[ReferenceEntry, ...]
@@ -72,7 +74,8 @@ def read_manifest(path: str | Path, max_references: int, follow_links: bool = Fa
 
     Raises one `InputError` that lists (up to 10) problems, each with file, line, field, value and what is accepted:
     text that is no JSON, missing, unknown or badly typed fields, files that do not exist or lie outside the folder
-    (also by a symbolic link), ids used twice, and more than `max_references` subjects on a line.
+    (also by a symbolic link), ids used twice, parts of one video in two groups, and more than `max_references` subjects
+    on a line.
     """
     path = manifest_file(path)
     folder = path.parent
@@ -89,6 +92,7 @@ def read_manifest(path: str | Path, max_references: int, follow_links: bool = Fa
     entries: list[Entry] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
+    first: dict[Path, Entry] = {}
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
@@ -97,6 +101,11 @@ def read_manifest(path: str | Path, max_references: int, follow_links: bool = Fa
             if entry.id in seen:
                 raise _Problem(f'id "{entry.id}" is also on line {seen[entry.id]}; give each line its own "id"')
             seen[entry.id] = number
+            if (other := first.setdefault(entry.video, entry)).group != entry.group:
+                raise _Problem(
+                    f'is of group "{entry.group}", but line {other.line}, of the same video, of "{other.group}"; all '
+                    'lines of a video need the same "group"'
+                )
             entries.append(entry)
         except _Problem as problem:
             problems.append(f"{path}:{number}: {problem}")
@@ -134,6 +143,7 @@ def _entry(find: Find, text: str, line: int, max_references: int) -> Entry:
         video=video,
         start=start,
         end=end,
+        group=_text(record, "group", "") if "group" in record else Path(record["video"]).as_posix(),
         caption=caption,
         prompt=_text(record, "prompt", "") if "prompt" in record else caption,
         references=parsed,

@@ -226,7 +226,7 @@ class Examples:
         data = self.preprocessor.config.data
         references = []
         for reference in conditions.references:
-            if rng.random() < data.keep_background:
+            if rng.random() < data.keep_background and reference.background:
                 reference = dataclasses.replace(reference, mask=None)
             references.append(augment_reference(reference, rng, data.augment))
         return dataclasses.replace(conditions, references=tuple(references))

@@ -20,14 +20,15 @@ from jaxtyping import BFloat16, UInt8
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from cinema_jax.data.choices import choose_views, entries_of_split
+from cinema_jax.data.choices import choose_views, entries_of_split, held_out
 from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.errors import InputError
 
 # What the data set is called in file names, and its only split: held-out examples are chosen when it is read.
 NAME, SPLIT = "videos", "train"
-# Beside the records and what TensorFlow Datasets needs: what they depend on, and the name of every record, in order.
-KEY, IDS, INFO = "prepare.json", "ids.json", "dataset_info.json"
+# Beside the records and what TensorFlow Datasets needs: what they depend on, the name of every record, in order, and by
+# what each is held out.
+KEY, IDS, GROUPS, INFO = "prepare.json", "ids.json", "groups.json", "dataset_info.json"
 # Fast; the default level takes 4 times as long for a twelfth of the size.
 PNG_LEVEL = 1
 # Records that a process keeps: an example is asked for its conditions and then for its latents, and one read serves
@@ -46,6 +47,8 @@ def record_features(shape: Sequence[int]) -> tfds.features.FeaturesDict:
         "subject": features.Text(),
         # Empty where it is not known.
         "noun": features.Text(),
+        # Whether `image` shows something outside `mask`.
+        "background": features.Scalar(np.bool_),
     }
     return features.FeaturesDict(
         {
@@ -67,6 +70,7 @@ def encode_reference(reference: Reference) -> dict[str, Any]:
         "masked": reference.mask is not None,
         "subject": reference.subject,
         "noun": reference.noun or "",
+        "background": reference.background,
     }
 
 
@@ -84,6 +88,7 @@ def file_name(shard: int, shards: int) -> str:
 
 class _Entry(NamedTuple):
     id: str
+    group: str
     # Among all records of the folder.
     record: int
 
@@ -106,15 +111,17 @@ class Records:
     ):
         """Opens a folder, on disk or `gs://`.
 
-        Raises `InputError` if it is not whole, was prepared for clips of another length, size or rate or for more
-        references, or if the split is empty (but for the records of one bucket of several); splits are those that
-        `Folder` makes of the same videos.
+        Raises `InputError` if it is not whole, was prepared by an older version, for clips of another length, size or
+        rate or for more references, or if a split would be empty (but of one bucket of several it may be); splits are
+        those that `Folder` makes of the same videos.
         """
         self._folder, self._max_references = epath.Path(path), max_references
         if not (self._folder / INFO).exists():
             raise InputError(
                 f"{path} holds no {INFO}: it must be a folder that cinema_jax.prepare has finished; run that to its end"
             )
+        if not (self._folder / GROUPS).exists():
+            raise InputError(f"{path} holds no {GROUPS}: an older version prepared it; prepare the videos again")
         self._key = json.loads((self._folder / KEY).read_text())
         wanted = {"frames": frames, "height": height, "width": width, "fps": fps}
         if other := [f"{name} {self._key[name]:g}, not {x:g}" for name, x in wanted.items() if self._key[name] != x]:
@@ -126,9 +133,16 @@ class Records:
                 f"{path} was prepared with up to {self._key['max_references']} references an example; "
                 f"config.data.max_references is {max_references} and must be at least that"
             )
-        ids = json.loads((self._folder / IDS).read_text())
-        entries = [_Entry(name, record) for record, name in enumerate(ids)]
-        self._entries = entries_of_split(path, entries, split, validation_fraction, may_be_empty=of_bucket)
+        ids, groups = (json.loads((self._folder / name).read_text()) for name in (IDS, GROUPS))
+        entries = [_Entry(*each, record) for record, each in enumerate(zip(ids, groups["records"], strict=True))]
+        # Groups of other buckets, and of videos that could not be read, decide with these.
+        held = held_out(path, [*groups["records"], *groups["ends"]], validation_fraction, split)
+        self._entries = entries_of_split(path, entries, groups["records"], held, split)
+        if not self._entries and not of_bucket:
+            raise InputError(
+                f"{path}: all videos of the {split} split were rejected; mend them and prepare them with "
+                "--retry_rejected, or change config.data.validation_fraction"
+            )
         self._records = ArrayRecordDataSource(self._files())
 
     def _files(self) -> list[str]:
@@ -160,13 +174,17 @@ class Records:
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
         """What `Folder` gives for the same video and generator."""
         field = lambda name: _values(self._example(index), f"references/{name}")  # noqa: E731
-        subjects, nouns = ([text.decode() for text in field(name)] for name in ("subject", "noun"))
-        images, masks, masked = field("image"), field("mask"), field("masked")
-        references = tuple(
-            Reference(_pixels(images[i]), _pixels(masks[i]) if masked[i] else None, subjects[i], nouns[i] or None)
-            for i in choose_views(subjects, self._max_references, 0.0, rng)
-        )
-        return Conditions(self.caption(index), self._value(index, "prompt").decode(), references)
+        subjects = [text.decode() for text in field("subject")]
+        nouns = [text.decode() or None for text in field("noun")]
+        images, masks, masked, background = (field(name) for name in ("image", "mask", "masked", "background"))
+
+        def reference(i: int) -> Reference:
+            mask = _pixels(masks[i]) if masked[i] else None
+            return Reference(_pixels(images[i]), mask, subjects[i], nouns[i], bool(background[i]))
+
+        prompt = self._value(index, "prompt").decode()
+        chosen = choose_views(prompt, subjects, nouns, self._max_references, 0.0, rng)
+        return Conditions(self.caption(index), prompt, tuple(map(reference, chosen)))
 
     @property
     def latents(self) -> "VideoLatents":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Colorspace, Interpolation
 from jaxtyping import UInt8
 
 from cinema_jax.data import hdr
@@ -21,6 +21,8 @@ __all__ = ["VideoInfo", "check_output", "frame_at", "probe", "read_frames", "wri
 # Matroska and FLV round time stamps to milliseconds: a frame that begins within this of the asked time is shown at it.
 TOLERANCE = Fraction(6, 10_000)
 # swscale's defaults trade colour accuracy for speed: chroma is not interpolated, and rounding is biased.
+# What FFmpeg calls a colour matrix that the file does not name.
+UNSPECIFIED = 2
 ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
@@ -273,4 +275,8 @@ def _resized(frame: av.VideoFrame, stream, rows: int, columns: int) -> UInt8[np.
     if (curve := stream.codec_context.color_trc) in hdr.CURVES:
         wide = frame.to_ndarray(format="rgb48le", height=rows, width=columns, interpolation=kernel | ACCURATE)
         return hdr.to_sdr(wide, curve)
-    return frame.to_ndarray(format="rgb24", height=rows, width=columns, interpolation=kernel | ACCURATE)
+    # Players take HD without a tag for 709, and smaller pictures, as FFmpeg does all, for 601.
+    guess = Colorspace.ITU709 if frame.colorspace == UNSPECIFIED and frame.height >= 720 else None
+    return frame.to_ndarray(
+        format="rgb24", height=rows, width=columns, src_colorspace=guess, interpolation=kernel | ACCURATE
+    )

@@ -68,6 +68,7 @@ class Suite:
         per_count: cases of each number of subjects.
         counts: numbers of subjects.
         cutouts: pictures that play instead of critters; each is told from all the others, or from 63 of them.
+        others: pictures that do not play, but are among those that each is told from.
 
     Raises:
         InputError: the pictures are too few to tell one from others.
@@ -82,14 +83,16 @@ class Suite:
         per_count: int = PER_COUNT,
         counts: tuple[int, ...] = COUNTS,
         cutouts: Sequence[Cutout] | None = None,
+        others: Sequence[Cutout] = (),
     ):
-        if cutouts is not None and len(cutouts) < 2 * max(COUNTS):
-            raise InputError(f"there are {len(cutouts)} cut-out pictures; the suite needs at least {2 * max(COUNTS)}")
+        if cutouts is not None and len(cutouts) + len(others) < 2 * max(COUNTS):
+            there = len(cutouts) + len(others)
+            raise InputError(f"there are {there} cut-out pictures; the suite needs at least {2 * max(COUNTS)}")
         self.source = Critters(
             _SPLIT, frames=frames, height=height, width=width, seed=SEED, max_subjects=max(COUNTS), cutouts=cutouts
         )
         drawn = [draw_identity(number, _SPLIT, SPECIES[number % len(SPECIES)]) for number in range(_GALLERY)]
-        self._gallery: Sequence[Subject] = drawn if cutouts is None else cutouts
+        self._gallery: Sequence[Subject] = drawn if cutouts is None else [*cutouts, *others]
         self.cases = self._cases(per_count, counts)
 
     @property

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from cinema_jax import distributed, parts
-from cinema_jax.data.example import Source
+from cinema_jax.data.example import VideoSource
 from cinema_jax.errors import InputError
 from cinema_jax.training import watchdog
 from cinema_jax.training.watch import check_unreadable
@@ -36,7 +36,7 @@ class Latents:
 
 
 def encode_all(
-    source: Source,
+    source: VideoSource,
     count: int,
     encode: Callable[[np.ndarray], np.ndarray],
     shape: tuple[int, ...],
@@ -53,27 +53,33 @@ def encode_all(
         encode: uint8 clips [batch_size frames height width 3] to latents.
         shape: of one video's latents.
         name: what the progress bar and the file are called.
-        key: anything that the latents depend on beside the source's order (VAE digest, sizes).
+        key: anything that the latents depend on beside the videos' content: the VAE's digest.
 
-    A video that cannot be read is left out, named in the log and in the file beside the latents. Each of several
-    processes encodes a share, and process 0 joins them: the file is the same for any number of them.
+    A file holds all of them, in the source's order, and is found by what every one was made of. Where some have changed
+    the others are copied from the files that have them. A video that cannot be read is left out, named in the log and
+    in the notes beside the latents. Each of several processes encodes a share, and process 0 joins them: the file is
+    the same for any number of them.
     """
     count = min(count or len(source), len(source))
-    ids = [source.id(index) for index in range(count)]
-    distributed.agree(f"the {name} data", ids)
-    salt = hashlib.sha256(json.dumps([ids, key, shape], default=str).encode()).hexdigest()[:16]
+    distributed.agree(f"the {name} data", [source.id(index) for index in range(count)])
+    # Process 0 says what is there: each host may have its own copy of the videos, with other times.
+    keys = [_digest([source.content(index), key, shape]) for index in range(count)] if distributed.is_first() else []
+    salt = distributed.gather(_digest(keys))[0]
     file, notes = folder / f"{name}-{salt}.npy", folder / f"{name}-{salt}.json"
     if not distributed.gather(notes.exists())[0]:
         folder.mkdir(parents=True, exist_ok=True)
-        told = distributed.gather(_encode_share(source, count, encode, shape, file, name, batch_size, threads))
-        kept = [index for indices, _ in told for index in indices]
-        rejected = {identity: reason for _, reasons in told for identity, reason in reasons.items()}
-        check_unreadable(rejected, count, f"{name} videos")
-        if not kept:
-            raise InputError(f"the only {name} video cannot be read: {next(iter(rejected.values()))}")
+        known = _known(folder) if distributed.is_first() else {}
+        todo = distributed.gather([index for index, each in enumerate(keys) if each not in known])[0]
+        told = distributed.gather(_encode_share(source, todo, encode, (count, *shape), file, name, batch_size, threads))
+        rejected = {index: reason for unreadable in told for index, reason in unreadable}
+        reasons = {source.id(index): reason for index, reason in rejected.items()}
+        check_unreadable(reasons, count, f"{name} videos")
+        if len(rejected) == count:
+            raise InputError(f"the only {name} video cannot be read: {next(iter(reasons.values()))}")
         if distributed.is_first():
-            _join(file, [len(indices) for indices, _ in told])
-            notes.write_text(json.dumps({"indices": kept, "rejected": rejected}))
+            kept = [index for index in range(count) if index not in rejected]
+            _join(file, todo, {index: known[each] for index, each in enumerate(keys) if each in known}, kept)
+            parts.write_json(notes, {"indices": kept, "keys": [keys[i] for i in kept], "rejected": reasons})
         distributed.together(f"{name} is encoded")
     found = json.loads(notes.read_text())
     for identity, reason in found["rejected"].items():
@@ -81,52 +87,86 @@ def encode_all(
     return Latents(found["indices"], np.load(file, mmap_mode="r"))
 
 
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
+
+
+def _known(folder: Path) -> dict[str, tuple[Path, int]]:
+    """The latents that lie in the folder: of each key the file and the row."""
+    known: dict[str, tuple[Path, int]] = {}
+    for file in sorted(folder.glob("*.npy")):
+        if (notes := file.with_suffix(".json")).exists():
+            # Those of older versions have no keys.
+            keys = json.loads(notes.read_text()).get("keys", ())
+            known |= {key: (file, row) for row, key in enumerate(keys)}
+    return known
+
+
 def _share(file: Path, process: int) -> Path:
     """Where a process leaves what it has encoded: process 0 where all of it will lie."""
     return file.with_suffix(f".{process}.partial" if process else ".partial")
 
 
+def _of_process(todo: Sequence[int], process: int, processes: int) -> Sequence[int]:
+    """Those of the videos that a process encodes."""
+    return todo[len(todo) * process // processes : len(todo) * (process + 1) // processes]
+
+
 def _encode_share(
-    source: Source,
-    count: int,
+    source: VideoSource,
+    todo: Sequence[int],
     encode: Callable[[np.ndarray], np.ndarray],
     shape: tuple[int, ...],
     file: Path,
     name: str,
     batch_size: int,
     threads: int,
-) -> tuple[list[int], dict[str, str]]:
-    """Encode this process's share of the videos; returns which could be read, and what is wrong with the others."""
-    process, processes = jax.process_index(), jax.process_count()
-    mine = range(count * process // processes, count * (process + 1) // processes)
-    # Process 0 has room for those of all; an empty file cannot be mapped.
-    rows = max(1, len(mine)) if process else count
-    values = np.lib.format.open_memmap(_share(file, process), mode="w+", dtype=np.float32, shape=(rows, *shape))
-    kept, rejected = [], {}
+) -> list[tuple[int, str]]:
+    """Encode this process's share of the videos `todo`; returns which cannot be read, and why.
+
+    Process 0 has room for all videos, [videos F H W C], each in its place; the others for their share.
+    """
+    process = jax.process_index()
+    mine = _of_process(todo, process, jax.process_count())
+    row = {index: place if process else index for place, index in enumerate(mine)}
+    # An empty file cannot be mapped.
+    room = (max(1, len(mine)), *shape[1:]) if process else shape
+    values = np.lib.format.open_memmap(_share(file, process), mode="w+", dtype=np.float32, shape=room)
+    rejected: list[tuple[int, str]] = []
     for indices, clips in _clips(source, mine, batch_size, threads, name, rejected) if mine else ():
         watchdog.begin(f"encoding {name} videos from number {indices[0]} on")
         # The last batch is filled up, so that the encoder is compiled for one shape only.
         padded = np.concatenate([clips, np.repeat(clips[-1:], batch_size - len(clips), axis=0)])
-        values[len(kept) : len(kept) + len(clips)] = np.asarray(encode(padded))[: len(clips)]
-        kept += indices
+        values[[row[index] for index in indices]] = np.asarray(encode(padded))[: len(clips)]
     values.flush()
     watchdog.begin(f"waiting for the {name} videos of the other hosts")
-    return kept, rejected
+    return rejected
 
 
-def _join(file: Path, counts: Sequence[int]) -> None:
-    """One file of the shares of all processes, which have encoded so many videos each."""
-    values, end = np.load(_share(file, 0), mmap_mode="r+"), counts[0]
-    for process, size in enumerate(counts[1:], 1):
-        values[end : end + size] = np.load(_share(file, process), mmap_mode="r")[:size]
+def _join(file: Path, todo: Sequence[int], known: Mapping[int, tuple[Path, int]], kept: Sequence[int]) -> None:
+    """Bring the others' shares of the videos `todo`, and those `known`, into process 0's file, and close the gaps."""
+    values = np.load(_share(file, 0), mmap_mode="r+")
+    for process in range(1, jax.process_count()):
+        mine = _of_process(todo, process, jax.process_count())
+        values[list(mine)] = np.load(_share(file, process), mmap_mode="r")[: len(mine)]
         _share(file, process).unlink()
-        end += size
+    files = {where: np.load(where, mmap_mode="r") for where in {where for where, _ in known.values()}}
+    for index, (where, row) in known.items():
+        values[index] = files[where][row]
+    for row, index in enumerate(kept):
+        if row != index:
+            values[row] = values[index]
     values.flush()
     _share(file, 0).rename(file)
 
 
 def _clips(
-    source: Source, wanted: range, batch_size: int, threads: int, name: str, rejected: dict[str, str]
+    source: VideoSource,
+    wanted: Sequence[int],
+    batch_size: int,
+    threads: int,
+    name: str,
+    rejected: list[tuple[int, str]],
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Batches of readable clips in order, the next one being made while the last is encoded."""
 
@@ -139,7 +179,7 @@ def _clips(
     chunks = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(wanted), desc=f"encode {name}", unit="video") as bar:
         for results in read_ahead(pool, lambda index: (index, video(index)), chunks):
-            rejected |= {source.id(i): str(clip) for i, clip in results if isinstance(clip, InputError)}
+            rejected += [(i, str(clip)) for i, clip in results if isinstance(clip, InputError)]
             clips = {i: clip for i, clip in results if not isinstance(clip, InputError)}
             if clips:
                 yield list(clips), np.stack(list(clips.values()))

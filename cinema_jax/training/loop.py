@@ -273,7 +273,7 @@ class Trainer:
             shape[1:],
             self.run.workdir / "latents",
             split,
-            [self.digests["vae"], data.of_clips(), repr(vae)],
+            [self.digests["vae"], repr(vae)],
             batch_size=local.size * max(1, 8 // local.size),
             threads=data.threads,
         )

@@ -5,7 +5,7 @@ output/
   videos-train.array_record-00000-of-000NN
   shards/00000.json        written when that shard is whole: its records' names, who was rejected and why, its size
   locks/                   keep two processes off one shard
-  rejected.jsonl, ids.json, features.json, dataset_info.json      written, in this order, when all shards are there
+  rejected.jsonl, ids.json, groups.json, features.json, dataset_info.json      written so when all shards are there
 """
 
 import contextlib
@@ -47,6 +47,8 @@ from cinema_jax.training.watch import check_unreadable
 
 logger = logging.getLogger(__name__)
 
+# Fields of config.data on which records depend; the last, because a held-out clip gives its beginning.
+DEPENDS = ("frames", "height", "width", "fps", "max_references", "validation_fraction")
 # Clips [batch_size frames height width 3] to latents in bf16; may return before they are computed.
 Encode = Callable[[np.ndarray], Any]
 
@@ -83,7 +85,10 @@ def prepare(
             "vae": vae,
             "shape": list(jax.eval_shape(encode, clips).shape[1:]),
             "shard_size": shard_size,
-            **{name: getattr(data, name) for name in ("frames", "height", "width", "fps", "max_references")},
+            **{name: getattr(data, name) for name in DEPENDS},
+            # Which of the videos are in this folder follows from these and from the videos themselves.
+            "buckets": [list(sizes) for sizes in data.buckets],
+            "clips": hashlib.sha256(json.dumps([source.id(i) for i in range(len(source))]).encode()).hexdigest()[:16],
         }
         folder = Output(epath.Path(output) / one.bucket_name)
         work = Preparation(source, folder, key, shard_size, retry_rejected)
@@ -272,6 +277,9 @@ class Preparation:
         if not ids:
             raise InputError(f"the only video cannot be read: {next(iter(rejected.values()))}")
         self.output.publish_json(records.IDS, ids)
+        groups = {self.source.id(index): self.source.group(index) for index in range(len(self.source))}
+        known = {"records": [groups[name] for name in ids], "ends": self.source.ends}
+        self.output.publish_json(records.GROUPS, known)
         with tempfile.TemporaryDirectory() as scratch:
             _write_dataset_info(Path(scratch), self.key["shape"], notes)
             for name in ("features.json", records.INFO):

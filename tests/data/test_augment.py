@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cinema_jax.data.augment import AugmentConfig, augment_reference
 from cinema_jax.data.example import Reference
+from cinema_jax.data.images import on_white
 
 RED = (200, 30, 40)
 COLOURLESS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
@@ -32,6 +35,38 @@ def test_image_and_mask_move_together():
         red = changed.image[..., 0] > changed.image[..., 1].astype(int) + 60
         assert red[changed.mask == 255].mean() > 0.98
         assert red[changed.mask == 0].mean() < 0.01
+
+
+@pytest.mark.parametrize("hidden", [(0, 0, 0), (0, 255, 0)])
+@pytest.mark.parametrize("size", [60, 400])
+def test_nothing_that_the_mask_hides_gets_into_the_subject(hidden, size):
+    reference = disc(size)
+    assert reference.mask is not None
+    image = np.where(reference.mask[..., None] > 0, np.uint8((250, 0, 0)), np.uint8(hidden)).astype(np.uint8)
+    config = AugmentConfig(min_scale=0.5, rotation=45.0, max_side=300, **COLOURLESS)
+    for seed in range(20):
+        changed = augment_reference(replace(reference, image=image), np.random.default_rng(seed), config)
+        # Red on white: no pixel is a darker red, but for up to 3 levels in each of three resamplings; what green and
+        # blue there is comes from the white.
+        shown = on_white(changed.image, changed.mask).astype(int)
+        assert shown[..., 0].min() > 240
+        assert np.abs(shown[..., 1] - shown[..., 2]).max() <= 3
+
+
+def test_contrast_is_about_the_mean_of_what_is_shown():
+    config = AugmentConfig(min_scale=1.0, rotation=0.0, brightness=0.0, contrast=0.5, saturation=0.0)
+    reference = disc()
+    assert reference.mask is not None
+    dark, light = (
+        augment_reference(
+            replace(reference, image=np.where(reference.mask[..., None] > 0, reference.image, np.uint8(hidden))),
+            np.random.default_rng(1),
+            config,
+        )
+        for hidden in (0, 255)
+    )
+    assert np.array_equal(dark.image[reference.mask > 0], light.image[reference.mask > 0])
+    assert not np.array_equal(dark.image[reference.mask > 0], reference.image[reference.mask > 0])
 
 
 def test_a_scaled_subject_covers_its_share_of_the_canvas():

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -47,7 +49,8 @@ def test_a_full_line_is_read(folder):
         red(mask="mask.png", noun="ball"),
         {"video": "b.mp4", "frame": 7, "box": [20, 10, 50, 20], "subject": "b"},
     ]
-    record = {"video": "a.mp4", "caption": "long", "prompt": "short", "start": 0.5, "references": references}
+    record = {"video": "a.mp4", "caption": "long", "prompt": "short", "start": 0.5, "end": 1.5}
+    record["references"] = references
     write(folder, {"video": "b.mp4", "caption": "plain"}, "", record)
     data = load(folder)
     assert isinstance(data, Source)
@@ -66,10 +69,10 @@ def test_a_full_line_is_read(folder):
     assert (plain.prompt, plain.references) == ("plain", ())
 
 
-def views(folder, **options):
+def views(folder, prompt="b meets a", **options):
     second = {"image": "green.png", "subject": "a"}
     third = {"image": "grey.png", "subject": "b"}
-    write(folder, {"video": "a.mp4", "caption": "c", "references": [red(), second, third]})
+    write(folder, {"video": "a.mp4", "caption": "c", "prompt": prompt, "references": [red(), third, second]})
     data = load(folder, **options)
     return [
         [str(r.image[0, 0].argmax()) + r.subject for r in data.conditions(0, np.random.default_rng(seed)).references]
@@ -77,11 +80,20 @@ def views(folder, **options):
     ]
 
 
-def test_one_view_of_each_subject_is_chosen_in_random_order(folder):
+def test_one_view_of_each_subject_is_chosen_in_random_order_where_the_prompt_names_them(folder):
     seen = views(folder)
     assert all(sorted(name[1] for name in names) == ["a", "b"] for names in seen)
     assert {tuple(names) for names in seen} == {("0a", "0b"), ("1a", "0b"), ("0b", "0a"), ("0b", "1a")}
     assert views(folder) == seen
+
+
+def test_the_manifests_order_is_kept_where_the_prompt_does_not_name_all_subjects(folder):
+    for prompt in ("two friends meet", "a meets somebody"):
+        assert {tuple(names) for names in views(folder, prompt)} == {("0a", "0b"), ("1a", "0b")}
+    assert {tuple(names) for names in views(folder, "they meet", second_view=1.0)} == {
+        ("0a", "1a", "0b"),
+        ("1a", "0a", "0b"),
+    }
 
 
 def test_second_views_come_as_often_as_asked_and_only_while_there_is_room(folder):
@@ -90,28 +102,100 @@ def test_second_views_come_as_often_as_asked_and_only_while_there_is_room(folder
     assert 8 < sum(len(names) == 3 for names in views(folder, second_view=0.5)) < 32
 
 
-def test_the_split_depends_on_the_ids_alone(folder):
-    records = [{"video": "a.mp4", "caption": "c", "id": f"clip {i}"} for i in range(40)]
+def test_transparency_leaves_no_background_and_a_mask_beside_the_picture_does(folder):
+    cutout = Image.open(folder / "red.png").convert("RGBA")
+    cutout.putalpha(Image.open(folder / "mask.png"))
+    cutout.save(folder / "cutout.png")
+    frame = {"video": "b.mp4", "frame": 1, "subject": "d"}
+    pictures = [{"image": "cutout.png", "subject": "b"}, {"image": "cutout.png", "mask": "mask.png", "subject": "c"}]
+    write(folder, {**GOOD, "references": [red(), red(mask="mask.png"), *pictures, frame]})
+    references = load(folder).references(0)
+    assert [reference.background for reference in references] == [True, True, False, False, True]
+    assert [reference.mask is None for reference in references] == [True, False, False, False, True]
+
+
+def names(data):
+    return {data.id(i) for i in range(len(data))}
+
+
+def copies(folder, count):
+    """Lines of so many videos."""
+    for i in range(count):
+        shutil.copyfile(folder / "a.mp4", folder / f"{i}.mp4")
+    return [{"video": f"{i}.mp4", "caption": "c", "end": 1, "id": f"clip {i}"} for i in range(count)]
+
+
+def test_videos_that_are_added_move_none_of_the_others(folder):
+    records = copies(folder, 40)
+    write(folder, *records[:30])
+    train, held = (names(load(folder, split=s, validation_fraction=0.2)) for s in ("train", "validation"))
+    assert train | held == {record["id"] for record in records[:30]}
+    assert not held & train
+    assert 2 <= len(held) <= 12
+    write(folder, *records[::-1])
+    grown = names(load(folder, split="validation", validation_fraction=0.2))
+    assert grown & (train | held) == held
+
+
+@pytest.mark.parametrize("by", ["video", "group"])
+def test_clips_of_one_video_or_group_are_held_out_together(folder, by):
+    records = copies(folder, 40)
+    for i, record in enumerate(records):
+        record |= {"video": f"{i // 4}.mp4"} if by == "video" else {"group": f"film {i // 4}"}
     write(folder, *records)
-    train, validation = (load(folder, split=s, validation_fraction=0.2) for s in ("train", "validation"))
-    held = {validation.id(i) for i in range(len(validation))}
-    kept = {train.id(i) for i in range(len(train))}
-    assert held | kept == {record["id"] for record in records}
-    assert not held & kept
-    assert 3 <= len(held) <= 14
-    write(folder, *records[::-1], *({"video": "b.mp4", "caption": "c", "id": f"new {i}"} for i in range(9)))
-    grown = load(folder, split="validation", validation_fraction=0.2)
-    assert {grown.id(i) for i in range(len(grown))} & {record["id"] for record in records} == held
+    held = names(load(folder, split="validation", validation_fraction=0.3))
+    assert 0 < len(held) < 40
+    assert all(len({f"clip {4 * film + part}" for part in range(4)} & held) in (0, 4) for film in range(10))
 
 
-def test_an_empty_side_of_the_split_is_an_error(folder):
+def test_parts_of_one_video_alone_are_held_out_with_a_warning(folder, caplog):
+    write(folder, *({"video": "a.mp4", "caption": "c", "start": i / 10} for i in range(10)))
+    held, train = (names(load(folder, split=s, validation_fraction=0.2)) for s in ("validation", "train"))
+    assert min(len(held), len(train)) > 0
+    assert 'all 10 clips are of one video or group, "a.mp4"' in caplog.text
+
+
+def test_one_clip_cannot_be_divided(folder):
     write(folder, {"video": "a.mp4", "caption": "c"})
     for split in ("train", "validation"):
-        with pytest.raises(InputError, match=r"of 1 examples leaves \d for training and \d for validation"):
+        with pytest.raises(InputError, match=r"validation_fraction 0\.3 of 1 example leaves none for training or none"):
             load(folder, split=split, validation_fraction=0.3)
     assert len(load(folder, split="train", validation_fraction=0)) == 1
     with pytest.raises(InputError, match="validation_fraction is 0"):
         load(folder, split="validation", validation_fraction=0)
+
+
+def test_a_long_clip_gives_any_part_and_a_held_out_one_its_beginning(folder):
+    records = [{"video": "a.mp4", "caption": "c", "id": str(i)} for i in range(60)]
+    records[0] |= {"start": 0.4, "end": 1.6}
+    write(folder, *records)
+    begins = {}
+    for split in ("train", "validation"):
+        data = load(folder, split=split, validation_fraction=0.3)
+        for i in range(len(data)):
+            shown = [index_of(frame) for frame in data.video(i)]
+            assert shown == list(range(shown[0], shown[0] + 10, 2))
+            begins.setdefault("cut" if data.id(i) == "0" else split, set()).add(shown[0])
+            assert np.array_equal(data.video(i), data.video(i))
+    # 20 frames at 10 a second, of which 5 at 5 a second are shown.
+    assert begins["train"] == {0, 2, 4, 6, 8, 10}
+    assert begins["validation"] == {0}
+    assert begins["cut"] <= {4, 6}
+
+
+def test_content_changes_with_whatever_the_frames_follow_from(folder):
+    def content(split="all", **fields):
+        write(folder, {"video": "b.mp4", "caption": "c"}, {"video": "a.mp4", "caption": "c", "id": "x", **fields})
+        data = load(folder, split=split, validation_fraction=0)
+        return json.loads(json.dumps(data.content(1)))
+
+    before = content()
+    assert content(caption="another", references=[red()]) == before
+    shutil.copyfile(folder / "a.mp4", folder / "c.mp4")
+    variants = [content(start=0.5), content(end=1.5), content(video="c.mp4")]
+    os.utime(folder / "a.mp4", ns=(0, 1))
+    variants.append(content())
+    assert len({json.dumps(each) for each in [before, *variants]}) == 5
 
 
 GOOD = {"video": "a.mp4", "caption": "c"}
@@ -120,6 +204,8 @@ GOOD = {"video": "a.mp4", "caption": "c"}
 @pytest.mark.parametrize(
     ("record", "message"),
     [
+        ({**GOOD, "group": "x"}, 'is of group "x", but line 1, of the same video, of "a.mp4"'),
+        ({**GOOD, "group": 3}, '"group" is 3; it must be text'),
         ("{", "not JSON"),
         ("[1]", "must be a JSON object"),
         ({"caption": "c"}, 'field "video" is missing'),

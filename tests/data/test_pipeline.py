@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
+from cinema_jax.data.augment import AugmentConfig
 from cinema_jax.data.pipeline import Examples, covered
 from cinema_jax.errors import InputError
 from cinema_jax.training.run import Run
@@ -76,6 +77,19 @@ def test_pretraining_is_told_captions_prompts_or_plots(tmp_path, monkeypatch, pr
         arrays = examples("pretrain", row, np.random.default_rng(row))
         assert np.array_equal(arrays["caption_tokens"], preprocessor.text(getattr(made[row], told))[0])
         assert arrays["entity_lengths"] == len(source.scene(row).actors)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_the_background_is_kept_only_where_there_is_one(tmp_path, background):
+    config = tiny_config()
+    data = dataclasses.replace(config.data, keep_background=1.0, augment=AugmentConfig.none())
+    run = Run(dataclasses.replace(config, data=data), tmp_path)
+    source = run.source("train")
+    conditions = source.conditions(0, np.random.default_rng(0))
+    references = tuple(dataclasses.replace(each, background=background) for each in conditions.references)
+    conditions = dataclasses.replace(conditions, references=references)
+    augmented = Examples(source, run.preprocessor(), range(1))._augmented(conditions, np.random.default_rng(0))
+    assert [reference.mask is None for reference in augmented.references] == [background] * len(references)
 
 
 def test_plots_of_a_source_that_has_none_are_refused(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import json
 import pickle
 import shutil
 
@@ -5,12 +6,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from clips import write_clip
+from etils import epath
 from prepared import SHAPE, SIZE, VIDEOS, encode, make_folder, run
 
+from cinema_jax.data.buckets import Bucket
 from cinema_jax.data.example import EncodedSource
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.records import Records
 from cinema_jax.errors import InputError
+from cinema_jax.training.preparing import Output, Preparation
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def same(one, other):
     """Whether two references are the same to the last pixel."""
     masks = [reference.mask for reference in (one, other)]
     return (
-        (one.subject, one.noun) == (other.subject, other.noun)
+        (one.subject, one.noun, one.background) == (other.subject, other.noun, other.background)
         and np.array_equal(one.image, other.image)
         and (masks[0] is None) == (masks[1] is None)
         and (masks[0] is None or np.array_equal(*masks))
@@ -62,6 +67,37 @@ def test_splits_are_those_of_the_folder(folder, output):
         ours = load(output, split=split, validation_fraction=0.3)
         assert [ours.id(i) for i in range(len(ours))] == [theirs.id(i) for i in range(len(theirs))]
         assert ours.caption(len(ours) - 1) == theirs.caption(len(theirs) - 1)
+
+
+def test_references_are_shuffled_only_where_the_prompt_names_them(output):
+    records = load(output)
+    for index, orders in ((3, {("one", "two"), ("two", "one")}), (5, {("one", "two")})):
+        drawn = [records.conditions(index, np.random.default_rng(seed)).references for seed in range(20)]
+        assert {tuple(reference.subject for reference in references) for references in drawn} == orders
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.5, 1 - 1e-9])
+def test_splits_of_buckets_are_those_of_the_folder(tmp_path, fraction):
+    # Two parts of a video are together; groups of both buckets decide whether a side would be empty.
+    lines = [{"video": f"{i // 2}.mp4", "start": i % 2 / 8, "caption": "c"} for i in range(12)]
+    for i in range(6):
+        write_clip(tmp_path / f"{i}.mp4", 12, 8, (32, 64) if i % 2 else (64, 32))
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    buckets = [Bucket(5, 32, 64, 3), Bucket(5, 64, 32, 3)]
+    held = 0
+    for number, (frames, height, width, references) in enumerate(buckets):
+        size = {"frames": frames, "height": height, "width": width, "fps": 8.0, "max_references": references}
+        both = {"buckets": buckets, "bucket": number, "validation_fraction": fraction}
+        output = Output(epath.Path(tmp_path / str(number)))
+        source, key = Folder(tmp_path, split="all", **size, **both), {**size, "shape": [2, height // 8, width // 8, 3]}
+        assert Preparation(source, output, key, 4).run(encode, (0, 1), 2, 2)
+        for split in ("train", "validation"):
+            theirs = Folder(tmp_path, split=split, **size, **both)
+            ours = Records(str(output.path), split=split, of_bucket=True, validation_fraction=fraction, **size)
+            assert [ours.id(i) for i in range(len(ours))] == [theirs.id(i) for i in range(len(theirs))]
+            held += len(theirs) if split == "validation" else 0
+    assert 0 < held < 12
+    assert held % 2 == 0
 
 
 def test_tensorflow_datasets_reads_the_folder(output):
@@ -118,6 +154,13 @@ def test_a_damaged_file_is_an_input_error_when_it_is_read(output, tmp_path):
     assert records.caption(0) == "long 0"
     with pytest.raises(InputError, match=r"records: the record of 4\.mp4@0 cannot be read \("):
         records.caption(4)
+
+
+def test_a_folder_of_an_older_version_is_refused(output, tmp_path):
+    shutil.copytree(output, tmp_path / "records")
+    (tmp_path / "records" / "groups.json").unlink()
+    with pytest.raises(InputError, match=r"holds no groups\.json: an older version prepared it"):
+        load(tmp_path / "records")
 
 
 def test_a_folder_that_is_not_finished_is_refused(folder, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from clips import index_of, write_clip, write_images
 from PIL import Image
 
@@ -188,6 +189,22 @@ def test_mp4_is_h264_that_begins_with_its_index_and_keeps_colours(tmp_path):
     write_video(path, flat, 8)
     assert np.abs(read_frames(path, 3, 8, 32, 32).astype(int) - flat).max() <= 3
     assert [item.name for item in path.parent.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("height", [480, 720])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_colours_without_a_tag_are_read_by_the_height(tmp_path, height, tagged):
+    colour, path = (40, 200, 60), tmp_path / "clip.mp4"
+    matrix = Colorspace.ITU709 if height >= 720 or tagged else Colorspace.ITU601
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = height, 64, "yuv420p"
+        if tagged:
+            stream.codec_context.colorspace = int(matrix)
+        frame = av.VideoFrame.from_ndarray(np.full((height, 64, 3), colour, np.uint8), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=matrix)))
+        container.mux(stream.encode(None))
+    assert np.abs(frame_at(path, 0).astype(int) - colour).max() <= 2
 
 
 def test_odd_sizes_gain_a_row_and_a_column(tmp_path):

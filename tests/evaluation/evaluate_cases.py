@@ -1,6 +1,7 @@
 """The command on a tiny checkpoint, what it leaves behind, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from tiny import random_run
 
 from cinema_jax import evaluate, parts
+from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
 from cinema_jax.data.video import probe
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation import suite as suites
@@ -110,6 +112,51 @@ def test_opens2v_wants_its_list(workdir):
 def test_subjects_play_in_the_critters_alone(workdir):
     with pytest.raises(InputError, match="--subjects=photographs plays in the suite critters alone"):
         evaluated(workdir, suite="opens2v", subjects="photographs")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Thirteen cut-outs."""
+    (tmp_path / "pictures").mkdir()
+    for number in range(13):
+        picture = Image.new("RGBA", (40, 30))
+        picture.paste((20 * number, 90, 200, 255), (5, 5, 35, 25))
+        picture.save(tmp_path / "pictures" / f"thing{chr(97 + number)}.png")
+    return tmp_path / "pictures"
+
+
+def test_what_the_run_has_trained_on_does_not_play_but_is_compared_with(workdir, pictures, tmp_path, capsys):
+    held = [cutout.key for cutout in split_cutouts(find_cutouts(pictures), "test")]
+    trained = tmp_path / "trained"
+    shutil.copytree(workdir, trained, ignore=shutil.ignore_patterns("evaluation"))
+    config = json.loads((trained / "config.json").read_text())
+    config["data"]["subjects"] = str(pictures)
+    (trained / "config.json").write_text(json.dumps(config))
+    evaluated(trained, subjects=str(pictures))
+    found = json.loads((trained / "evaluation" / "figures.json").read_text())
+    assert found["subjects"] == held
+    assert found["candidates"] == 11
+    assert {name for case in found["cases"] for name in case["subjects"]} <= set(held)
+    assert f"{len(held)} of 13 pictures play" in capsys.readouterr().out
+
+
+def test_it_is_said_where_the_pictures_of_training_are_not_known(pictures, capsys):
+    keys = {cutout.key for cutout in find_cutouts(pictures)}
+    held = {cutout.key for cutout in split_cutouts(find_cutouts(pictures), "test")}
+    # A published config has the folder's name alone.
+    for trained, playing in (("", keys), ("pictures", held), ("elsewhere", keys)):
+        play, others = evaluate._cutouts(str(pictures), trained)
+        assert {cutout.key for cutout in play} == playing
+        assert {cutout.key for cutout in others} == keys - playing
+    assert "trained on pictures of elsewhere, which is not here" in capsys.readouterr().out
+
+
+def test_pictures_that_were_all_trained_on_are_refused(pictures, tmp_path):
+    (tmp_path / "seen").mkdir()
+    for cutout in split_cutouts(find_cutouts(pictures), "train"):
+        shutil.copy(cutout.path, tmp_path / "seen")
+    with pytest.raises(InputError, match="holds no picture that the checkpoint has not been trained on"):
+        evaluate._cutouts(str(tmp_path / "seen"), str(pictures))
 
 
 def test_claims_of_the_same_are_welcome(tmp_path):

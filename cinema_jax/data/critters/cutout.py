@@ -1,5 +1,8 @@
 """Photographs as subjects: a folder of cut-out PNG pictures with alpha."""
 
+import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from cinema_jax.data.choices import divide
 from cinema_jax.data.critters.drawing import Light, Sprite, bounds, lit, pose_matrix
 from cinema_jax.data.critters.identity import Number, stable_hash
 from cinema_jax.data.critters.parts import Pose
@@ -27,6 +31,16 @@ class Cutout:
     @property
     def key(self) -> str:
         return self.path.stem
+
+    @property
+    def subject(self) -> str:
+        """Whom it shows: the noun without the number, if it ends in one ("owl_2.png" is a picture of the "owl")."""
+        return re.sub(r" +\d+$", "", self.noun)
+
+    @property
+    def digest(self) -> str:
+        """Of the file."""
+        return _digest(self.path)
 
     @property
     def color(self) -> str:
@@ -57,20 +71,46 @@ def find_cutouts(folder: str | Path) -> list[Cutout]:
     return cutouts
 
 
-def split_cutouts(cutouts: list[Cutout], split: str) -> list[Cutout]:
-    """The pictures of a split, by the hash of their names: of every ten, eight train, one validates, one tests.
+def split_cutouts(cutouts: Sequence[Cutout], split: str) -> list[Cutout]:
+    """The pictures of a split: of every ten subjects about eight train, one validates, one tests, as `divide` says.
 
-    The names are ranked by hash, so that the shares are exact, and a split is empty only where there are too few.
+    Raises:
+        InputError: there are too few subjects for that.
     """
-    ranked = sorted(cutouts, key=lambda cutout: (stable_hash(cutout.key), cutout.key))
-    held = max(1, round(0.1 * len(ranked)))
-    if len(ranked) < 3:
+    subjects = {cutout.subject for cutout in cutouts}
+    if len(subjects) < 3:
         raise InputError(
-            f"{ranked[0].path.parent} holds {len(ranked)} subject(s); at least 3 are needed, "
+            f"{cutouts[0].path.parent} holds {len(subjects)} subject(s); at least 3 are needed, "
             "because train, validation and test never share one"
         )
-    parts = {"validation": ranked[:held], "test": ranked[held : 2 * held], "train": ranked[2 * held :]}
-    return sorted(parts[split], key=lambda cutout: cutout.key)
+    divided = divide(subjects, {"validation": 0.1, "test": 0.1, "train": 0.8})
+    return [cutout for cutout in cutouts if divided[cutout.subject] == split]
+
+
+def cast_of(cutouts: Sequence[Cutout], count: int, seed: int) -> list[Cutout]:
+    """Pictures of so many different subjects, at random.
+
+    One picture more changes only the casts that it plays in itself: each picture draws a number of its own, and the
+    lowest play.
+    """
+    ranked = sorted(cutouts, key=lambda cutout: (stable_hash(f"{seed} {cutout.key}"), cutout.key))
+    cast: dict[str, Cutout] = {}
+    for cutout in ranked:
+        cast.setdefault(cutout.subject, cutout)
+    return list(cast.values())[:count]
+
+
+def never_seen(cutouts: Sequence[Cutout], folder: str | Path) -> list[Cutout]:
+    """Those of the pictures that a run on the pictures of `folder` neither trained on nor was chosen by."""
+    there = find_cutouts(folder)
+    held = {cutout.digest for cutout in split_cutouts(there, "test")}
+    seen = {cutout.digest for cutout in there} - held
+    return [cutout for cutout in cutouts if cutout.digest not in seen]
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cinema_jax.data.choices import names_all
 from cinema_jax.data.critters.background import PLACES
 from cinema_jax.data.critters.identity import COLORS, HATS, PATTERNS, SPECIES, article
 
@@ -141,8 +142,7 @@ def numbered(story: Story, order: Sequence[int], style: str, told: Collection[in
 
 def tells_who(prompt: str, story: Story) -> bool:
     """Whether a prompt names its subjects, and does not only speak of friends."""
-    text = f" {' '.join(words(prompt))} "
-    return any(f" {noun} " in text for noun in story.nouns)
+    return names_all(prompt, story.nouns)
 
 
 def naming(descriptions: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Float32, UInt8
 
 from cinema_jax.data.critters import grammar
 from cinema_jax.data.critters.background import PLACES, Background
-from cinema_jax.data.critters.cutout import Cutout
+from cinema_jax.data.critters.cutout import Cutout, cast_of
 from cinema_jax.data.critters.drawing import Sprite, paste, through_lens
 from cinema_jax.data.critters.identity import SPECIES, SPLITS, Number, draw_identity
 from cinema_jax.data.critters.parts import Pose
@@ -81,6 +81,14 @@ class Critters:
             kind = "-".join([kind, *(f"{share:g}" for share in self.shares)])
         return f"{kind}-{self.split}-{self.seed}-{index:08d}"
 
+    def content(self, index: int) -> list:
+        """All that the frames of `video(index)` follow from: they change only where this does."""
+        cast = []
+        if self.cutouts is not None:
+            rng = self._rng(index, 0)
+            cast = [[cutout.key, cutout.digest] for cutout in self._cast(self._count(rng), rng)]
+        return [self.id(index), cast, self.max_subjects, self.frames, self.height, self.width]
+
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
         if not 0 <= index < self.size:
             raise IndexError(f"index is {index}; accepted: 0 to {self.size - 1}")
@@ -89,18 +97,22 @@ class Critters:
     def scene(self, index: int) -> Scene:
         """Who does what where in example `index`; its actors are in the order in which the caption names them."""
         rng = self._rng(index, 0)
-        most = self.max_subjects if self.cutouts is None else min(self.max_subjects, len(self.cutouts))
-        shares = np.array(self.shares[:most])
-        count = 1 + int(rng.choice(most, p=shares / shares.sum()))
+        count = self._count(rng)
         subjects = self._cast(count, rng)
         action = ACTIONS[count][rng.integers(len(ACTIONS[count]))]
         places = list(PLACES)
         return compose(subjects, action, places[rng.integers(len(places))], rng)
 
+    def _count(self, rng: np.random.Generator) -> int:
+        """How many subjects a scene has."""
+        subjects = self.max_subjects if self.cutouts is None else len({cutout.subject for cutout in self.cutouts})
+        shares = np.array(self.shares[: min(self.max_subjects, subjects)])
+        return 1 + int(rng.choice(len(shares), p=shares / shares.sum()))
+
     def _cast(self, count: int, rng: np.random.Generator) -> list[Subject]:
         """Subjects of different species and colours, so that nouns or colours alone name each."""
         if self.cutouts is not None:
-            return [self.cutouts[number] for number in rng.choice(len(self.cutouts), count, replace=False)]
+            return cast_of(self.cutouts, count, int(rng.integers(2**63)))
         cast: list[Subject] = []
         for number in rng.choice(len(SPECIES), count, replace=False):
             while True:
