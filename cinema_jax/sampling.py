@@ -82,7 +82,7 @@ def sampler_of(run: Run) -> "Sampler":
 class Sampler:
     """Generates videos with one set of parameters; each shape is compiled once."""
 
-    def __init__(self, cinema: Cinema, params: Params, preprocessor: Preprocessor):
+    def __init__(self, cinema: Cinema, params: Params, preprocessor: Preprocessor | None):
         self.cinema, self.params, self.preprocessor = cinema, params, preprocessor
         self.read = jax.jit(cinema.conditions)
         self.step = jax.jit(self._guided_step, static_argnums=1)

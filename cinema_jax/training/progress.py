@@ -86,7 +86,7 @@ class Progress:
         yield
         self._goodput.book(category)
 
-    def add(self, done: int, batch: Mapping[str, jax.Array], values: Mapping[str, Any], **also: float) -> None:
+    def add(self, done: int, batch: Mapping[str, jax.Array], values: Mapping[str, Any], **also: int | float) -> None:
         """Step number `done` (1 = first) was dispatched and will have `values`; `also` is logged beside them.
 
         Waits for the step before it. Raises what `not_finite` makes once three updates in a row were dropped.
