@@ -347,7 +347,7 @@ def golden(name, found):
     ("stage", "topology", "more"),
     [
         ("pretrain", "v5p:2x2x4", ()),
-        ("pretrain", "v6e:4x4", ("--config.mesh.slice=2",)),
+        ("pretrain", "v6e:4x4", ("--config.mesh.slice=2", "--config.stages=('pretrain',)")),
         # With the MLLM, the VAE and references.
         ("finetune", "v5e:4x4", ()),
     ],
