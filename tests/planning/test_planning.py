@@ -296,8 +296,7 @@ def test_nothing_is_read_from_a_folder_that_is_called_as_plans_once_were(tpus, t
     for part in ("dit", "vae", "mllm", "aligner"):
         folder = tmp_path / "planned" / "parts" / part
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-    (tmp_path / "planned" / "config.json").write_text("{}")
+        (folder / "config.json").write_text("no JSON")
     config = f"--config={ROOT / 'configs' / 'demo.py'}:smoke"
     done = command(config, "--topology=v5e:2x2", "--hosts", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -347,7 +346,7 @@ def golden(name, found):
     ("stage", "topology", "more"),
     [
         ("pretrain", "v5p:2x2x4", ()),
-        ("pretrain", "v6e:4x4", ("--config.mesh.slice=2",)),
+        ("pretrain", "v6e:4x4", ("--config.mesh.slice=2", "--config.stages=('pretrain',)")),
         # With the MLLM, the VAE and references.
         ("finetune", "v5e:4x4", ()),
     ],
