@@ -57,7 +57,7 @@ def values(path: Path, source: str = "folder") -> ConfigDict:
     result = tiny_values()
     result.stages = ("finetune",)
     result.data.source, result.data.path = source, str(path)
-    result.data.validation_fraction, result.data.train_videos, result.data.validation_videos = 0.3, 0, 0
+    result.data.validation_fraction, result.data.train_videos, result.data.validation_videos = 0.5, 0, 0
     for part in ("vae", "t5", "mllm", "tokenizer", "t5_tokenizer"):
         result.weights[part] = "packaged"
     return result

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cinema_jax.data.choices import choose_views, divide, held_out, names_all, position
@@ -18,6 +18,7 @@ def natural(name: str) -> str:
     return next(split for split, (low, high) in BOUNDS.items() if low <= position(name) < high)
 
 
+@settings(deadline=None)
 @given(NAMES)
 def test_every_split_has_somebody_and_only_an_empty_one_takes_from_another(names):
     divided = divide(names, SHARES)
@@ -28,6 +29,7 @@ def test_every_split_has_somebody_and_only_an_empty_one_takes_from_another(names
     assert len({divided[name] for name in moved}) == len(moved)
 
 
+@settings(deadline=None)
 @given(NAMES, st.text(max_size=3))
 def test_a_name_more_moves_none_of_the_others_but_what_filled_an_empty_split(names, another):
     before, after = divide(names, SHARES), divide(names | {another}, SHARES)
@@ -44,6 +46,7 @@ def test_shares_of_many_names_are_those_asked_for():
         assert abs(divided.count(split) / 5000 - share) < 4 * (share * (1 - share) / 5000) ** 0.5
 
 
+@settings(deadline=None)
 @given(st.sets(st.text(max_size=3), min_size=2, max_size=12), st.floats(0.001, 0.999))
 def test_something_is_held_out_and_something_is_left_whatever_the_hashes(groups, fraction):
     assert 0 < len(held_out("here", groups, fraction, "train")) < len(groups)

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cinema_jax.data.critters import Critters
@@ -34,6 +34,7 @@ def write(folder: Path, *names: str, level: int = 90) -> Path:
     return folder
 
 
+@settings(deadline=None)
 @given(NAMES, st.sampled_from(["new", "another", "third"]))
 def test_a_picture_more_moves_none_of_the_others_once_every_split_has_its_own(names, new):
     # Enough of others that no split is empty by their hashes.
