@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import process_environment, tiny_config, tiny_values
 
-from cinema_jax import sharding
+from cinema_jax import parts, sharding
 from cinema_jax.checkpoint import complete_steps, load_params
 from cinema_jax.config import parse
 from cinema_jax.data.example import Reference
@@ -100,6 +100,7 @@ def test_a_stage_may_train_a_piece_of_a_part(workdir, tmp_path):
 def test_a_run_whose_prompts_t5_reads_is_judged_as_well(workdir, tmp_path):
     values = tiny_values()
     values.stages, values.init, values.condition.conditioner = ("finetune",), str(workdir), "t5"
+    values.finetune.trainable = ("dit/.*",)
     # Encoded videos serve a run whose references are shown otherwise.
     values.data.augment.rotation, values.data.threads = 5.0, 1
     run = Run.open(parse(values), tmp_path / "t5")
@@ -120,8 +121,11 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(workdir, tmp_path):
     assert complete_steps(checkpoints) == [1, 2]
     shutil.rmtree(checkpoints / "2")
     shutil.rmtree(copy / "parts" / "aligner")
-    (copy / "stages" / "align.json").unlink()
+    for stage in ("align", "finetune"):
+        (copy / "stages" / f"{stage}.json").unlink()
     run = Run.open(tiny_config(), copy)
+    # The transformer was finetuned since; it is what `align` began with once more.
+    parts.write("dit", run.part_config("dit"), load_params(copy / "checkpoints" / "pretrain"), copy / "parts" / "dit")
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         Trainer(run, STAGES["align"], mesh).run_stage()
