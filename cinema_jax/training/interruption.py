@@ -111,16 +111,16 @@ class _Listener:
         self._reading.close()
 
     def _listen(self) -> None:
-        first = None
         # Each signal is one byte, its number; none when the other end is closed.
         while data := self._reading.recv(1):
-            number = data[0]
-            if number not in SIGNALS:
-                continue
-            if first is None:
-                first = time.monotonic()
+            if (number := data[0]) in SIGNALS:
                 self._answer(number)
-            elif time.monotonic() - first > self._ECHO:
+                time.sleep(self._ECHO)
+                with contextlib.suppress(BlockingIOError):
+                    self._reading.recv(4096, socket.MSG_DONTWAIT)
+                break
+        while data := self._reading.recv(1):
+            if (number := data[0]) in SIGNALS:
                 _say(f"{signal.Signals(number).name}: ended; the same command goes on from the last checkpoint")
                 os._exit(128 + number)
 
