@@ -23,6 +23,7 @@ SCRIPT, COUNT = Path(__file__).with_name("peered.py"), 3
             2,
             r"process 2 of 3 \(.+\) ended: checkpoints/8: No space left on device; what was saved before",
         ),
+        ("full", 1, 2, 2, r"process 1 of 3 \(.+\) ended: .*File too large; what was saved before is intact"),
         ("term", 1, 143, 143, r"process 1 of 3 \(.+\) ended: stopped by SIGTERM between two stages' steps"),
         (
             "kill",
@@ -41,13 +42,13 @@ SCRIPT, COUNT = Path(__file__).with_name("peered.py"), 3
         ("hang", 1, 1, 1, r"process 1 of 3 \(.+\) is behind: it has been in step 41 of finetune for \d+ s"),
     ],
 )
-def test_what_happens_to_one_process_ends_the_others_with_its_name(moment, process, own, status, told):
+def test_what_happens_to_one_process_ends_the_others_with_its_name(moment, process, own, status, told, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         joined = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--num_processes={COUNT}"]
     started = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, moment, str(process), *joined, f"--process_id={i}"],
+            [sys.executable, SCRIPT, moment, str(process), tmp_path / "saved", *joined, f"--process_id={i}"],
             env=process_environment() | {"GLIBC_TUNABLES": ""},
             stderr=subprocess.PIPE,
             text=True,
