@@ -17,6 +17,7 @@ from cinema_jax.axes import BATCH
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.errors import InputError
 from cinema_jax.planning import planner
+from cinema_jax.training import latents
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
@@ -121,6 +122,13 @@ def test_every_host_has_a_mesh_of_its_own_chips_for_encoding(shape, slices):
         local = sharding.make_mesh(devices=devices)
         assert set(local.devices.flat) == set(devices)
         assert sharding.host_rows(local, 8) == {host: tuple(range(8))}
+
+
+@pytest.mark.parametrize("hosts", [1, 4, 16, 64])
+@pytest.mark.parametrize("videos", [0, 3, 64, 1000])
+def test_every_video_is_encoded_by_one_host(hosts, videos):
+    todo = range(10, 10 + videos)
+    assert [index for host in range(hosts) for index in latents._of_process(todo, host, hosts)] == list(todo)
 
 
 @needs_libtpu
