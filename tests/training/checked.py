@@ -29,6 +29,7 @@ def values(seed: int) -> ConfigDict:
     result = prepared.values(Path("data"))
     result.seed, result.stages = seed, ("pretrain",)
     result.pretrain.batch_size, result.pretrain.steps, result.pretrain.trainable = 8, 2, ("dit/.*",)
+    result.pretrain.optimizer.rates = ()
     result.mesh.data, result.mesh.fsdp = 2, 4
     return result
 

@@ -83,7 +83,7 @@ def left_behind(root: Path, name: str) -> list[Path]:
 
 def test_hosts_that_are_alike_are_told_what_works_and_nothing_is_left_behind(disks):
     results = run_check(disks, "good")
-    assert [status for status, _ in results] == [0] * HOSTS
+    assert [status for status, _ in results] == [0] * HOSTS, results[0][1]
     told = dict(re.findall(r"^(\w+) {2,}(.*)$", results[0][1], re.MULTILINE))
     assert told.keys() == {
         *("hosts", "clocks", "workdir", "disks", "devices", "links", "data", "step", "checkpoint", "space")
