@@ -85,7 +85,7 @@ def check(workdir: Path, config: Config, changes: Sequence[Difference], *, allow
         InputError: fields that would change what was trained, by name and reason; or, unless `allowed`, any.
     """
     done = _done(workdir)
-    refused = {change: reason for change in changes if (reason := _refusal(change, config, done, workdir))}
+    refused = [f"{change} ({reason})" for change in changes if (reason := _refusal(change, config, done, workdir))]
     if changes and not allowed:
         advice = "Choose another --workdir, or the config it was started with"
         if not refused:
@@ -93,8 +93,9 @@ def check(workdir: Path, config: Config, changes: Sequence[Difference], *, allow
         listed = "; ".join(map(str, changes))
         raise InputError(f"{workdir} holds a run of another config; these fields differ: {listed}. {advice}")
     if refused:
-        listed = "; ".join(f"{change} ({reason})" for change, reason in refused.items())
-        raise InputError(f"--amend cannot change what was trained in {workdir}: {listed}. Choose another --workdir")
+        raise InputError(
+            f"--amend cannot change what was trained in {workdir}: {'; '.join(refused)}. Choose another --workdir"
+        )
 
 
 def amend(workdir: Path, config: Config, changes: Sequence[Difference], *, allowed: bool) -> None:
