@@ -154,9 +154,7 @@ def _said(error: BaseException, words: Iterable[int], numbers: Iterable[int] = (
 def _end_if_it_passes(error: BaseException | None) -> None:
     """Trouble that passes ends the command with a status on which launchers start it again."""
     if trouble := passing_trouble(error):
-        print(
-            f"error: {trouble}, which may pass: the same command goes on from what was saved before", file=sys.stderr
-        )
+        print(f"error: {trouble}, which may pass: the same command goes on from what was saved before", file=sys.stderr)
         _end(1)
 
 

@@ -27,9 +27,9 @@ def passing_error(error: BaseException | None) -> OSError | None:
     FFmpeg's do not count: it says EIO of a file that is cut short.
     """
     while error is not None:
-        if isinstance(error, OSError) and not type(error).__module__.startswith("av."):
-            if error.errno in STORAGE_ALONE or (error.errno in NETWORK and error.filename):
-                return error
+        of_system = isinstance(error, OSError) and not type(error).__module__.startswith("av.")
+        if of_system and (error.errno in STORAGE_ALONE or (error.errno in NETWORK and error.filename)):
+            return error
         error = error.__cause__ or error.__context__
     return None
 
