@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 from killed import config as one_stage
@@ -26,15 +27,22 @@ def values(**changes):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A run whose first stage is finished and whose second has not begun."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
+def finished(tmp_path_factory):
+    """A finished run of one stage."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
     loop.train(Run.open(parse(values(stages=("mllm",))), workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(finished):
+    """The same, with a second stage that has not begun."""
+    workdir = shutil.copytree(finished, finished.with_name("run"))
     Run.open(parse(values()), workdir, amend=True)
     return workdir
 
 
-def test_a_workdir_without_a_checkpoint_is_taken_over(tmp_path, caplog):
+def test_a_workdir_without_a_checkpoint_is_taken_over(tmp_path):
     Run.open(one_stage(), tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "mllm"}\n')
     (tmp_path / "latents").mkdir()
@@ -79,16 +87,16 @@ def test_a_stage_that_has_not_begun_and_sampling_may_change_and_the_history_says
     assert last["done"] == {"mllm": 2}
 
 
-def test_a_finished_run_is_lengthened_and_goes_on_from_its_last_step(tmp_path, caplog):
-    loop.train(Run.open(parse(values(stages=("mllm",))), tmp_path))
-    logging.getLogger("cinema_jax").propagate = True
+def test_a_finished_run_is_lengthened_and_goes_on_from_its_last_step(finished, caplog, monkeypatch):
+    workdir = shutil.copytree(finished, finished.with_name("longer"))
+    monkeypatch.setattr(logging.getLogger("cinema_jax"), "propagate", True)
     with caplog.at_level(logging.INFO, "cinema_jax"):
-        longer = Run.open(parse(values(stages=("mllm",), mllm__steps=4)), tmp_path, amend=True)
+        longer = Run.open(parse(values(stages=("mllm",), mllm__steps=4)), workdir, amend=True)
     assert "mllm goes on from step 2 to 4 (2 before): its cosine schedule is now that of a run of this" in caplog.text
     loop.train(longer)
-    assert complete_steps(tmp_path / "checkpoints/mllm")[-1] == 4
+    assert complete_steps(workdir / "checkpoints/mllm")[-1] == 4
     assert longer.finished("mllm")["steps"] == 4
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
