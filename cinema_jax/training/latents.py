@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cinema_jax import distributed, parts
 from cinema_jax.data.example import VideoSource
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, passing_error
 from cinema_jax.training import watchdog
 from cinema_jax.training.watch import check_unreadable
 
@@ -174,6 +174,9 @@ def _clips(
         try:
             return source.video(index)
         except InputError as error:
+            # Storage that is out of reach for now says nothing of the video.
+            if passing := passing_error(error):
+                raise passing from None
             return error
 
     chunks = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]

@@ -39,7 +39,7 @@ from cinema_jax.config import Config
 from cinema_jax.data import records
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.manifest import manifest_file
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, passing_error
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import read_ahead, vae_key
 from cinema_jax.training.run import Run
@@ -237,6 +237,9 @@ class Preparation:
             references = [records.encode_reference(reference) for reference in source.references(index)]
             return _Example(place.shard, {**fields, "references": references}, source.video(index))
         except InputError as error:
+            # Storage that is out of reach for now says nothing of the video.
+            if passing := passing_error(error):
+                raise passing from None
             return _Example(place.shard, fields, str(error))
 
     def _write(self, shard: int, batches: Iterable[list["_Example"]]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Cached latents belong to the videos as they are now, and only what has changed is encoded."""
 
+import errno
 import json
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from tiny import process_environment
 
 from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.folder import Folder
+from cinema_jax.errors import InputError
 from cinema_jax.training.latents import encode_all
 
 DATASETS = st.lists(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 5), min_size=1), min_size=1, max_size=5)
@@ -48,6 +50,16 @@ def test_a_video_that_cannot_be_read_leaves_no_gap_and_is_tried_again_when_it_ha
     assert "b is left out: broken" in caplog.text
     latents, seen = encode(tmp_path, {"a": 1, "b": 2, "c": 3})
     assert (shown(latents), seen) == ({0: 1, 1: 2, 2: 3}, {2})
+
+
+def test_storage_out_of_reach_is_no_fault_of_the_video(tmp_path, monkeypatch):
+    def gone(*_):
+        raise InputError("b cannot be read") from OSError(errno.EIO, "Input/output error", "/gcs/b.mp4")
+
+    monkeypatch.setattr(encoded.Numbers, "video", gone)
+    with pytest.raises(OSError, match=r"/gcs/b\.mp4"):
+        encode(tmp_path, {"a": 1})
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_another_key_or_shape_shares_nothing(tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from prepared import files, make_folder, preparation, run
 from tiny import process_environment
 
+from cinema_jax.data.folder import Folder
 from cinema_jax.errors import InputError
 from cinema_jax.training.interruption import Interrupted
 
@@ -60,6 +62,18 @@ def test_a_killed_run_goes_on_to_the_same_files_and_keeps_the_shards_it_has(fold
     assert run(folder, output)
     assert files(output) == whole
     assert first.stat().st_mtime_ns == written
+
+
+def test_storage_out_of_reach_is_no_fault_of_the_videos(folder, whole, tmp_path, monkeypatch):
+    def gone(*_):
+        raise InputError("a clip cannot be read") from OSError(errno.EIO, "Input/output error", "/gcs/a.mp4")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "video", gone)
+        with pytest.raises(OSError, match=r"/gcs/a\.mp4"):
+            run(folder, tmp_path / "records")
+    assert run(folder, tmp_path / "records")
+    assert files(tmp_path / "records") == whole
 
 
 def test_a_signal_ends_the_run_with_one_sentence_and_it_goes_on(folder, whole, tmp_path):
