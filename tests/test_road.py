@@ -21,7 +21,7 @@ PICTURE = {"videos/rabbit.png": "examples/blue_bird.png"}
 SMALL = [
     *("--config.data.frames=5", "--config.data.height=32", "--config.data.width=32", "--config.flow.sample_steps=2"),
     *(f"--config.{stage}.steps=2" for stage in ("pretrain", "align", "finetune")),
-    *(f"--config.{stage}.batch_size=2" for stage in ("pretrain", "align", "finetune")),
+    *(f"--config.{stage}.batch_size=4" for stage in ("pretrain", "align", "finetune")),
 ]
 
 
@@ -92,6 +92,14 @@ def test_a_text_length_that_the_weights_do_not_have_is_one_sentence(train, tmp_p
     said = ran([*train, *wrong], status=2)
     told = "weights/demo_pretrain/parts/dit reads 48 text tokens: set config.condition.text_tokens=48"
     assert said.strip().splitlines()[-1].endswith(told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_its_parts_do_not_divide_is_refused_before_anything_is_encoded(train, tmp_path):
+    said = ran(
+        [*train, "--config.align.batch_size=5", "--config.align.microbatches=4", f"--workdir={tmp_path / 'run'}"], 2
+    )
+    assert "config.align.batch_size is 5; config.align.microbatches, 4, must divide it" in said
     assert not (tmp_path / "run").exists()
 
 

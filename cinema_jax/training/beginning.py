@@ -19,6 +19,13 @@ def check(run: Run) -> None:
             manifest or a split that cannot be used, texts for which the config has no room, each with its line.
     """
     todo = [stage for stage in run.config.stages if run.finished(stage) is None]
+    for stage in todo:
+        section = getattr(run.config, stage)
+        if section.batch_size % section.microbatches:
+            raise InputError(
+                f"config.{stage}.batch_size is {section.batch_size}; config.{stage}.microbatches, "
+                f"{section.microbatches}, must divide it"
+            )
     _check_parts(run, todo)
     if run.config.data.source == "folder":
         for one in run.buckets:
