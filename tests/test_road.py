@@ -99,7 +99,7 @@ def test_a_batch_that_its_parts_do_not_divide_is_refused_before_anything_is_enco
     said = ran(
         [*train, "--config.align.batch_size=5", "--config.align.microbatches=4", f"--workdir={tmp_path / 'run'}"], 2
     )
-    assert "config.align.batch_size is 5; config.align.microbatches, 4, must divide it" in said
+    assert "config.align.microbatches is 4; it must divide config.align.batch_size, 5" in said
     assert not (tmp_path / "run").exists()
 
 

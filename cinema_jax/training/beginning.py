@@ -7,6 +7,7 @@ from cinema_jax import parts
 from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_manifest
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
+from cinema_jax.training.phases import check_microbatches
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 
@@ -19,13 +20,7 @@ def check(run: Run) -> None:
             manifest or a split that cannot be used, texts for which the config has no room, each with its line.
     """
     todo = [stage for stage in run.config.stages if run.finished(stage) is None]
-    for stage in todo:
-        section = getattr(run.config, stage)
-        if section.batch_size % section.microbatches:
-            raise InputError(
-                f"config.{stage}.batch_size is {section.batch_size}; config.{stage}.microbatches, "
-                f"{section.microbatches}, must divide it"
-            )
+    check_microbatches(run.config, todo)
     _check_parts(run, todo)
     if run.config.data.source == "folder":
         for one in run.buckets:

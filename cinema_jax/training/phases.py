@@ -34,22 +34,30 @@ def phases(config: Config, stage: str) -> tuple[Phase, ...]:
     return tuple(phase for phase in both if phase.first < phase.end)
 
 
-def check_batches(config: Config, stages: Iterable[str], mesh: Mesh) -> None:
-    """Whether every batch of the stages splits over `mesh`, and into its microbatches.
+def check_microbatches(config: Config, stages: Iterable[str]) -> None:
+    """Whether every batch of the stages divides into its microbatches, on whatever mesh.
 
     Raises:
         InputError: one does not; names its field.
     """
     for stage in stages:
+        parts = getattr(config, stage).microbatches
         for phase in phases(config, stage):
             if phase.batch_size < 1:
                 raise InputError(f"{phase.field} is {phase.batch_size}; it must be at least 1")
-            try:
-                sharding.host_rows(mesh, phase.batch_size)
-            except InputError as error:
-                raise InputError(f"{phase.field}: {error}") from None
-            parts = getattr(config, stage).microbatches
             if phase.batch_size % parts:
                 raise InputError(
                     f"config.{stage}.microbatches is {parts}; it must divide {phase.field}, {phase.batch_size}"
                 )
+
+
+def check_batches(config: Config, stages: Iterable[str], mesh: Mesh) -> None:
+    """The same, and whether each splits over `mesh`; raises like it."""
+    stages = list(stages)
+    check_microbatches(config, stages)
+    for stage in stages:
+        for phase in phases(config, stage):
+            try:
+                sharding.host_rows(mesh, phase.batch_size)
+            except InputError as error:
+                raise InputError(f"{phase.field}: {error}") from None
