@@ -66,7 +66,11 @@ def evaluate(run: Run, sampler: Sampler, settings: Settings, output: Path, *, ba
     """
     clips = held_out(run, settings, most)
     about = {"suite": "own", "digests": videos.digests(sampler), "settings": dataclasses.asdict(settings)}
-    videos.claim(output, about | {"clips": [clip.id for clip in clips]})
+    prints = {
+        clip.id: videos.fingerprint(clip.told.prompt, seed, map(videos.picture_digest, clip.told.references))
+        for seed, clip in enumerate(clips)
+    }
+    videos.claim(output, about | {"clips": [clip.id for clip in clips]}, prints)
     begun, made = time.monotonic(), []
     for start in tqdm(range(0, len(clips), batch), desc="generate", unit="batch"):
         now = clips[start : start + batch]

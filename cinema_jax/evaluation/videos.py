@@ -111,7 +111,7 @@ def generate(
     description = {"suite": "critters", "suite_seed": SEED, "digests": sampler_digests}
     if subjects:
         description["subjects"] = list(subjects)
-    prints = {case.id: fingerprint(case.prompt, case.index, map(_picture, case.shown)) for case in cases}
+    prints = {case.id: fingerprint(case.prompt, case.index, map(picture_digest, case.shown)) for case in cases}
     claim(folder, description | {"settings": dataclasses.asdict(settings)}, prints)
     kept, begun = Gallery(folder), time.monotonic()
     missing = [case for case in cases if not kept.file(case.id).exists()]
@@ -125,7 +125,8 @@ def generate(
     return [kept.read(case.id, *size) for case in cases], time.monotonic() - begun
 
 
-def _picture(reference: Reference) -> str:
+def picture_digest(reference: Reference) -> str:
+    """The sha256 of a reference's picture and mask."""
     mask = {} if reference.mask is None else {"mask": reference.mask}
     return digest({"image": reference.image} | mask)
 
