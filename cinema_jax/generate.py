@@ -30,9 +30,14 @@ SCALE = flags.DEFINE_integer(
     None,
     "How many times larger the video is written; if not given, a small .mp4 or .gif comes to 256 pixels.",
     lower_bound=1,
+    upper_bound=16,
 )
 LOOP = flags.DEFINE_integer(
-    "loop", None, "How often the video plays; if not given, a short .mp4 plays for about 4 seconds.", lower_bound=1
+    "loop",
+    None,
+    "How often the video plays; if not given, a short .mp4 plays for about 4 seconds.",
+    lower_bound=1,
+    upper_bound=100,
 )
 
 

@@ -32,7 +32,7 @@ def moved(weights, tmp_path):
         values.weights.update(dict.fromkeys(values.weights, ""))
         values.init = "/gcs/BUCKET/weights"
         change(values)
-        Run._enter(parse(values), tmp_path / "run")
+        Run._enter(parse(values), tmp_path / "run", amend=False)
         for part in ("aligner", "dit"):
             shutil.copytree(weights / "parts" / part, tmp_path / "run/parts" / part)
         return tmp_path / "run"

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import read_image
-from cinema_jax.data.output import write_video
+from cinema_jax.data.output import visible, write_video
 from cinema_jax.errors import InputError
 from cinema_jax.sampling import Request, Sampler, Settings
 from cinema_jax.training.run import Run
@@ -97,7 +97,9 @@ class Studio:
 
         with self._turn:
             video = self.sampler([request], settings, watched)[0]
-        write_video(output, video, self.run.config.data.fps)
+        fps = self.run.config.data.fps
+        shown, *_ = visible(video, fps, output)
+        write_video(output, shown, fps)
 
     def warm_up(self, pictures: Sequence[str], prompt: str) -> None:
         """Compile: make a video of as many steps as any and throw it away."""

@@ -79,7 +79,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint._src.serialization import replica_slices
-from test_hosts import SPECS
+from test_plan_hosts import SPECS
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
 found = []
 for shape, spec in SPECS:
@@ -103,7 +103,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from cinema_jax.planning.hosts import written_shares
-from test_hosts import SPECS
+from test_plan_hosts import SPECS
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
 found = []
 for shape, spec in SPECS:

@@ -13,6 +13,8 @@ from checked import DEVICES
 from hosts import environment
 from prepared import make_folder
 
+from cinema_jax.training import check
+
 SCRIPT, HOSTS = Path(__file__).with_name("checked.py"), 4
 
 
