@@ -134,5 +134,5 @@ def test_the_value_of_most_hosts_is_the_one_that_others_differ_from():
     assert check.differences(said) == {
         0: ["jax is '2', and '1' elsewhere"],
         1: [],
-        2: ["libtpu is '3', and 'not there' elsewhere"],
+        2: ["libtpu is '3', and not there elsewhere"],
     }
