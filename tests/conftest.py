@@ -1,13 +1,50 @@
 """Every signature's shapes are checked at run time in tests."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # No test may ask the hub: names that hypothesis makes up look like repositories.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Most of the suite's time is compilation, and tiny programs need no optimisation.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# What one test has compiled, all others have, in the suite's other processes too, until it ends.
+_COMPILED = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="cinema_jax_compiled_")
+if _COMPILED:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import jax
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("cinema_jax", "beartype.beartype")
+
+# The files that take longest, begun first: begun last, one of them would be all that runs in the end.
+LONGEST = (
+    "training/test_hosts.py",
+    "test_first_pod_run.py",
+    "test_road.py",
+    "planning/test_planning.py",
+    "exchange/test_convert.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; needs `--no-loadscope-reorder`, without which pytest-xdist has an order of its own."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.location[0].removeprefix("tests/"), len(place)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module():
+    """Programs do not pile up: a process that holds those of all modules takes gigabytes."""
+    yield
+    jax.clear_caches()
+
+
+def pytest_unconfigure() -> None:
+    """The process that made the folder of compiled programs removes it."""
+    if _COMPILED:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
