@@ -10,10 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Most of the suite's time is compilation, and tiny programs need no optimisation.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 # What one test has compiled, all others have, in the suite's other processes too, until it ends.
-_COMPILED = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="cinema_jax_compiled_")
-if _COMPILED:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp("_compiled")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
@@ -45,6 +43,8 @@ def _programs_of_one_module():
 
 
 def pytest_unconfigure() -> None:
-    """The process that made the folder of compiled programs removes it."""
-    if _COMPILED:
-        shutil.rmtree(_COMPILED, ignore_errors=True)
+    """The first process, which made the folder of compiled programs, removes it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and (folder := os.environ["JAX_COMPILATION_CACHE_DIR"]).endswith(
+        "_compiled"
+    ):
+        shutil.rmtree(folder, ignore_errors=True)

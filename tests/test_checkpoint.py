@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -7,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import process_environment
 
 from cinema_jax import checkpoint, sharding
 from cinema_jax.checkpoint import CheckpointError, Checkpoints
@@ -191,10 +191,8 @@ with t.Checkpoints(folder) as checkpoints:
 
 def run(code, folder):
     """Run `code` in a process with eight CPU devices."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     command = [sys.executable, "-c", code, str(folder)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=process_environment(devices=8), capture_output=True, text=True, check=False)
 
 
 def test_restore_onto_other_meshes(tmp_path):

@@ -1,5 +1,4 @@
 import math
-import os
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from tiny import process_environment
 
 from cinema_jax import sharding
 from cinema_jax.axes import AXES, STATE, WEIGHTS
@@ -41,9 +41,8 @@ def spec_of(path, shape, mesh, split=STATE):
 
 def on_eight_devices(code):
     """Run `code` in a process with eight CPU devices; its output."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=process_environment(devices=8), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

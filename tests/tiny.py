@@ -52,9 +52,13 @@ def random_run(workdir: Path) -> Path:
     return workdir
 
 
-def process_environment() -> dict[str, str]:
-    """For a process of its own that imports what this one can."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+def process_environment(devices: int = 0) -> dict[str, str]:
+    """For a process of its own that imports what this one can; with so many devices of a CPU, if they are named."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    if devices:
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return environment
 
 
 # For processes that compile for TPUs which are not there.

@@ -294,7 +294,7 @@ def test_two_processes_export_what_one_does(run, tmp_path):
     copy = tmp_path / "run"
     subprocess.run(["cp", "-r", source.workdir, copy], check=True)
     subprocess.run(["rm", "-r", copy / "checkpoints"], check=True)
-    environment = process_environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = process_environment(devices=4)
     port = str(20000 + os.getpid() % 20000)
     command = [sys.executable, "-c", _TWO]
     processes = [

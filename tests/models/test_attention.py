@@ -178,7 +178,7 @@ with jax.set_mesh(sharding.make_mesh(context=8, data=1)):
 
 
 def test_tokens_exchanged_over_a_mesh_give_the_same_forward_and_backward():
-    environment = process_environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = process_environment(devices=8)
     done = subprocess.run(
         [sys.executable, "-c", ON_A_MESH], env=environment, capture_output=True, text=True, check=False
     )

@@ -79,10 +79,7 @@ def run_all_cases():
 
 @pytest.fixture(scope="module")
 def report():
-    environment = process_environment() | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-    }
+    environment = process_environment(devices=8)
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

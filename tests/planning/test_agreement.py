@@ -29,12 +29,8 @@ CASES = {
 
 BOTH = """
 import json
-import os
 import tempfile
 from pathlib import Path
-
-# As in conftest.py, which is not imported here.
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 import jax
 import numpy as np

@@ -350,8 +350,8 @@ def golden(name, found):
             *("pretrain", "v6e:4x4", ("--config.mesh.slice=2", "--config.stages=('pretrain',)")),
             marks=pytest.mark.release,
         ),
-        # With the MLLM, the VAE and references.
-        ("finetune", "v5e:4x4", ()),
+        # With the MLLM, the VAE and references: several minutes of compiling.
+        pytest.param("finetune", "v5e:4x4", (), marks=pytest.mark.release),
     ],
 )
 def test_a_step_compiles_and_moves_its_weights_and_nothing_else(stage, topology, more):

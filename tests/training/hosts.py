@@ -90,8 +90,7 @@ FAULTS = {"disk": fill_disk, "data": lose_data, "hang": lambda: time.sleep(1000)
 
 def environment(folder: Path, devices: int) -> dict[str, str]:
     """Of a process with so many devices, which finds in `folder` what others have compiled."""
-    return process_environment() | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+    return process_environment(devices) | {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "GLIBC_TUNABLES": "",

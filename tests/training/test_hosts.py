@@ -123,8 +123,8 @@ def test_disturbed_runs_end_as_they_should_and_go_on_to_the_same_bits(whole):
     before = saved()
     ended = train(run, "term", 1, "1")
     assert [status for status, _ in ended] == [128 + signal.SIGTERM] * 2
-    stops = [re.search(r"stopped by SIGTERM after step (\d) of finetune; the same command goes on", s) for _, s in ended]
-    assert {int(stop[1]) for stop in stops} == {saved()}
+    stopped = r"stopped by SIGTERM after step (\d) of finetune; the same command goes on"
+    assert {int(re.search(stopped, said)[1]) for _, said in ended} == {saved()}
     assert before < saved() < STEPS
 
     (killed, _), (status, said) = train(run, "saving", 1, "0")

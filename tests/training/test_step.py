@@ -1,5 +1,4 @@
 import functools
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import process_environment
 
 from cinema_jax import sharding
 from cinema_jax.training import state
@@ -213,9 +213,11 @@ for options in ({}, {"microbatches": 2}):
 
 
 def test_a_mesh_trains_like_one_device_and_compiles_once():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-c", MESH_RUN], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", MESH_RUN],
+        env=process_environment(devices=8),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
