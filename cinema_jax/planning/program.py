@@ -60,7 +60,7 @@ def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     trained, frozen = stage.trained(run.config, cinema.shapes)
     optimizer = make_optimizer(config.optimizer, config.steps)
     params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.state_dtype) for path in trained}
-    held = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.dtype) for path in frozen}
+    held = jax.eval_shape(cinema.held, {path: cinema.shapes[path] for path in frozen})
     abstract_state, held = state.abstract(params, optimizer, mesh), sharding.abstract(held, mesh, WEIGHTS)
     step = make_step(stage, cinema, optimizer, abstract_state)
     batch = abstract_batch(cinema, stage_name, config.batch_size, mesh)
@@ -115,8 +115,7 @@ def example_shapes(cinema: Cinema, stage: str, held_out: bool = False) -> dict[s
 def sampler_programs(run: Run, mesh: Mesh) -> dict[str, Program]:
     """What generates one video, in the order in which it runs: the conditions, a guided step, the decoder."""
     cinema = Cinema(run.config, part_configs(run, needed_parts(run.config)))
-    held = {path: jax.ShapeDtypeStruct(x.shape, cinema.dtype) for path, x in cinema.shapes.items()}
-    params = sharding.abstract(held, mesh, WEIGHTS)
+    params = sharding.abstract(jax.eval_shape(cinema.held, cinema.shapes), mesh, WEIGHTS)
     sampler = Sampler(cinema, params, None)
     shapes = example_shapes(cinema, "finetune", held_out=True)
     whole = sharding.replicated(mesh)

@@ -27,7 +27,7 @@ from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
 from cinema_jax.training.metrics import MetricsWriter, Sink
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.phases import Phase, check_batches, phases
+from cinema_jax.training.phases import Phase, check_batches, phase_of, phases
 from cinema_jax.training.profile import Profile
 from cinema_jax.training.progress import PERFORMANCE, Progress
 from cinema_jax.training.run import Run
@@ -341,7 +341,7 @@ class Trainer:
         """The end of a run whose loss or gradient is not finite any more; writes down what it was shown."""
         shown = {}
         for step in steps:
-            phase = next(phase for phase in self.phases if phase.first <= step < phase.end)
+            phase = phase_of(step, self.phases)
             whole = range(phase.batch_size)
             rows = self._loader(examples, phase.kind, phase.batch_size, whole).entries(step)
             shown[step + 1] = [examples.id(row) for row in rows]

@@ -34,6 +34,11 @@ def phases(config: Config, stage: str) -> tuple[Phase, ...]:
     return tuple(phase for phase in both if phase.first < phase.end)
 
 
+def phase_of(step: int, found: Iterable[Phase]) -> Phase:
+    """The one that step `step`, counted from 0, belongs to."""
+    return next(phase for phase in found if phase.first <= step < phase.end)
+
+
 def check_microbatches(config: Config, stages: Iterable[str]) -> None:
     """Whether every batch of the stages divides into its microbatches, on whatever mesh.
 

@@ -26,7 +26,7 @@ from cinema_jax.errors import InputError
 from cinema_jax.training import state
 from cinema_jax.training.beginning import check_weights
 from cinema_jax.training.optimizer import Optimizer, make_optimizer
-from cinema_jax.training.phases import phases
+from cinema_jax.training.phases import phase_of, phases
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.state import TrainState
@@ -92,7 +92,7 @@ def first_batch(run: Run, stage: str, mesh: Mesh) -> Share:
     config, data = getattr(run.config, stage), run.config.data
     step = max(complete_steps(run.workdir / "checkpoints" / stage), default=0)
     step = min(step, config.steps - 1)
-    phase = next(phase for phase in phases(run.config, stage) if phase.first <= step < phase.end)
+    phase = phase_of(step, phases(run.config, stage))
     kind, size = phase.kind, phase.batch_size
     examples = _examples(run, stage)
     seed = state.stage_seed(run.config.seed, stage)
@@ -141,12 +141,10 @@ def _abstract(run: Run, stage: str, mesh: Mesh) -> tuple[Cinema, Optimizer, dict
     origins = {name: "random" if run.folder(name) is None else "there" for name in cinema.part_configs}
     check_weights(stage, origins, trained)
 
-    def placed(paths: list[str], dtype: Any, **split: Any) -> dict[str, Any]:
-        shapes = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, dtype) for path in paths}
-        return sharding.abstract(shapes, mesh, **split)
-
+    params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.state_dtype) for path in trained}
+    held = jax.eval_shape(cinema.held, {path: cinema.shapes[path] for path in frozen})
     optimizer = make_optimizer(config.optimizer, config.steps)
-    return cinema, optimizer, placed(trained, cinema.state_dtype), placed(frozen, cinema.dtype, split=WEIGHTS)
+    return cinema, optimizer, sharding.abstract(params, mesh), sharding.abstract(held, mesh, WEIGHTS)
 
 
 def state_bytes(run: Run, stage: str, mesh: Mesh) -> int:
