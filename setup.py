@@ -29,6 +29,7 @@ setup(
             "nbclient",
             "playwright",
             "pytest",
+            "pytest-timeout",
             "pytest-xdist",
             "pyyaml",
             "ruff",
