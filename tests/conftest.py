@@ -9,7 +9,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Most of the suite's time is compilation, and tiny programs need no optimisation.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-# What one test has compiled, all others have, in the suite's other processes too, until it ends.
+# What one test has compiled, all others have, in the suite's other processes too, until the first of them ends.
+os.environ.setdefault("CINEMA_TESTS_PID", str(os.getpid()))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp("_compiled")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
@@ -43,8 +44,7 @@ def _programs_of_one_module():
 
 
 def pytest_unconfigure() -> None:
-    """The first process, which made the folder of compiled programs, removes it."""
-    if "PYTEST_XDIST_WORKER" not in os.environ and (folder := os.environ["JAX_COMPILATION_CACHE_DIR"]).endswith(
-        "_compiled"
-    ):
+    """The folder of compiled programs goes with the process that made it."""
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if os.environ["CINEMA_TESTS_PID"] == str(os.getpid()) and folder.endswith("_compiled"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -41,6 +41,7 @@ def cache_dir(monkeypatch):
     """Reads the setting, which is as before after the test."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
     yield lambda: jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", before)
 
