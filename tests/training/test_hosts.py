@@ -214,9 +214,6 @@ def test_a_slice_loses_a_host_and_another_one_ends_the_run_like_one_device(one_d
     ended = train(run, "kill", 4, lost, slices=first)
     assert ended[int(lost)][0] == -signal.SIGKILL
     assert not {status for status, _ in ended[:-1]} & {0, 2}
-    # Once more on the same slice, to its fifth step; the rest on the other one.
-    ended = train(run, "term", 3, "0", slices=first)
-    assert {status for status, _ in ended} == {128 + signal.SIGTERM}
     assert 0 < max(complete_steps(run / CHECKPOINTS)) < STEPS
     assert {status for status, _ in train(run, slices=second)} == {0}
     expected, found, largest = state(one_device), state(run), 0.0
