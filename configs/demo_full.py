@@ -100,7 +100,7 @@ _PIECES = {
 }
 
 
-def get_config(variant: str) -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     """The demo, or a piece of what it starts from."""
     config, made = demo.get_config() if variant == "demo" else demo.base(), [*_PIECES]
     if variant == "demo":
