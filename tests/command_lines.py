@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 def read(lines: Sequence[Sequence[str]]) -> list[tuple[int, str, str]]:
     """Exit status, output and errors of every line, read in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "GLIBC_TUNABLES": ""}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, __file__], cwd=ROOT, env=environment, input=json.dumps(lines), capture_output=True, text=True
     )
@@ -51,6 +51,8 @@ def _in_fork(words: list[str]) -> tuple[int, str, str]:
 
 
 def _main() -> None:
+    # With it, no command starts itself anew.
+    os.environ.setdefault("GLIBC_TUNABLES", "")
     from absl import flags
     from ml_collections import config_flags  # noqa: F401
 
