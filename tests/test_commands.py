@@ -15,7 +15,10 @@ from cinema_jax import usage
 
 ROOT = Path(__file__).parents[1]
 # Commands whose help is asked for; `convert` has one for each of its words.
-HELPED = [*(f"cinema_jax.{name}" for name in usage.COMMANDS), *(f"cinema_jax.convert {w}" for w in ("import", "export"))]
+HELPED = [
+    *(f"cinema_jax.{name}" for name in usage.COMMANDS),
+    *(f"cinema_jax.convert {w}" for w in ("import", "export")),
+]
 TRAIN = "cinema_jax.train --workdir=r"
 DEMO = f"{TRAIN} --config=configs/demo.py"
 WRONG = {
