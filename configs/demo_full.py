@@ -5,17 +5,17 @@
         python -m cinema_jax.train --config=configs/demo_full.py:$piece --workdir=runs/full/$piece
     done
 
-`who` is a piece of `mllm`: the packaged language model, or another (`--config.weights.mllm=runs/scratch/parts/mllm`), is
-trained further until it knows for each noun to which image it refers. The pieces after it, up to `more_crowds`, are
-pieces of `pretrain`: texts and references to single frames and to videos, with T5 trained together with the transformer.
-Each starts from the result of the one before. `demo` is configs/demo.py, which aligns and finetunes.
+`who` is a piece of `mllm`: the packaged language model, or another (`--config.weights.mllm=runs/scratch/parts/mllm`),
+is trained further until it knows for each noun to which image it refers. The pieces after it, up to `more_crowds`, are
+pieces of `pretrain`: texts and references to single frames and to videos, with T5 trained together with the
+transformer. Each starts from the result of the one before. `demo` is configs/demo.py, which aligns and finetunes.
 
-The captions of the first two describe all subjects, so references add little. The prompts of the others often do not, and
-the transformer learns to use the references. `new_t5` takes only the transformer: its T5 starts from random weights.
-Plots, in the last five, name the subjects by the order of their images: the transformer learns who plays which role. Half
-of the scenes of `crowds` and `more_crowds` show three subjects, and their T5 is frozen. `more_crowds` shows references as
-they are, not rotated, scaled and recoloured anew each time. Every piece may be stopped (Ctrl-C); the same command
-continues it. The card of the packaged demo, cinema_jax/assets/demo/README.md, has times and figures.
+The captions of the first two describe all subjects, so references add little. The prompts of the others often do not,
+and the transformer learns to use the references. `new_t5` takes only the transformer: its T5 starts from random
+weights. Plots, in the last five, name the subjects by the order of their images: the transformer learns who plays
+which role. Half of the scenes of `crowds` and `more_crowds` show three subjects, and their T5 is frozen. `more_crowds`
+shows references as they are, not rotated, scaled and recoloured anew each time. Every piece may be stopped (Ctrl-C);
+the same command continues it. The card of the packaged demo, cinema_jax/assets/demo/README.md, has times and figures.
 """
 
 import dataclasses
