@@ -55,7 +55,7 @@ def main() -> None:
         return _merge()
     if SUBJECTS.value and SUITE.value == "opens2v":
         raise InputError(
-            f"--subjects={SUBJECTS.value} plays in the suite critters alone; --suite=opens2v brings its own references"
+            f"--subjects={SUBJECTS.value} is for the suite critters only; --suite=opens2v has its own references"
         )
     asked = sampling_flags.asked()
     from cinema_jax import parts
@@ -157,7 +157,7 @@ def _cutouts(folder: str, trained: str) -> tuple[list[Any], list[Any]]:
     if not unseen:
         raise InputError(f"--subjects={folder} holds no picture that the checkpoint has not been trained on")
     if len(unseen) < len(found):
-        print(f"{folder}: {len(unseen)} of {len(found)} pictures play; training has seen the others: candidates alone")
+        print(f"{folder}: {len(unseen)} of {len(found)} pictures are used as subjects; the others were trained on")
     return unseen, [cutout for cutout in found if cutout not in unseen]
 
 
