@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -126,7 +127,10 @@ def parse(argv: Sequence[str], required: Iterable[str] = ()) -> None:
     except flags.Error as error:
         raise InputError(_sentence(str(error))) from None
     except (AttributeError, KeyError, TypeError) as error:
-        # So ml_collections says that a config has no such field.
+        # What the code of a config's file raises wants its line.
+        if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        # Otherwise ml_collections says that the config has no such field.
         raise InputError(_no_such_field(argv, str(error))) from None
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; flags start with --")

@@ -13,6 +13,7 @@ import os
 import runpy
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def _in_fork(words: list[str]) -> tuple[int, str, str]:
             runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         except SystemExit as end:
             status = end.code or 0
+        except Exception:
+            status = 1
+            traceback.print_exc()
     with os.fdopen(writing, "w") as result:
         json.dump([status, out.getvalue(), err.getvalue()], result)
     os._exit(0)

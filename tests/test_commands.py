@@ -140,6 +140,14 @@ def test_what_is_wrong_is_one_sentence_and_status_2(line, told):
     assert told[line] == (2, "", f"error: {WRONG[line]}\n")
 
 
+def test_an_error_in_the_code_of_a_config_is_shown_with_its_line(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from configs import demo\n\n\ndef get_config():\n    return demo.get_config().dat\n")
+    [(status, _, err)] = command_lines.read([["cinema_jax.train", f"--config={file}", "--workdir=r"]])
+    assert status == 1
+    assert f'File "{file}", line 5, in get_config' in err
+
+
 def test_the_configs_of_the_help_are_those_of_the_checkout():
     files = {f"configs/{file.name}" for file in (ROOT / "configs").glob("[!_]*.py")}
     assert set(usage.CONFIGS) == files
