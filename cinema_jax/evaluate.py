@@ -1,8 +1,6 @@
-"""Measure a checkpoint on held-out identities:
+"""Measure a checkpoint on held-out subjects, or on the held-out clips of your own videos.
 
-    python -m cinema_jax.evaluate --checkpoint=runs/demo --suite=critters --json=out.json --output=runs/demo/evaluation
-
-docs/evaluate.md says what each figure is. Stopped, the same command goes on with the videos it has.
+docs/evaluate.md defines every figure. The same command continues where it stopped.
 """
 
 import dataclasses
@@ -21,26 +19,34 @@ SUITE = flags.DEFINE_enum(
     "suite",
     None,
     ["critters", "opens2v", "own"],
-    "Which prompts and references: own are the clips that a run on a folder of videos held out. If not given, own of "
-    "such a run, else critters.",
+    "Prompts and references; own: the held-out clips of a run on a folder of videos. By default own for such a run, "
+    "else critters.",
 )
 SUBJECTS = flags.DEFINE_string(
-    "subjects", None, "Folder of cut-out PNGs that play in the suite critters instead of drawn ones (file stem = noun)."
+    "subjects",
+    None,
+    "For the suite critters: folder of cut-out PNGs to use in place of drawn critters (file stem = noun).",
 )
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Folder of the generated videos and the page that shows them; if not given, CHECKPOINT/evaluation, or "
-    "evaluation for the packaged demo and for repositories of the hub.",
+    "Folder for the generated videos and the page that shows them; by default CHECKPOINT/evaluation, or evaluation "
+    "for the packaged demo and for repositories of the hub.",
 )
-JSON = flags.DEFINE_string("json", None, "Where to write all figures; OUTPUT/figures.json if not given.")
-CASES = flags.DEFINE_integer("cases", None, "Prompts of each number of subjects, if not all.", lower_bound=2)
+JSON = flags.DEFINE_string("json", None, "File for all figures; by default OUTPUT/figures.json.")
+CASES = flags.DEFINE_integer("cases", None, "Prompts for each number of subjects; by default all.", lower_bound=2)
 BATCH = flags.DEFINE_integer("batch_size", 8, "Videos sampled at once.", lower_bound=1)
-CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIP as transformers saves it, for CLIP-T and CLIP-I.")
-DINO = flags.DEFINE_string("dino", None, "Folder of a DINO as transformers saves it, for DINO-I.")
-SAMPLES = flags.DEFINE_string("samples", None, "OpenS2V-Eval's list, for example OpenS2V-Eval/Open-Domain_Eval.json.")
-SCORES = flags.DEFINE_string("scores", None, "Folder of the score files of OpenS2V-Eval's scripts, to be merged.")
-DOMAIN = flags.DEFINE_enum("domain", "Open-Domain", ["Open-Domain", "Human-Domain", "Single-Domain"], "Of the scores.")
+CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIP model as transformers saves it, for CLIP-T and CLIP-I.")
+DINO = flags.DEFINE_string("dino", None, "Folder of a DINO model as transformers saves it, for DINO-I.")
+SAMPLES = flags.DEFINE_string(
+    "samples", None, "For the suite opens2v: its list, for example OpenS2V-Eval/Open-Domain_Eval.json."
+)
+SCORES = flags.DEFINE_string(
+    "scores", None, "Merge the score files of OpenS2V-Eval's scripts in this folder, and do nothing else."
+)
+DOMAIN = flags.DEFINE_enum(
+    "domain", "Open-Domain", ["Open-Domain", "Human-Domain", "Single-Domain"], "Domain of --scores."
+)
 
 
 def main() -> None:
@@ -49,7 +55,7 @@ def main() -> None:
         return _merge()
     if SUBJECTS.value and SUITE.value == "opens2v":
         raise InputError(
-            f"--subjects={SUBJECTS.value} plays in the suite critters alone; --suite=opens2v brings its own references"
+            f"--subjects={SUBJECTS.value} is for the suite critters only; --suite=opens2v has its own references"
         )
     asked = sampling_flags.asked()
     from cinema_jax import parts
@@ -151,7 +157,7 @@ def _cutouts(folder: str, trained: str) -> tuple[list[Any], list[Any]]:
     if not unseen:
         raise InputError(f"--subjects={folder} holds no picture that the checkpoint has not been trained on")
     if len(unseen) < len(found):
-        print(f"{folder}: {len(unseen)} of {len(found)} pictures play; training has seen the others: candidates alone")
+        print(f"{folder}: {len(unseen)} of {len(found)} pictures are used as subjects; the others were trained on")
     return unseen, [cutout for cutout in found if cutout not in unseen]
 
 

@@ -1,8 +1,6 @@
-"""Generate a video of several subjects from pictures of each and a sentence:
+"""Generate a video from reference images of its subjects and a prompt.
 
-    python -m cinema_jax.generate --reference=examples/blue_bird.png --prompt="the bird jumps up" --output=out.mp4
-
-with the demo's weights, which ship with the project; --checkpoint names others. --reference may be repeated.
+Without --checkpoint the packaged demo is used, which draws critters at 64x64 pixels.
 """
 
 from absl import flags
@@ -16,26 +14,26 @@ flags.adopt_module_key_flags(sampling_flags)
 REFERENCE = flags.DEFINE_multi_string(
     "reference",
     [],
-    "A picture of one subject, of any size and mode; transparency is its mask. Repeatable.",
+    "Image of one subject, of any size and mode; transparency is its mask. Give the flag once for each subject.",
 )
-PROMPT = flags.DEFINE_string("prompt", None, "What happens.")
+PROMPT = flags.DEFINE_string("prompt", None, "What happens in the video.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What to steer away from.")
-OUTPUT = flags.DEFINE_string("output", "out.mp4", "Where to write: .mp4, .gif, .png (numbered frames) or a folder.")
-SEED = flags.DEFINE_integer("seed", 0, "Decides the noise.", lower_bound=0, upper_bound=2**32 - 1)
-FRAMES = flags.DEFINE_integer("frames", None, "Frames, 4k+1; as in training if not given.")
-HEIGHT = flags.DEFINE_integer("height", None, "Pixels, a multiple of 16; as in training if not given.")
-WIDTH = flags.DEFINE_integer("width", None, "Pixels, a multiple of 16; as in training if not given.")
+OUTPUT = flags.DEFINE_string("output", "out.mp4", "File to write: .mp4, .gif or .png (numbered frames), or a folder.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
+FRAMES = flags.DEFINE_integer("frames", None, "Number of frames, 4k+1; by default as in training.")
+HEIGHT = flags.DEFINE_integer("height", None, "Pixels, a multiple of 16; by default as in training.")
+WIDTH = flags.DEFINE_integer("width", None, "Pixels, a multiple of 16; by default as in training.")
 SCALE = flags.DEFINE_integer(
     "scale",
     None,
-    "How many times larger the video is written; if not given, a small .mp4 or .gif comes to 256 pixels.",
+    "Write the video this many times larger; by default a small .mp4 or .gif is enlarged to about 256 pixels.",
     lower_bound=1,
     upper_bound=16,
 )
 LOOP = flags.DEFINE_integer(
     "loop",
     None,
-    "How often the video plays; if not given, a short .mp4 plays for about 4 seconds.",
+    "Write the video this many times in a row; by default a short .mp4 plays for about 4 seconds.",
     lower_bound=1,
     upper_bound=100,
 )
@@ -91,5 +89,4 @@ def _shown(scale: int, loop: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["prompt"])
-    command.run(main)
+    command.run(main, required=["prompt"])

@@ -1,11 +1,11 @@
-"""Package a run's networks with the project, in half precision:
+"""Copy a run's weights into the project, in half precision.
 
-    python -m cinema_jax.package --workdir=runs/scratch            the small networks that runs start from
-    python -m cinema_jax.package --workdir=runs/full/demo --demo   what commands sample from if no checkpoint is named
-    python -m cinema_jax.package --workdir=runs/full/more_crowds --output=weights/demo_pretrain   for `config.init`
+    --workdir=runs/scratch                                            the small networks that runs start from
+    --workdir=runs/full/demo --demo                                   the packaged demo
+    --workdir=runs/full/more_crowds --output=weights/demo_pretrain    a folder for config.init
 
-The first writes VAE, T5, MLLM and tokenizer, whichever the run has trained, to `cinema_jax/assets`; the others all that
-the run has trained or read from elsewhere than the package, and its config, to `cinema_jax/assets/demo` or a folder.
+The first writes VAE, T5, MLLM and tokenizer, whichever the run trained, to cinema_jax/assets. The others write its
+config and all parts that the run trained or read from outside the package, to cinema_jax/assets/demo or the folder.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from absl import flags
 from cinema_jax import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A finished run of configs/demo.py:scratch or configs/demo_full.py.")
-DEMO = flags.DEFINE_bool("demo", False, "Package the whole run as the demo.")
+DEMO = flags.DEFINE_bool("demo", False, "Write the whole run as the packaged demo.")
 OUTPUT = flags.DEFINE_string("output", None, "Write the whole run to this folder, not into the package.")
 # All packaged files together, the judge of `evaluate` among them.
 LIMIT = 40_000_000
@@ -81,5 +81,4 @@ def _write(run: Any, part: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
-    command.run(main)
+    command.run(main, required=["workdir"])

@@ -1,10 +1,10 @@
-"""Plan: `python -m cinema_jax.plan --config=configs/cogvideox_5b.py --topology=v5p:4x4x4`.
+"""Plan a run for TPUs that are not at hand.
 
-Compiles the config's real train step for chips that are not at hand, and says whether it fits, what the chips send to
-each other, what bounds its speed, and what it asks of the hosts: rows, reading, memory, checkpoints. `train` refuses a
-mesh in the same words. Needs libtpu (`pip install libtpu`) and no TPU; neither weights nor data are read.
+Compiles the config's train step and reports whether it fits in memory, what the chips send to each other, what bounds
+its speed, and what the hosts must load, read, hold and write. A mesh that `train` would refuse is refused here. Needs
+libtpu (pip install libtpu) and no TPU; neither weights nor data are read.
 
-The exit status is 0 if all that was planned fits, and 2 if something does not, or is refused.
+The exit status is 0 if everything fits, and 2 if something does not or is refused.
 """
 
 import dataclasses
@@ -16,43 +16,36 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from cinema_jax import command
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "An experiment of configs/, for example configs/cogvideox_5b.py."
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/cogvideox_5b.py.")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPU generation and shape of the slice, for example v5p:4x4x4, v6e:8x8 or v5e:4x4."
 )
-TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and chips, for example v5p:4x4x4, v6e:8x8 or v5e:4x4.")
-STAGE = flags.DEFINE_string("stage", "finetune", "Which stage's step: pretrain, align or finetune.")
-SAMPLER = flags.DEFINE_bool("sampler", False, "Plan the sampling of one video instead of a train step.")
+STAGE = flags.DEFINE_string("stage", "finetune", "Stage whose step is planned: pretrain, align or finetune.")
+SAMPLER = flags.DEFINE_bool("sampler", False, "Plan the sampling of one video, not a train step.")
 SEARCH = flags.DEFINE_bool(
     "search",
     False,
-    "Compile for up to four meshes, the most sharded one among them, with one remat preset after the other until one "
-    "fits: at most 16 programs; rank those that fit.",
+    "Rank meshes and remat presets: compile for up to four meshes, the most sharded one among them, with one preset "
+    "after the other until one fits; at most 16 programs.",
 )
-SLICES = flags.DEFINE_integer(
-    "slices", 0, "How many such slices there are; 0: what config.mesh.slice says, or one.", lower_bound=0
-)
+SLICES = flags.DEFINE_integer("slices", 0, "Number of slices; 0: as in config.mesh.slice, or one.", lower_bound=0)
 BANDWIDTH = flags.DEFINE_float(
-    "bandwidth", 1.0, "Between a host and disk or bucket, in GB (10^9 bytes) a second.", lower_bound=1e-6
+    "bandwidth", 1.0, "Bandwidth between a host and its disk or bucket, in GB (10^9 bytes) a second.", lower_bound=1e-6
 )
-JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
-HOSTS = flags.DEFINE_bool("hosts", False, "Print what is asked of the hosts, and compile nothing.")
-TABLE = flags.DEFINE_bool("table", False, "Print where every array of the state lies, and compile nothing.")
+JSON = flags.DEFINE_bool("json", False, "Print JSON, not a table.")
+HOSTS = flags.DEFINE_bool("hosts", False, "Report only what the hosts need; compile nothing.")
+TABLE = flags.DEFINE_bool("table", False, "Print where every array of the state is placed; compile nothing.")
 
 
 def main() -> None:
     """Plan what was asked for."""
     values = CONFIG.value
-    if not isinstance(values, ConfigDict):
-        name = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise InputError(
-            f"--config is {name!r}, which cannot be read; accepted is an experiment such as configs/cogvideox_5b.py"
-        )
     # Nothing is read from there.
     values.data.path = values.data.path or "planned"
     config = parse(values)
@@ -109,5 +102,4 @@ if __name__ == "__main__":
     # Before jax is imported: there is no TPU here, and libtpu should not look for one.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    flags.mark_flags_as_required(["config", "topology"])
-    command.run(main)
+    command.run(main, required=["config", "topology"])

@@ -1,7 +1,7 @@
-"""Prepare videos: `python -m cinema_jax.prepare --manifest=videos.jsonl --config=configs/mine.py --output=gs://...`.
+"""Encode every video of a manifest once, into records that many runs and hosts can train on.
 
-Encodes every video of a manifest once, with the config's VAE, size and rate, into records that training reads with
-config.data.source=records. Start it on as many hosts as there are; run again, it goes on where it stopped.
+The config decides size, frame rate and VAE. Training reads the records with --config.data.source=records. Any number of
+processes can share the work. The same command continues where it stopped.
 """
 
 from pathlib import Path
@@ -13,14 +13,16 @@ from cinema_jax import command
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
 
-MANIFEST = flags.DEFINE_string("manifest", None, "A manifest (.jsonl), or the folder of a manifest.jsonl.")
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config that will be trained: size, rate and VAE.")
-OUTPUT = flags.DEFINE_string("output", None, "Where the records go: a folder, or gs://...")
-SHARD_SIZE = flags.DEFINE_integer("shard_size", 128, "Videos of a file.", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos that each device encodes at once.", lower_bound=1)
-RETRY = flags.DEFINE_boolean("retry_rejected", False, "Make the files again in which a video was rejected.")
-INDEX = flags.DEFINE_integer("process_index", None, "This process's number, where JAX is not distributed.")
-COUNT = flags.DEFINE_integer("process_count", None, "How many processes there are, where JAX is not distributed.")
+MANIFEST = flags.DEFINE_string("manifest", None, "A manifest (.jsonl), or a folder that holds manifest.jsonl.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config that will be trained; it decides size, frame rate and VAE."
+)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the records, also gs://...")
+SHARD_SIZE = flags.DEFINE_integer("shard_size", 128, "Videos in each file.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos encoded at once on each device.", lower_bound=1)
+RETRY = flags.DEFINE_boolean("retry_rejected", False, "Write the files again in which a video was rejected.")
+INDEX = flags.DEFINE_integer("process_index", None, "Number of this process, from 0, where JAX is not distributed.")
+COUNT = flags.DEFINE_integer("process_count", None, "Number of processes, where JAX is not distributed.")
 
 
 def main() -> None:
@@ -59,19 +61,18 @@ def _wait_for_the_others() -> None:
 def _process() -> tuple[int, int]:
     """This process's number, and how many there are."""
     if (INDEX.value is None) != (COUNT.value is None):
-        raise InputError("--process_index and --process_count go together")
+        raise InputError("--process-index and --process-count go together")
     if INDEX.value is None:
         import jax
 
         return jax.process_index(), jax.process_count()
     if not 0 <= INDEX.value < COUNT.value:
         raise InputError(
-            f"--process_index is {INDEX.value}; it must be 0 or more and below --process_count, {COUNT.value}"
+            f"--process-index is {INDEX.value}; it must be 0 or more and below --process-count, {COUNT.value}"
         )
     return INDEX.value, COUNT.value
 
 
 if __name__ == "__main__":
     command.with_huge_pages()
-    flags.mark_flags_as_required(["manifest", "config", "output"])
-    command.run(main)
+    command.run(main, required=["manifest", "config", "output"])

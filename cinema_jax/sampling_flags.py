@@ -12,19 +12,21 @@ from cinema_jax.errors import InputError
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     "packaged",
-    "The --workdir of a finished training run, an import, or a folder (or hub repository) in the layout of diffusers; "
-    '"packaged": the demo that ships with the project.',
+    "Workdir of a training run, an import, or a folder (or hub repository) in the layout of diffusers; "
+    '"packaged" is the demo that ships with the project.',
 )
 INIT = flags.DEFINE_string(
     "init",
     "",
-    "Where the parts that the checkpoint's run did not train lie on this machine, if they are not where its config "
-    "says: a folder or hub repository as config.init takes.",
+    "Where the parts that the run did not train are on this machine, if not where its config says: a folder or hub "
+    "repository, as for config.init.",
 )
-_STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own number if not given.", lower_bound=1)
-_SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "How the noise is taken away; the run's own if not given.")
-_GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance towards the prompt; 1 means none.")
-_GUIDANCE_REFERENCE = flags.DEFINE_float("guidance_reference", None, "Guidance towards the references; 1 means none.")
+_STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; by default as in the run's config.", lower_bound=1)
+_SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "Sampler; by default as in the run's config.")
+_GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance scale of the prompt; 1 is no guidance.")
+_GUIDANCE_REFERENCE = flags.DEFINE_float(
+    "guidance_reference", None, "Guidance scale of the references; 1 is no guidance."
+)
 _CACHE_FOLDER = "~/.cache/cinema_jax"
 _CACHE = command.compilation_cache_flag(_CACHE_FOLDER)
 

@@ -1,7 +1,7 @@
-"""Train: `python -m cinema_jax.train --config=configs/demo.py --workdir=runs/demo`.
+"""Train the stages of a config, in order.
 
-Runs the config's stages in order. Run again with the same workdir, it goes on where it stopped; with --amend it goes on
-with another config, as far as that leaves what was trained as it is: more steps, say.
+The same command continues a run that was stopped. With --amend it continues with a changed config, where that leaves
+what was already trained as it is: with more steps, for example.
 """
 
 import contextlib
@@ -15,32 +15,32 @@ from ml_collections import config_flags
 from cinema_jax import command, distributed
 from cinema_jax.config import parse, to_dict
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/, for example configs/demo.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and samples go, for example runs/demo.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/demo.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples, for example runs/demo.")
 HANG = flags.DEFINE_float(
     "hang_seconds",
     90.0,
-    "One of several processes ends with an error when a training step takes longer; 0: never.",
+    "With several processes: end with an error when a training step takes longer; 0: never.",
     lower_bound=0,
 )
 PROFILE = flags.DEFINE_string(
     "profile_steps",
     "",
-    "FIRST:END, for example 100:105: write a trace of the steps 100 to 104 of the first stage that comes to them to "
+    "FIRST:END, for example 100:105: write a trace of steps 100 to 104, of the first stage that has so many, to "
     "WORKDIR/profile.",
 )
 AMEND = flags.DEFINE_bool(
     "amend",
     False,
-    "Go on in WORKDIR with a changed config: more steps, other settings of stages that have not begun, other sampling. "
-    "WORKDIR/history.jsonl keeps what was changed.",
+    "Continue WORKDIR with a changed config: more steps, other settings of stages that have not begun, or other "
+    "sampling. WORKDIR/history.jsonl records the changes.",
 )
-WANDB = flags.DEFINE_string("wandb", "", "A project of Weights & Biases that gets the metrics, too.")
+WANDB = flags.DEFINE_string("wandb", "", "Also log metrics to this project of Weights & Biases.")
 CHECK = flags.DEFINE_bool(
     "check",
     False,
-    "Train nothing: compare the hosts, and try links, data, one step and a checkpoint. It leaves compiled programs in "
-    "their cache, and nothing else.",
+    "Train nothing: compare the hosts, and try links, data, one step and a checkpoint. Compiled programs stay in their "
+    "cache; everything else that it writes is removed.",
 )
 CACHE = command.compilation_cache_flag("WORKDIR/compilation_cache")
 
@@ -97,5 +97,4 @@ def _next(run: Any) -> str:
 
 if __name__ == "__main__":
     command.with_huge_pages()
-    flags.mark_flags_as_required(["config", "workdir"])
-    command.run(main)
+    command.run(main, required=["config", "workdir"])

@@ -5,10 +5,10 @@
 
 `CogVideoX-2b` and `Qwen2-VL-2B-Instruct` are folders as published (safetensors), or repositories of the Hugging Face
 hub with their owners (`zai-org/CogVideoX-2b`); `videos` holds manifest.jsonl. Both as one checkpoint, in Orbax' layout:
-`python -m cinema_jax.convert import --source CogVideoX-2b --source Qwen2-VL-2B-Instruct --output checkpoint`, then
+`python -m cinema_jax.convert import --source=CogVideoX-2b --source=Qwen2-VL-2B-Instruct --output=checkpoint`, then
 `--config.init=checkpoint` alone.
 
-`align` teaches the AlignerNet to put what Qwen2-VL says of prompt and references into T5's feature space: go on to
+`align` trains the AlignerNet to map Qwen2-VL's states of prompt and references into T5's feature space. Continue with
 `finetune` when `eval_cosine_real` is above 0.8 and `eval_flow_ratio` below 1.1, as in the demo. `finetune` learns
 references as visual entity tokens, by the flow loss, from what the transformer already knows (v on its noise schedule,
 read as a velocity). Steps, batches and learning rates are those of comparable work; they have not been run.

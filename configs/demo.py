@@ -6,9 +6,9 @@ trains the AlignerNet (`align`) and references to video (`finetune`) on drawn cr
 from a pretrained video transformer: `weights/demo_pretrain`, which configs/demo_full.py makes. VAE and MLLM are those
 that ship with the project.
 
-    --config=configs/demo.py:folder           your own videos: text to video, from the same weights on, then the same
+    --config=configs/demo.py:folder           your own videos: text to video first, then these two
     --config=configs/demo.py:folder_smoke     the same for a few steps: does my folder work?
-    --config=configs/demo.py:folder_finetune  your own videos: `finetune` alone, from the packaged demo on
+    --config=configs/demo.py:folder_finetune  your own videos: the packaged demo, trained further by `finetune` alone
     --config=configs/demo.py:smoke            every stage, from random weights, for a few steps
     --config=configs/demo.py:scratch          makes the shipped weights: VAE, MLLM, and T5 jointly with a transformer
 """

@@ -7,15 +7,15 @@ All variants start from the same VAE, T5, multimodal LLM and pretrained transfor
 configs/demo.py), and share steps, batches and order of data; `--config.seed=1` is another order, noise and start.
 
     full             the method
-    t5               T5 reads the prompt, instead of multimodal LLM and AlignerNet; references are entity tokens alone
-    no_entities      references reach the transformer through the multimodal LLM alone
+    t5               T5 reads the prompt, in place of multimodal LLM and AlignerNet; references are entity tokens only
+    no_entities      references reach the transformer only through the multimodal LLM
     random_aligner   finetune starts from a random AlignerNet: no align stage
     entity_time      the reference tokens are modulated by the video's time, not by time 0
-    augment          references are turned, scaled and coloured anew each time
+    augment          references are rotated, scaled and recoloured anew each time
 
-The last two again as short pretrainings from random weights, so that neither choice is what the transformer already
-knows: single frames, and plots ("the first chases the second") beside them, which leave the looks to the references.
-`benchmarks/references.py` tells how well these are read.
+The last two again as short pretrainings from random weights, so that the transformer has not already been trained with
+either choice: single frames and plots ("the first chases the second"), which do not mention looks.
+`benchmarks/references.py` measures how well the references are read.
 
     pretrain, pretrain_entity_time, pretrain_augment
 """

@@ -1,22 +1,21 @@
-"""What configs/demo.py starts from: a multimodal LLM that finds out who is who, a video transformer and T5.
+"""The networks that configs/demo.py starts from: a multimodal LLM that knows who is who, a video transformer and T5.
 
     for piece in who pictures videos prompted_pictures prompted_videos more_videos captioned_videos new_t5 ordered \\
             roles more_roles crowds more_crowds demo; do
         python -m cinema_jax.train --config=configs/demo_full.py:$piece --workdir=runs/full/$piece
     done
 
-`who` is a piece of `mllm`: the packaged language model of before, or another
-(`--config.weights.mllm=runs/scratch/parts/mllm`), goes on until it knows of each noun which picture it speaks of. Those
-between are pieces of `pretrain`, texts and references to single frames and to videos, in which T5 goes on learning with
-the transformer. Each starts from what the one before made. `demo` is configs/demo.py, which aligns and finetunes.
+`who` is a piece of `mllm`: the packaged language model, or another (`--config.weights.mllm=runs/scratch/parts/mllm`),
+is trained further until it knows for each noun to which image it refers. The pieces after it, up to `more_crowds`, are
+pieces of `pretrain`: texts and references to single frames and to videos, with T5 trained together with the
+transformer. Each starts from the result of the one before. `demo` is configs/demo.py, which aligns and finetunes.
 
-The captions of the first two say what everybody looks like, so that references add little; the prompts of the others
-often do not, and the transformer learns to look. `new_t5` takes the transformer alone: its T5 starts from random
-numbers. Plots, in the last five, call the subjects by the order of their pictures: the transformer learns who plays
-which role. Half of the scenes of `crowds` and `more_crowds` show three subjects, and their T5 is frozen; `more_crowds`
-shows references as they are, not turned, scaled and coloured anew each time. Every piece may be stopped (Ctrl-C) and
-goes on where it was: the same command again. The card of the packaged demo, cinema_jax/assets/demo/README.md, has the
-times and the figures.
+The captions of the first two describe all subjects, so references add little. The prompts of the others often do not,
+and the transformer learns to use the references. `new_t5` takes only the transformer: its T5 starts from random
+weights. Plots, in the last five, name the subjects by the order of their images: the transformer learns who plays
+which role. Half of the scenes of `crowds` and `more_crowds` show three subjects, and their T5 is frozen. `more_crowds`
+shows references as they are, not rotated, scaled and recoloured anew each time. Every piece may be stopped (Ctrl-C);
+the same command continues it. The card of the packaged demo, cinema_jax/assets/demo/README.md, has times and figures.
 """
 
 import dataclasses
@@ -100,7 +99,7 @@ _PIECES = {
 }
 
 
-def get_config(variant: str) -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     """The demo, or a piece of what it starts from."""
     config, made = demo.get_config() if variant == "demo" else demo.base(), [*_PIECES]
     if variant == "demo":

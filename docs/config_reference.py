@@ -14,15 +14,16 @@ from cinema_jax.config import Config
 FILE = Path(__file__).with_name("config.md")
 HEAD = """# Every field of a config
 
-Made by `python docs/config_reference.py` from the dataclasses. A file in `configs/` changes what it needs, and the
-command line single fields: `--config.finetune.steps=200`, `--config.data.augment.flip=0.5`.
+A file in `configs/` starts from these defaults and changes what it needs. The command line changes single fields, after
+`--config`: `--config.finetune.steps=200`, `--config.data.augment.flip=0.5`. This page is made by
+`python docs/config_reference.py` from the dataclasses.
 """
 # Defaults longer than this say nothing in a table.
 LONGEST = 40
 
 
 def documents(kind: type) -> dict[str, str]:
-    """What a dataclass says of its fields: in their metadata, or in the comments above or beside them."""
+    """What a dataclass says of its fields: in their metadata, or in the comments above them or in their lines."""
     bases = filter(dataclasses.is_dataclass, kind.__bases__)
     found = {name: doc for base in bases for name, doc in documents(base).items()}
     lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
@@ -38,9 +39,12 @@ def documents(kind: type) -> dict[str, str]:
     return found
 
 
-def rows(kind: type, value: Any, path: str) -> Iterator[str]:
-    """The table of a section, then those of the sections in it."""
+def rows(kind: type, value: Any, path: str, shown: dict[Any, str]) -> Iterator[str]:
+    """The table of a section, then those of the sections in it; `shown`: the place of each value that has a table."""
     hints, told, sections = typing.get_type_hints(kind), documents(kind), []
+    if (first := shown.setdefault(value, path)) != path:
+        yield f"\n## {path}\n\nThe fields and defaults of [{first}](#{first.replace('.', '')})."
+        return
     yield f"\n## {path}\n\n{inspect.getdoc(kind)}\n\n| field | default | |\n|---|---|---|"
     for field in dataclasses.fields(kind):
         own = getattr(value, field.name)
@@ -53,12 +57,12 @@ def rows(kind: type, value: Any, path: str) -> Iterator[str]:
         choice = f" One of {', '.join(f'`{x!r}`' for x in accepted)}." if accepted else ""
         yield f"| `{field.name}` | `{default}` | {told[field.name]}{choice} |"
     for section in sections:
-        yield from rows(*section)
+        yield from rows(*section, shown)
 
 
 def reference() -> str:
     """The whole page."""
-    return HEAD + "\n".join(rows(Config, Config(), "config")) + "\n"
+    return HEAD + "\n".join(rows(Config, Config(), "config", {})) + "\n"
 
 
 if __name__ == "__main__":

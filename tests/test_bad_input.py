@@ -162,7 +162,7 @@ def test_a_command_ends_with_one_sentence_and_status_two(folder):
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         line = [sys.executable, "-m", *arguments]
         ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-        assert ended.returncode in (1, 2)
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
         assert "Traceback" not in ended.stderr
         assert message in ended.stderr
 

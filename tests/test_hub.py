@@ -203,7 +203,7 @@ def test_a_download_that_breaks_goes_on_where_it_stopped(server, monkeypatch):
 def test_a_download_that_keeps_breaking_is_told_and_keeps_whole_files(server):
     server.breaks["model.safetensors"] = 1000
     message = refusal("acme/fox")
-    assert "hf://acme/fox: the hub did not give it whole (RemoteProtocolError: " in message
+    assert "hf://acme/fox: its download was not complete (RemoteProtocolError: " in message
     assert "try again" in message
     arrived = {name for name in MAIN if server.downloads(name)} - {"vae/model.safetensors"}
     server.breaks.clear()

@@ -102,7 +102,7 @@ def test_the_command_reads_a_manifest_of_any_name_and_says_what_is_wrong(folder,
     command += ["--config.data.source=folder"]
     wrong = subprocess.run([*command, "--process-index=2", "--process-count=2"], env=process_environment(), **CAPTURED)
     assert wrong.returncode == 2
-    assert "error: --process_index is 2; it must be 0 or more and below --process_count, 2" in wrong.stderr
+    assert "error: --process-index is 2; it must be 0 or more and below --process-count, 2" in wrong.stderr
     made = subprocess.run(command, env=process_environment(), **CAPTURED)
     assert made.returncode == 0, made.stderr
     assert "7 records in 1 shards, 0 videos rejected" in made.stderr

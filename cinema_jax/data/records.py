@@ -140,8 +140,8 @@ class Records:
         self._entries = entries_of_split(path, entries, groups["records"], held, split)
         if not self._entries and not of_bucket:
             raise InputError(
-                f"{path}: all videos of the {split} split were rejected; mend them and prepare them with "
-                "--retry_rejected, or change config.data.validation_fraction"
+                f"{path}: all videos of the {split} split were rejected; correct them and run prepare with "
+                "--retry-rejected, or change config.data.validation_fraction"
             )
         self._records = ArrayRecordDataSource(self._files())
 

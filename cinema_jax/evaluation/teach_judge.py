@@ -1,6 +1,7 @@
-"""Make the packaged judge: `python -m cinema_jax.evaluation.teach_judge --workdir=runs/judge --package`.
+"""Train the judge of `evaluate`.
 
-Draws its lessons from the train split, learns, and goes on where it was stopped. 40 minutes on two busy cores.
+It learns from drawn frames of the train split. The same command continues where it stopped. It takes 40
+minutes on two busy cores.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from absl import flags
 
 from cinema_jax import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Where lessons and the state go, for example runs/judge.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for training data and state, for example runs/judge.")
 PACKAGE = flags.DEFINE_bool("package", False, "Replace the judge in cinema_jax/assets.")
 
 
@@ -28,5 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
-    command.run(main)
+    command.run(main, required=["workdir"])

@@ -35,7 +35,7 @@ python -m cinema_jax.generate --checkpoint=DIR{reference} --prompt="..." --outpu
 _PIPELINE = """\
 from diffusers import CogVideoXPipeline
 
-pipeline = CogVideoXPipeline.from_pretrained("DIR")  # text alone: references need cinema_jax"""
+pipeline = CogVideoXPipeline.from_pretrained("DIR")  # text only: references need cinema_jax"""
 _CLASSES = {"dit": "CogVideoXTransformer3DModel", "t5": "T5EncoderModel"}
 
 

@@ -91,6 +91,6 @@ def _reason(error: Exception, repository: str) -> str:
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     said = (str(cause).strip() or "no message").splitlines()[0].rstrip(".")
     return (
-        f"the hub did not give it whole ({type(cause).__name__}: {said}): check connection, disk and access token, and "
-        "try again, or give a folder; files that came whole are kept"
+        f"its download was not complete ({type(cause).__name__}: {said}): check connection, disk and access token, and "
+        "try again, or give a folder; complete files are kept"
     )

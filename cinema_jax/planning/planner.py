@@ -150,7 +150,7 @@ def search(run: Run, stage: str, target: Target, compiled: Callable[..., Report]
         except InputError as error:
             refused = error
     if not sent:
-        raise InputError(f"no mesh of {target.topology} does; the last one that was tried: {refused}")
+        raise InputError(f"no mesh of {target.topology} can be used; the last one that was tried: {refused}")
     meshes = chosen(sorted(sent, key=sent.__getitem__))
     logger.info("search: %d meshes, at most %d compilations", len(meshes), len(meshes) * len(PRESETS))
     found, tried = [], []

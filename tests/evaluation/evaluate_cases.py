@@ -110,7 +110,7 @@ def test_opens2v_wants_its_list(workdir):
 
 
 def test_subjects_play_in_the_critters_alone(workdir):
-    with pytest.raises(InputError, match="--subjects=photographs plays in the suite critters alone"):
+    with pytest.raises(InputError, match="--subjects=photographs is for the suite critters only"):
         evaluated(workdir, suite="opens2v", subjects="photographs")
 
 
@@ -137,7 +137,7 @@ def test_what_the_run_has_trained_on_does_not_play_but_is_compared_with(workdir,
     assert found["subjects"] == held
     assert found["candidates"] == 11
     assert {name for case in found["cases"] for name in case["subjects"]} <= set(held)
-    assert f"{len(held)} of 13 pictures play" in capsys.readouterr().out
+    assert f"{len(held)} of 13 pictures are used as subjects" in capsys.readouterr().out
 
 
 def test_it_is_said_where_the_pictures_of_training_are_not_known(pictures, capsys):

@@ -1,6 +1,4 @@
-"""Find the fastest blocks of splash attention on this TPU, and print their row of the table in `blocks.py`:
-
-    python -m cinema_jax.models.attention.tune --tokens 23552 --heads 12 --head-size 64
+"""Find the fastest blocks of splash attention on this TPU, and print their row of the table in `blocks.py`.
 
 `--heads` are those of one device: all heads divided by the mesh's context x tensor.
 """
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from cinema_jax import command
+from cinema_jax import command, usage
 from cinema_jax.errors import InputError
 from cinema_jax.models.attention.blocks import DEFAULT, TABLE, Blocks, fit
 from cinema_jax.models.attention.splash import splash
@@ -75,10 +73,10 @@ def fastest(measure: Callable[[Blocks], float], candidates: Iterable[Blocks], na
 
 
 def _parser(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cinema_jax.models.attention.tune",
+    parser = usage.Parser(
+        "python -m cinema_jax.models.attention.tune",
+        examples=["--tokens=23552 --heads=12 --head-size=64"],
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--tokens", type=int, required=True, help="tokens of one sample")
     parser.add_argument("--heads", type=int, required=True, help="heads on one device")

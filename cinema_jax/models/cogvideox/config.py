@@ -27,7 +27,7 @@ class CogVideoXConfig:
     use_rotary_positional_embeddings: bool = False
     rope_theta: float = 10000.0
     # Height and width, in latents, of the videos the network was trained on: rotary positions of other sizes are mapped
-    # into theirs. `sample_frames` (pixel frames) and `temporal_compression_ratio` are only handed on to diffusers.
+    # into theirs. `sample_frames` (pixel frames) and `temporal_compression_ratio` are only for diffusers.
     sample_height: int = 60
     sample_width: int = 90
     sample_frames: int = 49
@@ -38,14 +38,14 @@ class CogVideoXConfig:
     norm_eps: float = 1e-5
     # The time that modulates reference tokens: the video's, or always 0, as they are clean.
     entity_time: Literal["video", "zero"] = "video"
-    # What tells one reference from another: its time position alone, or also a vector of its own, added to its tokens.
-    # A rotary position is no part of a token, and words ("the second") can hardly point at it.
+    # What distinguishes references from each other: the time position, or also a vector that is added to their tokens.
+    # A rotary position is not part of a token, so words ("the second") cannot easily refer to it.
     entity_index: Literal["position", "vector"] = "position"
     # The sequence is padded to a multiple of this many tokens (attention block x context-parallel devices).
     sequence_multiple: int = 1
-    # What the backward pass finds of each block instead of computing it again, from most to least memory: all of it
-    # ("none" is recomputed), products with parameters ("dots"), what attention reads and writes ("attention"), the
-    # block's input ("full"), or that in the host's memory ("offload").
+    # Rematerialisation: what each block keeps for the backward pass, which recomputes the rest. From most to least
+    # memory: everything ("none" is recomputed), products with parameters ("dots"), inputs and outputs of attention
+    # ("attention"), the block's input ("full"), or its input in the host's memory ("offload").
     remat: Literal["none", "dots", "attention", "full", "offload"] = "full"
 
     @property
