@@ -1,6 +1,7 @@
 """What reaches a sampled video: prompt, pictures, guidance and times; and what does not."""
 
 import dataclasses
+import itertools
 import zlib
 
 import jax
@@ -75,7 +76,7 @@ def test_latents_follow_the_guided_velocity_at_the_times_of_the_config(sampler, 
     velocity = jax.jit(sampler.cinema.velocity)
     # A third and two thirds as a cosine has them, 1/4 and 3/4, and then s t / (1 + (s - 1) t).
     times = [1.0, 3 * 0.75 / (1 + 2 * 0.75), 3 * 0.25 / (1 + 2 * 0.25), 0.0]
-    for now, following in zip(times, times[1:], strict=False):
+    for now, following in itertools.pairwise(times):
         neither, references, both = np.asarray(
             velocity(sampler.params, jnp.stack([z] * 3), jnp.full(3, now, jnp.float32), stacked)
         )
@@ -136,9 +137,7 @@ def test_same_seed_same_bytes_and_companions_change_nothing(sampler, latents, pi
 )
 def test_branches_of_factor_zero_are_not_computed(sampler, asked, monkeypatch, text, reference, branches):
     rows = []
-    monkeypatch.setattr(
-        sampler.cinema, "velocity", lambda params, z, *rest: rows.append(len(z)) or jnp.zeros_like(z)
-    )
+    monkeypatch.setattr(sampler.cinema, "velocity", lambda params, z, *rest: rows.append(len(z)) or jnp.zeros_like(z))
     anew = Sampler(sampler.cinema, sampler.params, sampler.preprocessor)
     anew.latents([asked], anew.settings(steps=STEPS, guidance_text=text, guidance_reference=reference))
     # Traced once, for all steps, with one row for each branch.

@@ -178,13 +178,16 @@ def aligned(run, latents):
     def outputs(params, batch):
         texts = cinema.read_prompt(params, batch), cinema.part(params, "t5")(batch["caption_tokens"], None)
 
-        def error(text, time, noise):
-            z, t = (1 - time) * latents + time * noise, jnp.full(ROWS, time)
-            velocity = cinema.velocity(params, z, t, cinema.without_entities(text))
-            return jnp.square(velocity - (noise - latents)).mean()
+        def error(text):
+            def at(each):
+                time, noise = each
+                z, t = (1 - time) * latents + time * noise, jnp.full(ROWS, time)
+                velocity = cinema.velocity(params, z, t, cinema.without_entities(text))
+                return jnp.square(velocity - (noise - latents)).mean()
 
-        grid = jnp.array([0.125, 0.375, 0.625, 0.875])
-        errors = [jax.lax.map(lambda each: error(text, *each), (grid, noise)).mean() for text in texts]
+            return jax.lax.map(at, (jnp.array([0.125, 0.375, 0.625, 0.875]), noise)).mean()
+
+        errors = map(error, texts)
         stage = STAGES["align"]
         return texts, stage.loss(cinema)(params, batch, None), (*stage.evaluate(cinema)(params, batch, None), *errors)
 
