@@ -16,6 +16,7 @@ import optax
 import pytest
 from tiny import random_params, random_run, tiny_values
 
+from cinema_jax import parts
 from cinema_jax.checkpoint import complete_steps, load_params
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import parse
@@ -27,7 +28,7 @@ from cinema_jax.training import loop
 from cinema_jax.training.run import Run
 from cinema_jax.training.state import stage_seed
 
-SEED, STEPS, BATCH, KEEP, VIDEOS, HELD_OUT = 5, 5, 4, 3, 6, 6
+SEED, STEPS, BATCH, KEEP, VIDEOS, HELD_OUT = 5, 5, 4, 3, 7, 6
 RATE, CLIP, DECAY, AVERAGE, SLOWER = 0.02, 0.05, 0.1, 0.2, 0.5
 # Two steps of warm-up, then half a cosine to a tenth.
 RATES = RATE * np.array([0.5, 1, 1, 0.55, 0.1])
@@ -42,6 +43,7 @@ def values(folder):
     values.stages, values.init, values.seed = ("finetune",), str(folder), SEED
     values.data.train_videos, values.data.validation_videos = VIDEOS, HELD_OUT
     values.condition.text_dropout, values.condition.reference_dropout = 0.4, 0.2
+    values.condition.aligner_init = "random"
     values.flow.shift, values.flow.subject_weight = 2.0, 4.0
     values.flow.time_mean, values.flow.time_std = 0.3, 0.7
     stage = values.finetune
@@ -87,8 +89,9 @@ def run(tmp_path_factory, reported):
 
 @pytest.fixture(scope="module")
 def initial(run):
-    """The weights that the run starts from."""
-    return {path: x for name in PARTS for path, x in random_params(name, run.part_config(name)).items()}
+    """The weights that the run starts from: those of `init`, but for the aligner, which begins anew."""
+    found = {path: x for name in PARTS for path, x in random_params(name, run.part_config(name)).items()}
+    return found | parts.initialise("aligner", run.part_config("aligner"), SEED)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +124,10 @@ def encode(run, initial):
     cinema = Cinema(run.config, {"vae": run.part_config("vae")})
     vae = {path: x for path, x in initial.items() if path.startswith("vae/")}
     compiled = jax.jit(lambda vae, video: cinema.part(vae, "vae").encode(video.astype(jnp.float32) / 127.5 - 1))
-    return lambda split, count: np.asarray(compiled(vae, np.stack([run.source(split).video(i) for i in range(count)])))
+    # Of one number, to compile once.
+    return lambda split, count: np.asarray(compiled(vae, np.stack([run.source(split).video(i) for i in range(8)])))[
+        :count
+    ]
 
 
 def normal(key, use, shape):
@@ -251,6 +257,10 @@ def held_out(run, encode):
     )
     rows = [(0, 1, 2, 3), (2, 3, 4, 5)]
     return [(r, collate([examples.finetune(i, np.random.default_rng([SEED, i])) for i in r])) for r in rows]
+
+
+def test_evaluation_comes_as_often_as_asked_and_at_the_end(lines):
+    assert [line["step"] for line in lines if "eval_loss" in line] == [4, STEPS]
 
 
 @pytest.mark.parametrize("step", [4, STEPS])
