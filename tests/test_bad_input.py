@@ -150,21 +150,23 @@ def test_a_checkpoint_of_other_sizes_says_which_field_differs(checkpoint):
         Run.open(parse(values), checkpoint)
 
 
-def test_a_command_ends_with_one_sentence_and_status_two(folder):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--checkpoint=none", "--prompt=a", "--reference=text.png"], "text.png: not an image"),
+        (["train", "--config=" + str(HERE.parent / "configs/demo.py"), "--workdir=r", "--config.seed=a"], "seed"),
+    ],
+    ids=["a file", "a field"],
+)
+def test_a_command_ends_with_one_sentence_and_status_two(folder, arguments, message):
     """The whole way, in a process of its own."""
-    for arguments, message in (
-        (["cinema_jax.generate", "--checkpoint=none", "--prompt=a", "--reference=text.png"], "text.png: not an image"),
-        (
-            ["cinema_jax.train", "--config=" + str(HERE.parent / "configs/demo.py"), "--workdir=r", "--config.seed=a"],
-            "seed",
-        ),
-    ):
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-        line = [sys.executable, "-m", *arguments]
-        ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-        assert ended.returncode == 2
-        assert "Traceback" not in ended.stderr
-        assert message in ended.stderr
+    command, *rest = arguments
+    line = [sys.executable, "-m", f"cinema_jax.{command}", *rest]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert message in ended.stderr
 
 
 def test_a_run_in_a_bucket_is_refused():
