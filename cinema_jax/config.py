@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from cinema_jax.bounds import check_bounds
 from cinema_jax.data.augment import AugmentConfig
 from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Prediction, Solver, Spacing
 from cinema_jax.diffusion.schedule import NoiseSchedule
@@ -349,6 +350,7 @@ def _pixels(name: str, value: int) -> None:
 
 
 def _validate(config: Config) -> None:
+    check_bounds(config, STAGES)
     for i, stage in enumerate(config.stages):
         if stage not in STAGES:
             raise InputError(f"config.stages holds {stage!r}; accepted: {', '.join(STAGES)}")

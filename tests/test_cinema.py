@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_run, tiny_config
+from tiny import random_params, random_run, tiny_config
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters.source import Critters, reference
@@ -29,10 +29,15 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(run):
     """The model and its parameters, none of them at the zeros or ones that networks start from."""
-    configs, params, _ = run.load_parts(PARTS)
-    rng = np.random.default_rng(0)
-    params = {path: jnp.asarray(x + 0.05 * rng.standard_normal(x.shape, np.float32)) for path, x in params.items()}
+    configs = run.part_configs(PARTS)
+    params = {path: jnp.asarray(x) for name in PARTS for path, x in random_params(name, configs[name]).items()}
     return Cinema(run.config, configs), params
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that has all parts."""
+    return Run.load(random_run(tmp_path_factory.mktemp("finished") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +128,9 @@ def test_each_stage_has_noise_and_times_of_its_own():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_parts_that_sample_are_held_in_the_type_that_they_compute_in(run, tmp_path, precision):
+def test_parts_that_sample_are_held_in_the_type_that_they_compute_in(finished, precision):
     """As `plan --sampler` counts them."""
-    finished = Run(dataclasses.replace(run.config, precision=precision), random_run(tmp_path / "run"))
-    sampler = sampler_of(finished)
+    sampler = sampler_of(Run(dataclasses.replace(finished.config, precision=precision), finished.workdir))
     assert sampler.params.keys() == sampler.cinema.shapes.keys()
     assert {x.dtype for x in sampler.params.values()} == {jnp.dtype(precision)}
 
@@ -172,10 +176,21 @@ def test_ablation_switches_change_what_they_name(run, parts, references, conditi
     assert bool(np.array_equal(one.text, two.text)) == (conditioner == "t5")
 
 
-def test_aligner_initialisation_switch(run, parts):
-    condition = dataclasses.replace(run.config.condition, aligner_init="random")
-    switched = Run(dataclasses.replace(run.config, condition=condition), run.workdir)
-    assert set(switched.params("aligner", "finetune")) == set(run.params("aligner"))
+@pytest.mark.parametrize(("init", "kept"), [("aligned", True), ("random", False)])
+def test_finetune_takes_the_aligner_as_it_was_aligned_or_anew(finished, init, kept):
+    condition = dataclasses.replace(finished.config.condition, aligner_init=init)
+    switched = Run(dataclasses.replace(finished.config, condition=condition), finished.workdir)
+    found, before = switched.params("aligner", "finetune"), finished.params("aligner")
+    assert found.keys() == before.keys()
+    assert {np.array_equal(found[path], before[path]) for path in before} == {kept}
+
+
+@pytest.mark.parametrize("stage", ["align", None])
+def test_an_aligner_that_finetune_draws_anew_is_elsewhere_the_one_that_is_there(finished, stage):
+    condition = dataclasses.replace(finished.config.condition, aligner_init="random")
+    switched = Run(dataclasses.replace(finished.config, condition=condition), finished.workdir)
+    for path, x in switched.params("aligner", stage).items():
+        np.testing.assert_array_equal(x, finished.params("aligner")[path])
 
 
 def test_the_embedded_source_is_what_the_demo_trains_on(run):

@@ -1,6 +1,7 @@
 """Configs: every file of configs/ is valid, and bad values are refused by name."""
 
 import dataclasses
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def test_smoke_runs_every_stage_from_random_weights():
         ("stages", ("align", "align"), r"config\.stages holds 'align' twice"),
         ("seed", 1.5, r"config\.seed is 1.5; it must be of type int"),
         ("seed", 2**32, r"config\.seed is 4294967296; it must be from 0 to 4294967295"),
+        ("data.fps", float("inf"), r"config\.data\.fps is inf; it must be above 0 and finite"),
+        ("condition.text_tokens", 0, r"config\.condition\.text_tokens is 0; it must be at least 1"),
+        ("flow.shift", float("nan"), r"config\.flow\.shift is nan; it must be above 0 and finite"),
+        ("flow.guidance_text", float("inf"), r"config\.flow\.guidance_text is inf; it must be a finite number"),
+        ("align.mse_weight", -1.0, r"config\.align\.mse_weight is -1\.0; it must be 0 or more and finite"),
         ("vae_model.dim_mult", 3, r"config\.vae_model\.dim_mult is 3; it must be a tuple"),
         ("finetune.optimizer.learning_rate", -1.0, r"config\.finetune\.optimizer: .*learning_rate"),
     ],
@@ -90,6 +96,54 @@ def test_bad_values_are_refused_by_name(path, value, message):
     section[field] = value
     with pytest.raises(InputError, match=message):
         parse(values)
+
+
+NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
+REFUSED = {
+    "seed": (-1, 0.5, True, None, "1"),
+    "data.frames": (0, -1, 6, 5.0),
+    "data.height": (0, 40, -16),
+    "data.threads": (-1,),
+    "data.train_videos": (-1,),
+    "data.fps": (0.0, *NOT_FINITE),
+    "data.keep_background": (-0.1, 1.5, *NOT_FINITE),
+    "condition.text_dropout": (-0.1, 1.0, *NOT_FINITE),
+    "condition.reference_dropout": (-0.1, 1.0, *NOT_FINITE),
+    "condition.joint_dropout": (1.0, *NOT_FINITE),
+    "condition.mllm_tokens": (0,),
+    "flow.time_mean": NOT_FINITE,
+    "flow.time_std": (0.0, -1.0, *NOT_FINITE),
+    "flow.shift": (0.0, -1.0, *NOT_FINITE),
+    "flow.sample_steps": (0, -1),
+    "flow.guidance_reference": NOT_FINITE,
+    "flow.subject_weight": (0.5, *NOT_FINITE),
+    "finetune.batch_size": (0,),
+    "finetune.keep": (0,),
+    "finetune.eval_every": (-1,),
+    "finetune.ema_decay": (-0.1, 1.5, *NOT_FINITE),
+    "finetune.optimizer.learning_rate": (0.0, *NOT_FINITE),
+    "finetune.optimizer.warmup_steps": (-1,),
+    "finetune.optimizer.beta1": (-0.1, 1.0, *NOT_FINITE),
+    "finetune.optimizer.weight_decay": (-1.0, *NOT_FINITE),
+    "finetune.optimizer.clip_norm": (0.0, float("nan")),
+    "finetune.optimizer.final_fraction": (-0.1, 1.1, *NOT_FINITE),
+    "vae.kl_weight": (-1.0, *NOT_FINITE),
+    "t5.corruption": (0.0, 1.0, *NOT_FINITE),
+    "pretrain.references": (-0.1, 1.1, *NOT_FINITE),
+    "dit_model.num_layers": (0, -1),
+    "data.augment.rotation": (-1.0, float("nan")),
+    "evaluate_identities": (0, -1),
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_a_field_cannot_mean_is_refused(field):
+    *sections, name = field.split(".")
+    for value in REFUSED[field]:
+        values = demo.get_config("smoke").to_dict()
+        functools.reduce(dict.__getitem__, sections, values)[name] = value
+        with pytest.raises(InputError, match=name):
+            parse(values)
 
 
 def test_more_image_steps_than_steps_are_refused():

@@ -3,7 +3,9 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cinema_jax import parts
@@ -48,8 +50,24 @@ def random_run(workdir: Path) -> Path:
     """A finished run as far as commands that sample can tell: every part, untrained."""
     run = Run.open(tiny_config(), workdir)
     for name in parts.KINDS:
-        parts.write(name, run.part_config(name), run.params(name), workdir / "parts" / name)
+        config = run.part_config(name)
+        parts.write(name, config, random_params(name, config), workdir / "parts" / name)
     return workdir
+
+
+def random_params(part: str, config: Any) -> dict[str, np.ndarray]:
+    """A part at random weights, none of them at the zeros or ones that networks start from: an untrained transformer
+    says velocity 0, whatever it is told. Nothing is compiled to draw them."""
+    rng, params = np.random.default_rng(0), {}
+    for path, leaf in parts.structure(part, config)[1].items():
+        x = rng.standard_normal(leaf.shape, np.float32)
+        if path.endswith("kernel"):
+            params[path] = x / np.sqrt(np.prod(leaf.shape[:-1]), dtype=np.float32)
+        elif "embedding" in path:
+            params[path] = x
+        else:
+            params[path] = np.float32(0.05) * x + np.float32(path.endswith("scale"))
+    return params
 
 
 def process_environment(devices: int = 0) -> dict[str, str]:

@@ -7,6 +7,7 @@ import pytest
 from tiny import tiny_config
 
 from cinema_jax.data.augment import AugmentConfig
+from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Examples, covered
 from cinema_jax.errors import InputError
 from cinema_jax.training.run import Run
@@ -90,6 +91,22 @@ def test_the_background_is_kept_only_where_there_is_one(tmp_path, background):
     conditions = dataclasses.replace(conditions, references=references)
     augmented = Examples(source, run.preprocessor(), range(1))._augmented(conditions, np.random.default_rng(0))
     assert [reference.mask is None for reference in augmented.references] == [background] * len(references)
+
+
+def test_the_llm_reads_the_pictures_in_the_order_of_the_entities_and_both_without_their_background(tmp_path):
+    run = Run(tiny_config(), tmp_path)
+    preprocessor, colours = run.preprocessor(), [(250, 10, 10), (10, 250, 10), (10, 10, 250)]
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, :16] = 255
+    shown = [np.where(mask[..., None] > 0, np.uint8(colour), np.uint8(255)) for colour in colours]
+    references = [Reference(np.full((32, 32, 3), x, np.uint8), mask, str(i)) for i, x in enumerate(colours)]
+    arrays = preprocessor.conditions("they meet", references)
+    for number, picture in enumerate(shown, start=1):
+        alone = preprocessor.processor("", [picture])
+        read = arrays["patches"][arrays["patch_segments"] == number]
+        np.testing.assert_array_equal(read, alone["patches"][alone["patch_segments"] == 1][: len(read)])
+        box = arrays["references"][number - 1]
+        np.testing.assert_array_equal(np.unique(box.reshape(-1, 3), axis=0), sorted({(255,) * 3, colours[number - 1]}))
 
 
 def test_plots_of_a_source_that_has_none_are_refused(tmp_path, monkeypatch):

@@ -191,6 +191,16 @@ def test_mp4_is_h264_that_begins_with_its_index_and_keeps_colours(tmp_path):
     assert [item.name for item in path.parent.iterdir()] == ["clip.mp4"]
 
 
+@pytest.mark.parametrize("fps", [8, 12.5, 24])
+def test_a_video_plays_as_fast_as_asked(tmp_path, fps):
+    write_video(tmp_path / "a.mp4", moving(), fps)
+    assert (probe(tmp_path / "a.mp4").frames, probe(tmp_path / "a.mp4").fps) == (10, fps)
+    write_video(tmp_path / "a.gif", moving(), fps)
+    with Image.open(tmp_path / "a.gif") as image:
+        # Its clock ticks in hundredths of a second.
+        assert image.info["duration"] == pytest.approx(1000 / fps, abs=10)
+
+
 @pytest.mark.parametrize("height", [480, 720])
 @pytest.mark.parametrize("tagged", [True, False])
 def test_colours_without_a_tag_are_read_by_the_height(tmp_path, height, tagged):

@@ -57,6 +57,17 @@ def test_figures_of_every_measure_are_written(output):
             assert all(x is None or x["low"] <= x["value"] <= x["high"] for x in groups.values()), name
 
 
+def test_real_videos_are_told_from_what_a_random_network_generates(output):
+    figures = json.loads((output / "figures.json").read_text())["figures"]
+    real, generated = ({name: x[column]["all"] for name, x in figures.items()} for column in ("real", "generated"))
+    # None of these six prompts names a direction.
+    assert [name for name, x in real.items() if x is None] == ["direction"]
+    assert all(generated[name] for name, x in real.items() if x)
+    for name in ("identity", "binding", "action", "place"):
+        assert real[name]["value"] > 0.9, name
+        assert generated[name]["value"] < 0.7, name
+
+
 def test_the_page_shows_every_video(output):
     page = (output / "index.html").read_text()
     for case in json.loads((output / "figures.json").read_text())["cases"]:

@@ -19,7 +19,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 from released import PROMPT, pipeline, qwen
-from tiny import process_environment, tiny_config
+from tiny import process_environment, random_run, tiny_config
 
 from cinema_jax import checkpoint, convert, generate, parts, sharding
 from cinema_jax.config import parse
@@ -196,13 +196,8 @@ def test_a_number_too_large_for_the_precision_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of random parts; its last stage, which trains aligner and transformer, is at step 3 of 5."""
-    run = Run.open(tiny_config(), tmp_path_factory.mktemp("runs") / "run")
-    params = {}
-    for name in ("aligner", "dit", "t5", "vae", "mllm"):
-        config = run.part_config(name)
-        own = run.params(name) if run.folder(name) else parts.initialise(name, config, 0)
-        parts.write(name, config, own, run.workdir / "parts" / name)
-        params |= {path: np.asarray(x) for path, x in own.items() if name in ("aligner", "dit")}
+    run = Run.load(random_run(tmp_path_factory.mktemp("runs") / "run"))
+    params = {path: np.asarray(x) for name in ("aligner", "dit") for path, x in run.params(name).items()}
     mesh = sharding.make_mesh()
     optimizer = make_optimizer(run.config.finetune.optimizer, 5)
     made = state.create(params, optimizer, mesh, seed=0)
@@ -356,6 +351,18 @@ def test_the_three_commands_work_from_the_command_line(sources, tmp_path, capsys
     assert "t5 fits dit: width of text 24" in said
     assert "vae fits dit: latent channels 4" in said
     assert "prediction: v_prediction; the prompt is read by t5" in said
+
+
+def test_the_command_exports_the_average_unless_told_otherwise_and_the_parts_that_are_named(run, tmp_path):
+    run, params = run
+    command = ("export", "--checkpoint", run.workdir, "--part", "aligner")
+    command_line(*command, "--output", tmp_path / "average")
+    command_line(*command, "--part", "t5", "--weights", "params", "--output", tmp_path / "last")
+    for folder, added, names in (("average", 2, ["aligner"]), ("last", 1, ["t5", "aligner"])):
+        back = Run.load(tmp_path / folder)
+        assert [name for name in parts.KINDS if back.folder(name)] == names
+        for path, x in back.params("aligner").items():
+            np.testing.assert_array_equal(x, params[path] + np.float32(added))
 
 
 @one_kind

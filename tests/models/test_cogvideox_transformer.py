@@ -143,7 +143,9 @@ def test_without_references_it_is_diffusers_network(name, size):
 def test_exported_weights_load_in_diffusers(config):
     theirs, model = networks(config)
     tensors = export_weights({path: np.asarray(x) for path, x in flatten(model).items()}, TABLE)
-    theirs.load_state_dict({name: torch.tensor(x) for name, x in tensors.items()}, strict=True)
+    anew = CogVideoXTransformer3DModel.from_config(config_to_hf(config))
+    anew.load_state_dict({name: torch.tensor(x) for name, x in tensors.items()}, strict=True)
+    assert all(torch.equal(x, theirs.state_dict()[name]) for name, x in anew.state_dict().items())
     assert config_from_hf(config_to_hf(config)) == dataclasses.replace(config, remat="full")
 
 
@@ -218,13 +220,33 @@ def test_entity_time_zero_modulates_only_references_and_by_time_zero():
     np.testing.assert_array_equal(without, expected)
 
 
-def test_index_vectors_are_orthogonal_and_change_references_alone():
+def test_index_vectors_are_orthogonal_and_are_added_to_the_tokens_of_each_reference_alone():
+    angles = np.pi * np.outer([1, 2, 3], np.arange(128) + 0.5) / 128
     vectors = np.asarray(index_vectors(3, 128))
+    np.testing.assert_allclose(vectors, np.cos(angles), atol=1e-6)
     np.testing.assert_allclose(vectors @ vectors.T, 64 * np.eye(3), atol=1e-4)
-    video, text, references, time = inputs(ROTARY, references=2)
+    video, text, references, time = inputs(ROTARY, references=2, reference_size=(2, 4))
     counts = jnp.array([2, 1])
     told = run(ROTARY, video, text, references, counts, time, entity_index="vector")
-    assert relative_error(told, run(ROTARY, video, text, references, counts, time)) > 1e-3
+    graph, _ = nnx.split(abstract(ROTARY))
+
+    def by_hand(state, *inputs):
+        model = nnx.merge(graph, state)
+        embed = model.patch_embed
+
+        def embed_and_tell(latents):
+            tokens = embed(latents)
+            if latents.shape[2:4] != (2, 4):
+                return tokens
+            # Two tokens for each reference.
+            return tokens + np.repeat(np.cos(angles[:2]), 2, axis=0).astype(np.float32)
+
+        model.patch_embed = embed_and_tell
+        return model(*inputs)
+
+    expected = jax.jit(by_hand, compiler_options=QUICK)(network(ROTARY)[1], video, text, references, counts, time)
+    assert relative_error(told, np.asarray(expected)) < 1e-5
+    assert relative_error(told, np.asarray(run(ROTARY, video, text, references, counts, time))) > 1e-3
     without = run(ROTARY, video, text, None, None, time, entity_index="vector")
     np.testing.assert_array_equal(without, run(ROTARY, video, text, None, None, time))
 

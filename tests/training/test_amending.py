@@ -78,6 +78,27 @@ def test_what_would_change_what_was_trained_is_refused_by_name(workdir, changes,
         Run.open(parse(values(**changes)), workdir, amend=True)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mllm__log_every", 7),
+        ("mllm__eval_every", 1),
+        ("mllm__checkpoint_every", 9),
+        ("mllm__keep", 9),
+        ("mllm__microbatches", 2),
+        ("mesh__data", 1),
+        ("dit_model__remat", "dots"),
+        ("data__threads", 1),
+        ("data__workers", 1),
+    ],
+)
+def test_how_a_run_is_carried_out_may_change_without_a_word(finished, field, value):
+    before = parse(values(stages=("mllm",)))
+    changed = parse(values(stages=("mllm",), **{field: value}))
+    assert changed != before
+    assert Run.open(changed, finished).config == changed
+
+
 def test_a_stage_that_has_not_begun_and_sampling_may_change_and_the_history_says_so(workdir):
     changed = values(t5__batch_size=3, flow__guidance_text=7.0)
     Run.open(parse(changed), workdir, amend=True)
