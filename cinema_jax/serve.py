@@ -3,6 +3,7 @@
 Only this machine sees the page, unless --host says otherwise. Needs Gradio: pip install -e ".[web]"
 """
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -54,7 +55,7 @@ def _serve(folder: Path, asked: dict[str, Any]) -> None:
     threading.Thread(target=studio.warm_up, args=examples[0], daemon=True).start()
     blocks = page.build(studio, folder, examples)
     try:
-        blocks.queue(max_size=MAX_WAITING.value).launch(
+        _, address, _ = blocks.queue(max_size=MAX_WAITING.value).launch(
             server_name=HOST.value,
             server_port=PORT.value,
             max_file_size=f"{MAX_UPLOAD.value}mb",
@@ -63,9 +64,15 @@ def _serve(folder: Path, asked: dict[str, Any]) -> None:
             footer_links=["api"],
             theme=page.THEME,
             css=page.CSS,
+            head=page.HEAD,
+            quiet=True,
+            prevent_thread_lock=True,
         )
     except OSError as error:
         raise InputError(f"--port={PORT.value} cannot be used: {error}") from None
+    print(f"The page of {checkpoint} is at {address} (Ctrl-C ends it)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

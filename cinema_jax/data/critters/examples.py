@@ -13,7 +13,7 @@ _COUNTS = (2, 3, 1, 2)
 
 
 def write_examples(folder: Path, most: int) -> list[tuple[list[str], str]]:
-    """Writes the pictures of some examples; returns the files and the prompt of each.
+    """Writes the pictures of some examples; returns the files and the prompt of each, those of fewest subjects first.
 
     Args:
         most: references that the checkpoint accepts.
@@ -22,7 +22,7 @@ def write_examples(folder: Path, most: int) -> list[tuple[list[str], str]]:
     counts = [count for count in _COUNTS if count <= most]
     for index in range(len(source)):
         if not counts:
-            return found
+            break
         conditions = source.conditions(index, np.random.default_rng(index))
         if len(conditions.references) != counts[0]:
             continue
@@ -31,7 +31,7 @@ def write_examples(folder: Path, most: int) -> list[tuple[list[str], str]]:
         for picture, file in zip(conditions.references, files, strict=True):
             cutout(picture).save(file)
         found.append(([str(file) for file in files], conditions.prompt))
-    return found
+    return sorted(found, key=lambda example: len(example[0]))
 
 
 def cutout(picture: Reference) -> Image.Image:
