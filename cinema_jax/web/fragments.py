@@ -21,8 +21,8 @@ CLICKED = """element.addEventListener("click", (event) => {
   const chosen = event.target.closest("button");
   if (chosen) trigger("click", {number: Number(chosen.dataset.number)});
 });"""
-# On a phone the examples are a screen above the video.
-SHOW_STATUS = '() => { document.getElementById("status").scrollIntoView({block: "nearest"}); }'
+# On a phone the examples are a screen above the video. What goes to the server stays as it is.
+SHOW_VIDEO = '(...values) => { document.getElementById("video").scrollIntoView({block: "nearest"}); return values; }'
 
 
 def header(about: str) -> str:

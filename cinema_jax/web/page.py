@@ -149,7 +149,7 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
         picked = gr.State(0.0)
         gallery.click(pick, None, [files, prompt, picked], show_progress="hidden", api_name=False)
         files.change(show, files, seen, show_progress="hidden", api_name=False)
-        gr.on([files.change, prompt.input], ready, [files, prompt], start, queue=False, api_name=False)
+        gr.on([files.change, prompt.change], ready, [files, prompt], start, queue=False, api_name=False)
         asked = gr.on(
             [start.click, prompt.submit, picked.change],
             begin,
@@ -157,7 +157,7 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
             [start, stop, gallery, status],
             queue=False,
             show_progress="hidden",
-            js=fragments.SHOW_STATUS,
+            js=fragments.SHOW_VIDEO,
             api_name=False,
         )
         made = asked.then(
@@ -169,7 +169,15 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
             show_progress="hidden",
             api_name="generate",
         )
-        made.then(end, [files, prompt], [start, stop, gallery], queue=False, show_progress="hidden", api_name=False)
+        made.then(
+            end,
+            [files, prompt],
+            [start, stop, gallery],
+            queue=False,
+            show_progress="hidden",
+            js=fragments.SHOW_VIDEO,
+            api_name=False,
+        )
         stop.click(stops.set, None, None, queue=False, api_name=False)
         page.unload(stops.set)
     return page
