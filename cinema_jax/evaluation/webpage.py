@@ -88,7 +88,7 @@ def _cell(text: str) -> str:
 def _words(rows: Sequence[Row], words: Mapping[str, str]) -> str:
     told = dict(words) | {row.title: row.meaning for row in rows}
     terms = "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(meaning)}</dd>" for word, meaning in told.items())
-    return f"<details open><summary>What the words mean</summary><dl>{terms}</dl></details>"
+    return f"<details><summary>What the words mean</summary><dl>{terms}</dl></details>"
 
 
 def _case(folder: Path, case: Shown, fps: float | int) -> str:
