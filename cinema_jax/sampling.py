@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
 
 from cinema_jax import distributed, parts
 from cinema_jax.cinema import Cinema, Conditions, Params
@@ -187,6 +188,22 @@ class Sampler:
 
     def _guided_discrete_step(self, params, branches, factors, conditions, state, row, noise):
         return discrete_step(_guided(self.cinema.predict_v, params, branches, factors, conditions), state, row, noise)
+
+
+def progress_bar(count: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """A bar over `count` steps, for `Sampler`: until the first is computed, the compiler is at work, if anybody."""
+
+    def shown(steps: Iterable[Any]) -> Iterator[Any]:
+        with tqdm(total=count, desc="compile", unit="step") as bar:
+            for latents in steps:
+                if bar.n == 0:
+                    bar.set_description("sample", refresh=False)
+                    # So that the time left is that of steps alone.
+                    bar.unpause()
+                bar.update()
+                yield latents
+
+    return shown
 
 
 def _computed(states: Iterator[Array]) -> Iterator[Array]:
