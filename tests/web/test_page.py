@@ -205,6 +205,27 @@ def test_large_files_are_refused(page, tmp_path):
     page.get_by_text("exceed the maximum allowed size").first.wait_for(timeout=PATIENCE)
 
 
+def test_a_port_that_is_taken_is_refused_in_a_sentence(server):
+    command = [word for word in server[1].args if word != "--max-upload=1"]
+    ended = subprocess.run(command, env=process_environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "cannot be used" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.release
+def test_it_ends_while_it_compiles(server):
+    """By Ctrl-C, on a port of its own: the compiler's threads hear of nothing."""
+    command = [word for word in server[1].args if not word.startswith("--port")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        command.append(f"--port={free.getsockname()[1]}")
+    with subprocess.Popen(command, env=process_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+        assert run.stdout.readline()
+        run.send_signal(signal.SIGINT)
+        assert (run.communicate(timeout=60)[0], run.returncode) == (b"", 0)
+
+
 def test_nothing_of_visitors_is_left_behind(server, place: Path):
     """The last test: it ends the server."""
     assert list(place.glob("cinema_jax_*/visitors/*"))
