@@ -130,7 +130,7 @@ def _critters(sampler: Any, settings: Any, output: Path) -> None:
     }
     text = report.table(found, suite.candidates)
     title = f"{sampling_flags.CHECKPOINT.value}: suite critters (seed {SEED}), {len(suite.cases)} prompts"
-    page = report.write_page(output, text, suite.cases, results, real, title)
+    page = report.write_page(output, found, suite.candidates, suite.cases, results, kinds, data.fps, title)
     file = Path(JSON.value) if JSON.value else output / "figures.json"
     file.absolute().parent.mkdir(parents=True, exist_ok=True)
     parts.write_json(file, report.as_json(found, suite.cases, results, about))

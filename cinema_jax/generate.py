@@ -48,11 +48,9 @@ def main() -> None:
     pictures = [read_image(path) for path in REFERENCE.value]
     command.start_processes()
     # Imported here, so that bad input is refused before the slow libraries are loaded.
-    from tqdm import tqdm
-
     from cinema_jax import parts
     from cinema_jax.data.example import Reference
-    from cinema_jax.sampling import Request, sampler_of
+    from cinema_jax.sampling import Request, progress_bar, sampler_of
     from cinema_jax.training.run import Run
 
     run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value), sampling_flags.INIT.value)
@@ -71,7 +69,7 @@ def main() -> None:
     )
     references = tuple(Reference(p.image, p.mask, str(i)) for i, p in enumerate(pictures))
     request = Request(PROMPT.value, references, SEED.value, NEGATIVE.value)
-    video = sampler([request], settings, lambda steps: tqdm(steps, total=settings.steps, desc="sample", unit="step"))[0]
+    video = sampler([request], settings, progress_bar(settings.steps))[0]
     if not distributed.is_first():
         return
     fps = run.config.data.fps

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
 
 from cinema_jax import distributed, parts
 from cinema_jax.cinema import Cinema, Conditions, Params
@@ -119,7 +120,12 @@ class Sampler:
     def __call__(
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
     ) -> UInt8[np.ndarray, "B frames height width 3"]:
-        """The videos of a batch of requests. `progress` wraps the iterator over sampler steps (a progress bar)."""
+        """The videos of a batch of requests.
+
+        Args:
+            progress: wraps the iterator over the latents of each step (a progress bar), which come as the device has
+                computed them.
+        """
         return distributed.fetch(self.decode(self.params, self.latents(requests, settings, progress)))
 
     def latents(
@@ -133,9 +139,11 @@ class Sampler:
         keys = jnp.stack([jax.random.key(request.seed, impl="threefry2x32") for request in requests])
         noise = flow.sample_noise(keys, shape)
         if settings.solver in DISCRETE_SOLVERS:
-            return self._discrete(noise, keys, settings, conditions, factors, progress)
-        step = functools.partial(self.step, self.params, branches, jnp.asarray(factors[0]), conditions)
-        *_, latents = progress(sample_steps(step, noise, self._flow_steps(settings)))
+            states = self._discrete(noise, keys, settings, conditions, factors)
+        else:
+            step = functools.partial(self.step, self.params, branches, jnp.asarray(factors[0]), conditions)
+            states = sample_steps(step, noise, self._flow_steps(settings))
+        *_, latents = progress(_computed(states))
         return latents
 
     def guidance(self, settings: Settings) -> tuple[tuple[Branch, ...], Float[np.ndarray, "steps branches"]]:
@@ -155,15 +163,14 @@ class Sampler:
         grid = time_grid(settings.steps, shift=config.flow.shift, smallest=float(smallest), spacing=settings.spacing)
         return solver_steps(settings.solver, grid)
 
-    def _discrete(self, z, keys, settings: Settings, conditions, factors, progress) -> Float[Array, "B F H W C"]:
+    def _discrete(self, z, keys, settings: Settings, conditions, factors) -> Iterator[Float[Array, "B F H W C"]]:
         """As the transformer's own pipeline samples it."""
         config, state, noise = self.cinema.config, discrete_start(z), None
-        rows = discrete_steps(settings.solver, config.schedule, settings.steps)
-        for i, row in progress(enumerate(rows)):
+        for i, row in enumerate(discrete_steps(settings.solver, config.schedule, settings.steps)):
             if settings.solver == "dpm":
                 noise = flow.sample_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1), z.shape[1:])
             state = self._discrete_step(self.params, tuple(conditions), factors[i], conditions, state, row, noise)
-        return state.z
+            yield state.z
 
     def conditions(self, requests: Sequence[Request], branch: Branch) -> Conditions:
         """The conditions of one guidance branch: exactly what training shows where it drops text or references."""
@@ -181,6 +188,34 @@ class Sampler:
 
     def _guided_discrete_step(self, params, branches, factors, conditions, state, row, noise):
         return discrete_step(_guided(self.cinema.predict_v, params, branches, factors, conditions), state, row, noise)
+
+
+def progress_bar(count: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """A bar over `count` steps, for `Sampler`: until the first is computed, the compiler is at work, if anybody."""
+
+    def shown(steps: Iterable[Any]) -> Iterator[Any]:
+        with tqdm(total=count, desc="compile", unit="step") as bar:
+            for latents in steps:
+                if bar.n == 0:
+                    bar.set_description("sample", refresh=False)
+                    # So that the time left is that of steps alone.
+                    bar.unpause()
+                bar.update()
+                yield latents
+
+    return shown
+
+
+def _computed(states: Iterator[Array]) -> Iterator[Array]:
+    """The states, each once the device has computed it, so that whoever counts them counts work that is done.
+
+    The next one is dispatched before, so that the device never waits for Python.
+    """
+    waiting = next(states)
+    for state in states:
+        yield jax.block_until_ready(waiting)
+        waiting = state
+    yield jax.block_until_ready(waiting)
 
 
 def _guided(network, params, branches, factors, conditions):

@@ -31,10 +31,16 @@ def main() -> None:
         raise InputError('the web page needs Gradio, which is not installed: pip install -e ".[web]"')
     # Asked to end, it takes its files with it, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory(prefix="cinema_jax_") as folder:
-        # Read when Gradio is imported: what visitors send and get lies in here, and goes with it.
-        os.environ |= {"GRADIO_TEMP_DIR": f"{folder}/visitors", "GRADIO_ANALYTICS_ENABLED": "False"}
-        _serve(Path(folder), asked)
+    try:
+        with tempfile.TemporaryDirectory(prefix="cinema_jax_") as folder:
+            # Read when Gradio is imported: what visitors send and get lies in here, and goes with it.
+            os.environ |= {"GRADIO_TEMP_DIR": f"{folder}/visitors", "GRADIO_ANALYTICS_ENABLED": "False"}
+            _serve(Path(folder), asked)
+    except KeyboardInterrupt:
+        os._exit(0)
+    except SystemExit as end:
+        # Nothing else ends a thread that compiles: the interpreter would crash on its way out.
+        os._exit(end.code)
 
 
 def _serve(folder: Path, asked: dict[str, Any]) -> None:
@@ -50,11 +56,9 @@ def _serve(folder: Path, asked: dict[str, Any]) -> None:
     sampling_flags.keep_compiled()
     studio = Studio(run, sampler_of(run), checkpoint, asked)
     examples = write_examples(folder, studio.most)
-    # The first visitor then waits less.
-    threading.Thread(target=studio.warm_up, args=examples[0], daemon=True).start()
     blocks = page.build(studio, folder, examples)
     try:
-        blocks.queue(max_size=MAX_WAITING.value).launch(
+        _, address, _ = blocks.queue(max_size=MAX_WAITING.value).launch(
             server_name=HOST.value,
             server_port=PORT.value,
             max_file_size=f"{MAX_UPLOAD.value}mb",
@@ -63,9 +67,16 @@ def _serve(folder: Path, asked: dict[str, Any]) -> None:
             footer_links=["api"],
             theme=page.THEME,
             css=page.CSS,
+            head=page.HEAD,
+            quiet=True,
+            prevent_thread_lock=True,
         )
     except OSError as error:
         raise InputError(f"--port={PORT.value} cannot be used: {error}") from None
+    # The first visitor then waits less.
+    threading.Thread(target=studio.warm_up, args=examples[0], daemon=True).start()
+    print(f"The page of {checkpoint} is at {address} (Ctrl-C ends it)", flush=True)
+    threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The picture of the web page in the README, taken in Debian's chromium:
+"""The pictures of the web page in the README, taken in Debian's chromium:
 
     python docs/web_picture.py
 
-clicks the first example of the packaged demo and waits for its video.
+clicks the second example of the packaged demo and waits for its video, at a desktop's and at a phone's size.
 """
 
 import shutil
@@ -11,13 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 PATIENCE = 240_000  # milliseconds
+SIZES = {"web": {"width": 1280, "height": 800}, "web_phone": {"width": 390, "height": 844}}
+# A page has few colours.
+COLORS = 128
 
 
 def main() -> None:
-    """Write docs/web.png."""
+    """Write docs/web.png and docs/web_phone.png."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -27,25 +31,26 @@ def main() -> None:
         sync_playwright() as running,
     ):
         assert server.stdout is not None
-        while "Running on" not in (line := server.stdout.readline()):
+        while f":{port}" not in (line := server.stdout.readline()):
             assert line, "the server ended"
         browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.goto(f"http://127.0.0.1:{port}/")
-        _make_a_video(page)
-        page.evaluate("window.scrollTo(0, 0)")
-        page.screenshot(path=Path(__file__).with_name("web.png"))
+        for name, size in SIZES.items():
+            page = browser.new_page(viewport=size)
+            page.goto(f"http://127.0.0.1:{port}/")
+            _make_a_video(page)
+            file = Path(__file__).with_name(f"{name}.png")
+            page.screenshot(path=file)
+            with Image.open(file) as image:
+                image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(file, optimize=True)
         browser.close()
         server.terminate()
 
 
 def _make_a_video(page: Page) -> None:
     page.locator("#start").wait_for(timeout=PATIENCE)
-    page.locator("table tr.tr-body").first.click()
-    page.locator("#seen img").nth(1).wait_for(timeout=PATIENCE)
-    page.locator("#start").click()
+    page.locator("#examples button").nth(1).click()
+    page.get_by_text("Done in").wait_for(timeout=PATIENCE)
     page.locator("#video video").wait_for(timeout=PATIENCE)
-    page.locator("#command .cm-content").wait_for(timeout=PATIENCE)
     # The first frame is there a moment after its element.
     page.wait_for_timeout(3000)
 

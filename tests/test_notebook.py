@@ -34,9 +34,28 @@ def test_it_shows_references_video_and_guidance(executed):
     notebook, place = executed
     assert (place / "out.mp4").read_bytes()[4:8] == b"ftyp"
     pictures = [base64.b64decode(data) for data in outputs(notebook, "image/png")]
-    assert len(pictures) == 3
+    assert len(pictures) == 5
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert any("video/mp4" in html for html in outputs(notebook, "text/html"))
+
+
+@pytest.fixture(scope="module")
+def install():
+    """What the first cell defines; here it installs nothing."""
+    first = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code")
+    defined = {}
+    exec(first.source, defined)
+    return defined
+
+
+def test_the_checkout_around_the_notebook_is_installed(install):
+    assert install["requirement"](NOTEBOOK.parent).split("[")[0] == str(NOTEBOOK.parents[1])
+
+
+def test_the_public_project_is_installed_where_there_is_no_checkout(install, tmp_path):
+    name, address = install["requirement"](tmp_path).split(" @ ")
+    assert name.split("[")[0] == "cinema_jax"
+    assert address == f"git+{install['REPOSITORY']}"
 
 
 def test_its_outputs_are_saved_and_name_no_folder_of_ours(executed):

@@ -1,7 +1,6 @@
 """A run on a user's own videos, measured on the clips that it held out, by features that need no other network."""
 
 import dataclasses
-import html
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +8,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 from tqdm import tqdm
 
 from cinema_jax import parts
 from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.data.images import letterbox
-from cinema_jax.data.output import visible, write_video
 from cinema_jax.errors import InputError
-from cinema_jax.evaluation import videos
+from cinema_jax.evaluation import videos, webpage
 from cinema_jax.evaluation.videos import Video
 from cinema_jax.sampling import Request, Sampler, Settings
 from cinema_jax.training.reports import held_out_conditions
@@ -34,6 +31,20 @@ _TITLES = {
     "sharpness": "sharpness, of the real clips'",
     "motion": "change from frame to frame, of the real clips'",
 }
+# What those of the page's table say.
+_MEANINGS = {
+    "likeness": "share of subjects of which a part of the video has more of the colours of their own reference than of "
+    "any other held-out one of another name",
+    "sharpness": "mean difference of neighbouring pixels over that of the real clips: under 1 is blurred",
+    "motion": "mean difference of neighbouring frames over that of the real clips: under 1 is stiff, over 1 flickers",
+}
+_WORDS = {
+    "generated": "what the checkpoint makes of the prompt and the references of clips that it was not trained on",
+    "ceiling": "the real clips through the checkpoint's VAE and back: the best that it could show",
+    "chance": "what guessing gives",
+}
+# Pixels of a reference on the page.
+_SIDE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +102,8 @@ def evaluate(run: Run, sampler: Sampler, settings: Settings, output: Path, *, ba
         about | {"clips": [clip.id for clip in clips], "figures": found, "losses": losses, "seconds": seconds},
     )
     text = table(found, losses, len(clips))
-    _write_page(output, clips, made, run.config.data.fps, text, f"{run.workdir}: {len(clips)} held-out clips")
+    title = f"{run.workdir}: {len(clips)} held-out clips"
+    _write_page(output, clips, made, run.config.data.fps, found, losses, title)
     return text
 
 
@@ -180,27 +192,28 @@ def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _write_page(folder: Path, clips: Sequence[Clip], made: Sequence[Video], fps: float, text: str, title: str) -> None:
-    """`index.html`: of each clip references, the real and the generated video, side by side and looping."""
-    rows = []
+def _write_page(
+    folder: Path,
+    clips: Sequence[Clip],
+    made: Sequence[Video],
+    fps: float,
+    found: dict[str, dict[str, float | None]],
+    losses: dict[str, dict[str, float]],
+    title: str,
+) -> None:
+    """`index.html`: the figures, and of each clip references, the generated and the real video, looping."""
+    chance = {"likeness": found["generated"]["chance"]}
+    rows = [
+        webpage.Row(
+            _TITLES[name],
+            meaning,
+            *(_text(found[kind][name]) for kind in ("generated", "reconstructed")),
+            _text(chance.get(name)),
+        )
+        for name, meaning in _MEANINGS.items()
+    ]
+    shown = []
     for number, (clip, video) in enumerate(zip(clips, made, strict=True)):
-        for kind, frames in (("real", clip.real), ("generated", video)):
-            file = folder / kind / f"{number:03d}.mp4"
-            write_video(file, visible(frames, fps, file, loop=1)[0], fps)
-        side = 256
-        pictures = [letterbox(r.image, r.mask, side, side) for r in clip.told.references]
-        if pictures:
-            (folder / "references").mkdir(exist_ok=True)
-            Image.fromarray(np.concatenate(pictures, axis=1)).save(folder / "references" / f"{number:03d}.png")
-        shown = f'<img src="references/{number:03d}.png" alt="references" height="160">' if pictures else ""
-        for kind in ("real", "generated"):
-            playing = f'title="{kind}" height="160" autoplay loop muted playsinline'
-            shown += f'<video src="{kind}/{number:03d}.mp4" {playing}></video>'
-        rows.append(f"<p>{shown}<br>{html.escape(clip.id)}: {html.escape(clip.told.prompt)}</p>")
-    (folder / "index.html").write_text(
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width"><style>body{font:14px sans-serif}'
-        "pre{overflow:auto}img,video{margin-right:12px}</style>"
-        f"<h1>{html.escape(title)}</h1><pre>{html.escape(text)}</pre>"
-        f"<p>references | real video | generated video</p>{''.join(rows)}\n"
-    )
+        pictures = [letterbox(r.image, r.mask, _SIDE, _SIDE) for r in clip.told.references]
+        shown.append(webpage.Shown(f"{number:03d}", clip.told.prompt, pictures, clip.real, video, clip.id))
+    webpage.write(folder, title, rows, _WORDS, shown, fps, table(found, losses, len(clips)))

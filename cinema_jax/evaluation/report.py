@@ -1,16 +1,16 @@
 """What was measured, as a table, as JSON (docs/evaluate.md has its fields) and as a page with all videos."""
 
 import dataclasses
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cinema_jax.data.images import letterbox
+from cinema_jax.evaluation import webpage
 from cinema_jax.evaluation.benchmark import Result
 from cinema_jax.evaluation.figures import Figure
 from cinema_jax.evaluation.suite import Case
-from cinema_jax.evaluation.videos import Gallery, Video
+from cinema_jax.evaluation.videos import Video
 
 # What each measure is called for people, and whether it is a share (in per cent).
 MEASURES = {
@@ -30,6 +30,32 @@ MEASURES = {
     "clip_i": ("CLIP-I", False),
     "dino_i": ("DINO-I", False),
 }
+# What each says, on the page.
+MEANINGS = {
+    "identity": "of {candidates} candidates' pictures the subject's own is the one most seen in the video",
+    "pairwise": "share of the other candidates that the subject's own picture beats",
+    "strangers": "share of the subjects found in the frames that are more like another candidate; low is good",
+    "present": "subjects found in the frames, of those asked for",
+    "binding": "where roles differ (who chases whom), each reference's subject plays its own",
+    "action": "each subject travels, jumps or stays as the prompt says",
+    "direction": "to the left or to the right, where the prompt says which",
+    "place": "the background is of the kind that the prompt names",
+    "consistency": "likeness of a subject's looks in the first and in the last third of the video (cosine, at most 1)",
+    "motion": "length of a subject's path; read it against the ceiling",
+    "change": "mean difference of successive frames; less than the ceiling is stiff, more is flicker",
+    "copy_paste": "correlation with the reference's own pixels; nearly 1 is a pasted picture",
+    "clip_t": "likeness of frames and prompt to CLIP (cosine)",
+    "clip_i": "likeness of frames and references to CLIP (cosine)",
+    "dino_i": "likeness of frames and references to DINO (cosine)",
+}
+WORDS = {
+    "generated": "the checkpoint's videos; in brackets the 95 % interval that other prompts could have given",
+    "ceiling": "real videos through the checkpoint's VAE and back: the best that it could show",
+    "chance": "its videos, measured against another case's references and prompt",
+    "vague": "a prompt that says of nobody what it looks like",
+}
+# What is measured without references and prompt has no chance.
+_ALONE = ("present", "motion", "change")
 COLUMNS = ("generated", "generated_shuffled", "real", "real_shuffled", "reconstructed")
 Figures = dict[str, dict[str, dict[str, Figure | None]]]
 
@@ -82,30 +108,32 @@ def as_json(found: Figures, cases: Sequence[Case], results: dict[str, Result], a
 
 
 def write_page(
-    folder: Path, text: str, cases: Sequence[Case], results: dict[str, Result], real: Sequence[Video], title: str
+    folder: Path,
+    found: Figures,
+    candidates: int,
+    cases: Sequence[Case],
+    results: dict[str, Result],
+    videos: dict[str, Sequence[Video]],
+    fps: float | int,
+    title: str,
 ) -> Path:
-    """`index.html` in the folder of the generated videos: every case with references, real and generated frames."""
-    height = real[0].shape[1]
-    references, reals = Gallery(folder / "references"), Gallery(folder / "real")
-    rows = []
-    for number, (case, video) in enumerate(zip(cases, real, strict=True)):
-        references.write(case.id, [letterbox(r.image, r.mask, height, height) for r in case.shown])
-        reals.write(case.id, video)
-        sums = results["generated"].own[number]
-        right = f"identity {sums['identity'][0]:.0f} of {sums['identity'][1]}"
-        if sums["binding"][1]:
-            right += f", binding {'right' if sums['binding'][0] else 'wrong'}"
-        images = "".join(
-            f'<img src="{where}{case.id}.png" height="{96 if height < 192 else height // 2}" loading="lazy">'
-            for where in ("references/", "real/", "")
+    """`index.html` in the folder of the generated videos: the figures, and every case, generated next to real."""
+    rows, shown = [], []
+    for name, (measure, share) in ((name, MEASURES[name]) for name in MEASURES if name in found):
+        generated, ceiling, chance = (
+            _text(found[name][column]["all"], share) for column in ("generated", "reconstructed", "generated_shuffled")
         )
-        vague = " (vague)" if case.vague else ""
-        rows.append(f"<p>{images}<br>{case.id}: {html.escape(case.prompt)}{vague}. {right}</p>")
-    page = folder / "index.html"
-    page.write_text(
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        "<style>body{font:14px sans-serif;white-space:nowrap}img{image-rendering:pixelated;margin-right:16px}</style>"
-        f"<h1>{html.escape(title)}</h1><pre>{html.escape(text)}</pre>"
-        f"<p>references | real video | generated video</p>{''.join(rows)}\n"
-    )
-    return page
+        words = (text.format(candidates=candidates) for text in (measure, MEANINGS[name]))
+        rows.append(webpage.Row(*words, generated, ceiling, "-" if name in _ALONE else chance))
+    for number, case in enumerate(cases):
+        generated, real = videos["generated"][number], videos["real"][number]
+        side = real.shape[1]
+        sums = results["generated"].own[number]
+        note = (
+            f"{case.id}{' (vague)' if case.vague else ''}: identity {sums['identity'][0]:.0f} of {sums['identity'][1]}"
+        )
+        if sums["binding"][1]:
+            note += f", binding {'right' if sums['binding'][0] else 'wrong'}"
+        pictures = [letterbox(r.image, r.mask, side, side) for r in case.shown]
+        shown.append(webpage.Shown(case.id, case.prompt, pictures, real, generated, note))
+    return webpage.write(folder, title, rows, WORDS, shown, fps, table(found, candidates))

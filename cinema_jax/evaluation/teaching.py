@@ -78,10 +78,12 @@ def _teach(folder: Path, graph: nnx.GraphDef, params: Params, part: Part) -> Par
         return state[1]
     drawn = lessons.prepare(folder / "lessons", part.first, part.lessons, WORKERS, part.twins)
     step = jax.jit(functools.partial(_step, graph, optimizer))
-    steps = tqdm(range(first, part.steps), desc=part.name, unit="step")
+    steps, seen = tqdm(range(first, part.steps), desc=part.name, unit="step"), {}
     for number, batch in zip(steps, lessons.batches(drawn, BATCH, first, part.steps), strict=True):
-        key = jax.random.fold_in(jax.random.key(SEED), number)
+        key, before = jax.random.fold_in(jax.random.key(SEED), number), seen
         state, seen = step(state, batch, key, number)
+        # The bar counts what the device has computed; one step is always on its way.
+        jax.block_until_ready(before)
         if (number + 1) % 20 == 0:
             steps.set_postfix({name: f"{float(value):.3f}" for name, value in seen.items()})
         if (number + 1) % SAVE_EVERY == 0 or number + 1 == part.steps:

@@ -3,23 +3,39 @@
 import contextlib
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from cinema_jax.errors import InputError
-from cinema_jax.web.studio import Order, Stopped, Studio
+from cinema_jax.web import fragments
+from cinema_jax.web.studio import Order, Report, Stopped, Studio
 
 # Seconds after which files of visitors are deleted, and between two looks for such files.
 _KEPT, _LOOK = 3600, 600
-_TITLE = "# Several subjects, one video\nOne picture of each subject, and one sentence that says what they do."
-# The system's fonts: the page asks nobody else for anything.
-THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-CSS = "#seen img {image-rendering: pixelated}"
-# Pixels that small pictures are enlarged to, by whole factors.
-_SHOWN = 192
+# Seconds between two reports on a video.
+_TICK = 0.3
+# The system's fonts: the page asks nobody else for anything. Colours of text and buttons have the contrast that WCAG
+# asks for (4.5 to 1), which Gradio's own do not.
+THEME = gr.themes.Default(
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+)
+_ASSETS = Path(__file__).parents[1] / "assets/web"
+CSS = (_ASSETS / "page.css").read_text()
+HEAD = f"<script>{(_ASSETS / 'page.js').read_text()}</script>"
 
 
 def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]]) -> gr.Blocks:
@@ -27,22 +43,31 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
 
     Args:
         folder: for videos until visitors have them.
-        examples: pictures and prompts to click on.
+        examples: pictures and prompts that become a video by one click.
     """
-    settings, stops = studio.settings(), _Stops()
+    stops = _Stops()
 
-    def said(error: Exception) -> gr.Error:
-        return gr.Error(str(error), print_exception=False)
-
-    def show(files: list[str] | None) -> list[tuple[Any, str]]:
+    def show(files: list[str] | None) -> str:
         pictures = files or []
         try:
-            seen = studio.seen(pictures)
+            return fragments.pictures(studio.seen(pictures), [Path(file).stem for file in pictures])
         except InputError as error:
-            raise said(error) from None
-        factor = max(1, _SHOWN // max(seen.shape[1:3]))
-        large = seen.repeat(factor, axis=1).repeat(factor, axis=2)
-        return [(picture, Path(file).stem) for picture, file in zip(large, pictures, strict=True)]
+            return fragments.alert(str(error))
+
+    def ready(files: list[str] | None, prompt: str, request: gr.Request) -> Any:
+        enough = bool(prompt.strip() and (files or not studio.needs_pictures))
+        return gr.Button(interactive=enough and not stops.busy(request))
+
+    def pick(event: gr.EventData) -> tuple[list[str], str, float]:
+        return *examples[event.number], time.monotonic()
+
+    def begin(request: gr.Request) -> tuple[Any, ...]:
+        before = stops.ask(request)
+        said = f"Waiting for {before} other video{'s' * (before > 1)}." if before else "Starting."
+        return gr.Button(interactive=False), gr.Button(visible=True), gr.HTML(busy="disabled"), fragments.status(said)
+
+    def end(files: list[str] | None, prompt: str, request: gr.Request) -> tuple[Any, ...]:
+        return ready(files, prompt, request), gr.Button(visible=False), gr.HTML(busy="")
 
     def make(
         files: list[str] | None,
@@ -53,70 +78,122 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
         seed: int | None,
         negative: str,
         request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 (how Gradio is told of it)
-    ) -> Iterator[tuple[str, str]]:
+    ) -> Iterator[tuple[Any, Any, str]]:
         chosen = {"guidance_text": text, "guidance_reference": reference, "steps": int(steps)}
         order = Order(tuple(files or ()), prompt, negative, int(seed or 0), chosen)
-        with tempfile.TemporaryDirectory(dir=folder) as place, stops.of(request) as stopped:
+        nothing, begun = gr.skip(), time.monotonic()
+        reports: list[Report] = []
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as place,
+            stops.of(request) as stopped,
+            ThreadPoolExecutor(1) as worker,
+        ):
             output = Path(place) / "out.mp4"
+            job = worker.submit(studio.make, order, output, reports.append, stopped)
             try:
-                studio.make(order, output, lambda done, count: progress((done, count), unit="steps"), stopped)
-            except (InputError, Stopped) as error:
-                raise said(error) from None
-            # The page copies the file before this goes on.
-            yield str(output), studio.command(order)
+                while not wait([job], _TICK).done:
+                    if stopped.is_set():
+                        yield nothing, nothing, fragments.status("Stopping after this step.")
+                    elif reports:
+                        yield nothing, nothing, fragments.progress(reports[-1], time.monotonic() - begun)
+                job.result()
+            except Stopped:
+                yield nothing, nothing, fragments.status("Stopped.")
+            except InputError as error:
+                yield nothing, nothing, fragments.status(f"{error}.")
+            else:
+                # The page copies the file before this goes on.
+                done = f"Done in {time.monotonic() - begun:.0f} s."
+                yield str(output), studio.command(order), fragments.status(done)
+            finally:
+                # A visitor who leaves waits for nothing.
+                stopped.set()
 
     with gr.Blocks(title="cinema_jax", analytics_enabled=False, delete_cache=(_LOOK, _KEPT)) as page:
-        gr.Markdown(_TITLE)
+        gr.HTML(fragments.header(studio.about()), elem_id="header", apply_default_css=False)
+        gallery = gr.HTML(
+            fragments.examples(examples),
+            html_template=fragments.GALLERY,
+            js_on_load=fragments.CLICKED,
+            busy="",
+            apply_default_css=False,
+            elem_id="examples",
+            visible=bool(examples),
+        )
         with gr.Row():
             with gr.Column():
                 files = gr.File(
-                    label=f"References: 1 to {studio.most} pictures; a transparent background is the subject's mask",
+                    label=f"References: 1 to {studio.most} pictures",
                     file_count="multiple",
                     file_types=["image"],
                     allow_reordering=True,
-                    height=140,
+                    height=130,
                     elem_id="files",
                 )
-                seen = gr.Gallery(
-                    label="As the model sees them",
-                    columns=studio.most,
-                    height=240,
-                    interactive=False,
-                    object_fit="scale-down",
-                    elem_id="seen",
-                )
+                seen = gr.HTML(show(None), elem_id="seen", apply_default_css=False)
                 prompt = gr.Textbox("", label="Prompt", placeholder="the bird chases the snail", elem_id="prompt")
                 with gr.Row():
-                    text = gr.Slider(1, 10, settings.guidance_text, step=0.5, label="Guidance: prompt")
-                    reference = gr.Slider(1, 10, settings.guidance_reference, step=0.5, label="Guidance: references")
-                with gr.Accordion("More", open=False):
-                    steps = gr.Slider(1, 100, settings.steps, step=1, label="Steps")
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
-                    negative = gr.Textbox("", label="Negative prompt: what to steer away from")
-                with gr.Row():
-                    start = gr.Button("Generate", variant="primary", elem_id="start")
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
+                    start = gr.Button("Generate", variant="primary", elem_id="start", interactive=False)
+                    stop = gr.Button("Stop", elem_id="stop", visible=False)
             with gr.Column():
-                video = gr.Video(label="Video", autoplay=True, loop=True, height=420, elem_id="video")
-                command = gr.Code(
-                    label="The same from the command line", language="shell", wrap_lines=True, elem_id="command"
+                said = fragments.status("Give pictures and a prompt, or click an example.")
+                status = gr.HTML(said, elem_id="status", apply_default_css=False)
+                video = gr.Video(
+                    label="Video", autoplay=True, loop=True, height=280, buttons=["download"], elem_id="video"
                 )
-        inputs = [files, prompt, text, reference, steps, seed, negative]
-        gr.Examples([list(example) for example in examples], [files, prompt])
-        files.change(show, files, seen, api_name=False)
-        asked = gr.on([start.click, prompt.submit], stops.ask, None, None, queue=False, api_name=False)
-        asked.then(
+                settings = _settings(studio)
+                with gr.Accordion("The same from the command line", open=False, elem_id="line"):
+                    command = gr.Textbox(
+                        "", label="Command", lines=4, interactive=False, buttons=["copy"], elem_id="command"
+                    )
+        picked = gr.State(0.0)
+        gallery.click(pick, None, [files, prompt, picked], show_progress="hidden", api_name=False)
+        files.change(show, files, seen, show_progress="hidden", api_name=False)
+        gr.on([files.change, prompt.change], ready, [files, prompt], start, queue=False, api_name=False)
+        asked = gr.on(
+            [start.click, prompt.submit, picked.change],
+            begin,
+            None,
+            [start, stop, gallery, status],
+            queue=False,
+            show_progress="hidden",
+            js=fragments.SHOW_VIDEO,
+            api_name=False,
+        )
+        made = asked.then(
             make,
-            inputs,
-            [video, command],
+            [files, prompt, *settings],
+            [video, command, status],
             concurrency_limit=1,
             trigger_mode="once",
+            show_progress="hidden",
             api_name="generate",
         )
-        stop.click(stops.set, None, None, queue=False)
+        made.then(
+            end,
+            [files, prompt],
+            [start, stop, gallery],
+            queue=False,
+            show_progress="hidden",
+            js=fragments.SHOW_VIDEO,
+            api_name=False,
+        )
+        stop.click(stops.set, None, None, queue=False, api_name=False)
         page.unload(stops.set)
     return page
+
+
+def _settings(studio: Studio) -> list[gr.components.Component]:
+    """What a visitor may set: the arguments of `make` after the prompt."""
+    own = studio.settings()
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        return [
+            gr.Slider(1, 10, own.guidance_text, step=0.5, label="Guidance: prompt", info="1 means none"),
+            gr.Slider(1, 10, own.guidance_reference, step=0.5, label="Guidance: references", info="1 means none"),
+            gr.Slider(1, 100, own.steps, step=1, label="Steps"),
+            gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1),
+            gr.Textbox("", label="Negative prompt: what to steer away from"),
+        ]
 
 
 class _Stops:
@@ -125,9 +202,15 @@ class _Stops:
     def __init__(self):
         self._events: dict[str | None, threading.Event] = {}
 
-    def ask(self, request: gr.Request) -> None:
-        """A visitor asks for a video, which may have to wait."""
+    def ask(self, request: gr.Request) -> int:
+        """A visitor asks for a video, which may have to wait for others: says for how many."""
+        before = len(self._events.keys() - {request.session_hash})
         self._events.setdefault(request.session_hash, threading.Event())
+        return before
+
+    def busy(self, request: gr.Request) -> bool:
+        """Whether a video of the visitor is being made or waits."""
+        return request.session_hash in self._events
 
     @contextlib.contextmanager
     def of(self, request: gr.Request) -> Iterator[threading.Event]:

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import shlex
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +15,7 @@ from jaxtyping import UInt8
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import read_image
 from cinema_jax.data.output import visible, write_video
+from cinema_jax.diffusion.guidance import Branch
 from cinema_jax.errors import InputError
 from cinema_jax.sampling import Request, Sampler, Settings
 from cinema_jax.training.run import Run
@@ -35,6 +37,22 @@ class Order:
     settings: Mapping[str, float | int | str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How far a video is.
+
+    Attributes:
+        phase: what is being done; whoever waits while the model is compiled is told that.
+        done: sampler steps that the device has computed, of `count`.
+        left: seconds until the video is there, as far as can be said.
+    """
+
+    phase: Literal["compiling", "sampling", "decoding"]
+    done: int = 0
+    count: int = 1
+    left: float | None = None
+
+
 class Stopped(Exception):
     """The visitor stopped the video, or left."""
 
@@ -53,6 +71,9 @@ class Studio:
         self.run, self.sampler, self.checkpoint = run, sampler, checkpoint
         self._asked = {name: value for name, value in asked.items() if value is not None}
         self._turn = threading.Lock()
+        # Each set of guidance branches is a program of its own. Of those that are compiled, the seconds of a step, if
+        # known, and of all that follows the last one.
+        self._paces: dict[tuple[Branch, ...], tuple[float | None, float]] = {}
 
     def settings(self, **changes: Any) -> Settings:
         """The checkpoint's own settings, with what was asked for, with `changes`."""
@@ -63,6 +84,20 @@ class Studio:
         """References of one video."""
         return self.run.config.data.max_references
 
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether the checkpoint makes no video of a prompt alone."""
+        return self.run.config.condition.conditioner != "t5"
+
+    def about(self) -> str:
+        """One sentence on what the checkpoint is."""
+        size, settings = sum(x.size for x in self.sampler.params.values()), self.settings()
+        number = f"{size / 1e9:.1f} billion" if size > 1e9 else f"{size / 1e6:.1f} million"
+        name = "This demo" if self.checkpoint == "packaged" else f"Checkpoint {self.checkpoint}"
+        makes = f"{settings.frames} frames of {settings.width} x {settings.height} pixels"
+        critters = " It draws critters, small cartoon animals; photographs become blots." * self.run.draws_critters
+        return f"{name} has {number} parameters and makes {makes}.{critters}"
+
     def seen(self, pictures: Sequence[str]) -> UInt8[np.ndarray, "K height width 3"]:
         """The pictures as the video's encoder sees them.
 
@@ -72,14 +107,14 @@ class Studio:
         return self.sampler.preprocessor.conditions("", _references(pictures))["references"][: len(pictures)]
 
     def make(
-        self, order: Order, output: Path, progress: Callable[[int, int], Any], stop: threading.Event | None = None
+        self, order: Order, output: Path, tell: Callable[[Report], Any], stop: threading.Event | None = None
     ) -> None:
         """Sample a video to a file.
 
         Args:
             output: as `write_video` takes it.
-            progress: is told how many steps are done, and of how many.
-            stop: ends the sampling before its next step.
+            tell: is told how far it is, after every step and where another phase begins.
+            stop: ends the sampling after the step that is being computed.
 
         Raises:
             InputError: the order cannot be carried out.
@@ -87,24 +122,49 @@ class Studio:
         """
         request, settings = self._checked(order)
         stop = stop or threading.Event()
+        if not self._turn.acquire(blocking=False):
+            # Only the first video, which warms up, is made without an order.
+            tell(Report("compiling"))
+            while not self._turn.acquire(timeout=0.1):
+                _end_if(stop)
+        try:
+            video = self._sampled(request, settings, tell, stop)
+            fps = self.run.config.data.fps
+            shown, *_ = visible(video, fps, output)
+            write_video(output, shown, fps)
+        finally:
+            self._turn.release()
+
+    def _sampled(
+        self, request: Request, settings: Settings, tell: Callable[[Report], Any], stop: threading.Event
+    ) -> UInt8[np.ndarray, "frames height width 3"]:
+        branches, count = self.sampler.guidance(settings)[0], settings.steps
+        known = branches in self._paces
+        step, rest = self._paces.get(branches, (None, 0.0))
+        moments: list[float] = []
+        tell(Report("sampling", 0, count, step and step * count + rest) if known else Report("compiling"))
 
         def watched(steps: Iterable[Any]) -> Iterator[Any]:
-            for done, step in enumerate(steps):
-                if stop.is_set():
-                    raise Stopped("The video was stopped.")
-                progress(done, settings.steps)
-                yield step
+            _end_if(stop)
+            for done, latents in enumerate(steps, 1):
+                moments.append(time.monotonic())
+                pace = (moments[-1] - moments[0]) / (done - 1) if done > 1 else step
+                tell(Report("sampling", done, count, pace and pace * (count - done) + rest))
+                _end_if(stop)
+                yield latents
+            tell(Report("decoding", count, count, rest or None))
 
-        with self._turn:
-            video = self.sampler([request], settings, watched)[0]
-        fps = self.run.config.data.fps
-        shown, *_ = visible(video, fps, output)
-        write_video(output, shown, fps)
+        video = self.sampler([request], settings, watched)[0]
+        # After the first video's last step the decoder was compiled.
+        rest = time.monotonic() - moments[-1] if self._paces else 0.0
+        self._paces[branches] = (moments[-1] - moments[0]) / (count - 1) if count > 1 else step, rest
+        return video
 
     def warm_up(self, pictures: Sequence[str], prompt: str) -> None:
         """Compile: make a video of as many steps as any and throw it away."""
         with self._turn:
-            self.sampler([Request(prompt, _references(pictures))], self.settings())
+            request = Request(prompt, _references(pictures))
+            self._sampled(request, self.settings(), lambda report: None, threading.Event())
 
     def command(self, order: Order) -> str:
         """The command line that makes the same video of the same pictures, wherever these lie."""
@@ -121,11 +181,16 @@ class Studio:
     def _checked(self, order: Order) -> tuple[Request, Settings]:
         if not order.prompt.strip():
             raise InputError("the prompt is empty; say what happens in the video")
-        if not order.pictures and self.run.config.condition.conditioner != "t5":
+        if not order.pictures and self.needs_pictures:
             raise InputError("there is no picture; give at least one of a subject")
         self.seen(order.pictures)
         request = Request(order.prompt, _references(order.pictures), order.seed, order.negative_prompt)
         return request, self.settings(**order.settings)
+
+
+def _end_if(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Stopped("The video was stopped.")
 
 
 def _references(pictures: Sequence[str]) -> tuple[Reference, ...]:

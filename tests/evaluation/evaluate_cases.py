@@ -71,9 +71,18 @@ def test_real_videos_are_told_from_what_a_random_network_generates(output):
 def test_the_page_shows_every_video(output):
     page = (output / "index.html").read_text()
     for case in json.loads((output / "figures.json").read_text())["cases"]:
-        for folder in ("", "real/", "references/"):
-            assert f'src="{folder}{case["id"]}.png"' in page
-            assert (output / f"{folder}{case['id']}.png").is_file()
+        for file in (f"generated/{case['id']}.mp4", f"real/{case['id']}.mp4", f"references/{case['id']}.png"):
+            assert f'src="{file}"' in page
+            assert (output / file).is_file()
+
+
+def test_the_page_has_every_figure_with_ceiling_and_chance(output):
+    page = (output / "index.html").read_text()
+    figures = json.loads((output / "figures.json").read_text())["figures"]
+    assert page.count('<th scope="row">') == len(figures)
+    identity = page[page.index('<th scope="row">identity') :].split("</tr>")[0]
+    for column in ("generated", "reconstructed", "generated_shuffled"):
+        assert f"<td>{100 * figures['identity'][column]['all']['value']:.1f} %" in identity
 
 
 def test_videos_are_not_made_twice(workdir, output, monkeypatch):

@@ -1,5 +1,6 @@
 """What the web page does, without a browser."""
 
+import dataclasses
 import shlex
 import threading
 from pathlib import Path
@@ -14,9 +15,9 @@ from cinema_jax import command, generate
 from cinema_jax.data.critters.examples import write_examples
 from cinema_jax.data.images import letterbox, read_image
 from cinema_jax.errors import InputError
-from cinema_jax.sampling import load_sampler
+from cinema_jax.sampling import Request, load_sampler
 from cinema_jax.web.page import build
-from cinema_jax.web.studio import Order, Stopped, Studio
+from cinema_jax.web.studio import Order, Report, Stopped, Studio
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +33,14 @@ def studio(folder):
 
 @pytest.fixture(scope="module")
 def order(folder):
-    pictures, prompt = write_examples(folder, 3)[0]
+    pictures, prompt = write_examples(folder, 3)[1]
     return Order(
         tuple(pictures), prompt, "it's green", 3, {"guidance_text": 2.5, "guidance_reference": 1.5, "steps": 2}
     )
 
 
 def test_the_command_makes_the_same_video(studio, order, folder, monkeypatch):
-    told = []
-    studio.make(order, folder / "page.mp4", lambda done, count: told.append((done, count)))
-    assert told == [(0, 2), (1, 2)]
+    studio.make(order, folder / "page.mp4", lambda report: None)
     monkeypatch.chdir(folder)
     python, m, module, *arguments = shlex.split(studio.command(order))
     assert (python, m, module) == ("python", "-m", "cinema_jax.generate")
@@ -52,16 +51,53 @@ def test_the_command_makes_the_same_video(studio, order, folder, monkeypatch):
     assert Path("out.mp4").read_bytes() == Path("page.mp4").read_bytes()
 
 
-def test_a_stopped_video_ends_before_its_next_step(studio, order, folder):
-    stop, told = threading.Event(), []
+def told(studio, order, folder, **changes) -> list[Report]:
+    found: list[Report] = []
+    changed = dataclasses.replace(order, settings={**order.settings, **changes})
+    studio.make(changed, folder / "told.mp4", found.append)
+    return found
 
-    def progress(done, count):
-        told.append(done)
-        stop.set()
+
+def test_a_program_that_is_not_compiled_yet_is_told_of_once(studio, order, folder):
+    for expected in (["compiling", "sampling"], ["sampling", "sampling"]):
+        found = told(studio, order, folder, guidance_text=1.0, guidance_reference=1.0)
+        assert [report.phase for report in found[:2]] == expected
+
+
+def test_every_step_is_told_of_and_then_the_decoding(studio, order, folder):
+    studio.make(order, folder / "first.mp4", lambda report: None)
+    found = told(studio, order, folder, steps=4)
+    assert [(report.phase, report.done, report.count) for report in found] == [
+        *(("sampling", done, 4) for done in range(5)),
+        ("decoding", 4, 4),
+    ]
+    assert all(report.left is not None and report.left > 0 for report in found)
+
+
+def test_steps_are_counted_when_the_device_has_computed_them(studio, order):
+    waiting = []
+
+    def counted(steps):
+        for latents in steps:
+            waiting.append(not latents.is_ready())
+            yield latents
+
+    request = Request(order.prompt, ())
+    studio.sampler([request], studio.settings(steps=30), counted)
+    assert waiting == [False] * 30
+
+
+def test_a_stopped_video_ends_before_its_next_step(studio, order, folder):
+    stop, found = threading.Event(), []
+
+    def tell(report):
+        found.append(report.done)
+        if report.done == 1:
+            stop.set()
 
     with pytest.raises(Stopped):
-        studio.make(order, folder / "stopped.mp4", progress, stop)
-    assert told == [0]
+        studio.make(order, folder / "stopped.mp4", tell, stop)
+    assert found == [0, 1]
     assert not (folder / "stopped.mp4").exists()
 
 
@@ -78,17 +114,29 @@ def asked(order, visitor, seed):
 
 def test_who_stops_while_waiting_gets_no_video_and_the_next_one_again(called, order):
     functions, visitor = called
-    functions["ask"](visitor)
+    functions["begin"](visitor)
     functions["set"](visitor)
-    with pytest.raises(gradio.Error, match=r"The video was stopped\."):
-        next(functions["make"](*asked(order, visitor, 0)))
+    assert "Stopped." in list(functions["make"](*asked(order, visitor, 0)))[-1][2]
     functions["set"](visitor)
-    assert list(functions["make"](*asked(order, visitor, 0)))
+    assert "Done in" in list(functions["make"](*asked(order, visitor, 0)))[-1][2]
+
+
+def test_generate_waits_for_a_picture_a_prompt_and_the_last_video(called, order):
+    functions, visitor = called
+
+    def ready(files, prompt):
+        return functions["ready"](files, prompt, visitor).interactive
+
+    assert [ready(None, "it jumps"), ready([*order.pictures], " "), ready([*order.pictures], "it jumps")] == [
+        False, False, True,
+    ]  # fmt: skip
+    functions["begin"](visitor)
+    assert not ready([*order.pictures], "it jumps")
 
 
 def test_an_emptied_seed_field_is_seed_0(called, order):
     functions, visitor = called
-    ((_, line),) = functions["make"](*asked(order, visitor, None))
+    *_, (_, line, _) = functions["make"](*asked(order, visitor, None))
     assert "--seed=0" in line
 
 
@@ -112,4 +160,4 @@ def test_pictures_are_shown_as_the_encoder_sees_them(studio, order):
 def test_orders_are_refused_in_a_sentence(studio, order, folder, pictures, prompt, message):
     given = {None: order.pictures, "all": order.pictures[:1] * 4}.get(pictures, pictures)
     with pytest.raises(InputError, match=message):
-        studio.make(Order(given, prompt, "", 0, {}), folder / "bad.mp4", lambda done, count: None)
+        studio.make(Order(given, prompt, "", 0, {}), folder / "bad.mp4", lambda report: None)
