@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cinema_jax.bounds import check_bounds
 from cinema_jax.data.augment import AugmentConfig
-from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Prediction, Solver, Spacing
+from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Prediction, Solver, Spacing, Times
 from cinema_jax.diffusion.schedule import NoiseSchedule
 from cinema_jax.errors import InputError
 from cinema_jax.models.aligner.config import AlignerConfig
@@ -119,16 +119,32 @@ class ConditionConfig:
 class FlowConfig:
     """Flow matching and sampling."""
 
+    times: Times = option(
+        "logit_normal",
+        "How training draws times: logit_normal; uniform; or schedule, for v_prediction: uniform over the timesteps of "
+        "the noise schedule, each with the weight that it had in the transformer's pretraining.",
+    )
+    stratified: bool = option(
+        False, "Spread the times of each batch evenly over their distribution; otherwise each is drawn by itself."
+    )
     time_mean: float = option(0.0, "Mean of the logit-normal training times.")
     time_std: float = option(1.0, "Standard deviation of the logit-normal training times.")
-    shift: float = option(1.0, "Resolution shift of training and sampling times: t' = s t / (1 + (s - 1) t).")
+    shift: float = option(
+        1.0,
+        "Resolution shift of training and sampling times that are not those of the schedule: "
+        "t' = s t / (1 + (s - 1) t).",
+    )
     prediction: Prediction = option(
         "velocity", "What the transformer predicts: the flow's velocity, or v on the noise schedule (CogVideoX)."
     )
     solver: Solver = option(
         "unipc", "unipc (second order) and euler follow the flow; ddim and dpm, for v_prediction, are CogVideoX's."
     )
-    spacing: Spacing = option("uniform", "Of the sampler's times, before the shift; cosine is denser at both ends.")
+    spacing: Spacing = option(
+        "uniform",
+        "Of the sampler's times, before the shift; cosine is denser at both ends. schedule, for v_prediction: evenly "
+        "over the timesteps of the noise schedule, without the shift.",
+    )
     sample_steps: int = option(20, "Sampler steps, each one network evaluation.")
     subject_weight: float = option(
         1.0,
@@ -385,6 +401,11 @@ def _validate(config: Config) -> None:
         raise InputError(
             f"config.flow.solver is {config.flow.solver!r}, which needs config.flow.prediction=v_prediction"
         )
+    for name in ("times", "spacing"):
+        if getattr(config.flow, name) == "schedule" and config.flow.prediction != "v_prediction":
+            raise InputError(
+                f"config.flow.{name} is 'schedule', which needs a noise schedule: config.flow.prediction=v_prediction"
+            )
     for name in ("text_dropout", "reference_dropout", "joint_dropout"):
         if not 0 <= getattr(config.condition, name) < 1:
             raise InputError(f"config.condition.{name} is {getattr(config.condition, name)}; it must lie in [0, 1)")

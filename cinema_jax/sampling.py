@@ -158,6 +158,8 @@ class Sampler:
 
     def _flow_steps(self, settings: Settings) -> Float[np.ndarray, "steps 9"]:
         config = self.cinema.config
+        if settings.spacing == "schedule":
+            return solver_steps(settings.solver, config.schedule.time_grid(settings.steps))
         # Under its lowest noise level a network on a discrete schedule knows nothing.
         smallest = config.schedule.flow_times()[0] if config.flow.prediction == "v_prediction" else 0.0
         grid = time_grid(settings.steps, shift=config.flow.shift, smallest=float(smallest), spacing=settings.spacing)

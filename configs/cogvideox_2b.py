@@ -59,6 +59,8 @@ def _data(config: ConfigDict) -> None:
 
 def _flow(config: ConfigDict) -> None:
     config.flow.prediction, config.schedule.snr_shift_scale = "v_prediction", 3.0
+    # As in pretraining: layout, number and place of subjects are decided at its noisiest timesteps.
+    config.flow.times, config.flow.stratified, config.flow.spacing = "schedule", True, "schedule"
     config.flow.solver, config.flow.sample_steps, config.flow.tiled_decoding = "unipc", 50, True
     config.flow.guidance_text, config.flow.guidance_reference = 6.0, 3.0
 

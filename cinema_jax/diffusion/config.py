@@ -4,7 +4,8 @@ from typing import Literal
 
 # unipc and euler follow the flow; ddim and dpm are CogVideoX' own, for networks that predict v.
 Solver = Literal["unipc", "euler", "ddim", "dpm"]
-Spacing = Literal["uniform", "cosine"]
+Spacing = Literal["uniform", "cosine", "schedule"]
+Times = Literal["logit_normal", "uniform", "schedule"]
 Prediction = Literal["velocity", "v_prediction"]
 FLOW_SOLVERS: tuple[Solver, ...] = ("unipc", "euler")
 DISCRETE_SOLVERS: tuple[Solver, ...] = ("ddim", "dpm")

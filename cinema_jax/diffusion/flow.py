@@ -8,6 +8,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from cinema_jax.numerics import at_least_fp32
@@ -47,6 +48,50 @@ def logit_normal_times(
     _check_positive("std", std)
     normal = jax.vmap(jax.random.normal)(_fold(keys, _TIME))
     return shift_times(jax.nn.sigmoid(mean + std * normal), shift)
+
+
+def shares(keys: Key[Array, "B"], indices: Int[Array, "B"] | None = None, batch_size: int = 1) -> Float[Array, "B"]:
+    """Uniform numbers in [0, 1), one per sample.
+
+    Args:
+        indices: global example indices, of which `batch_size` in a row are one batch, however it is split over hosts
+            and microbatches: each part of [0, 1) of length `1 / batch_size` then gets one sample of every batch. None:
+            the samples are independent.
+    """
+    drawn = jax.vmap(jax.random.uniform)(_fold(keys, _TIME))
+    return drawn if indices is None else (indices % batch_size + drawn) / batch_size
+
+
+def times_at(
+    shares: Float[Array, "B"],
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    shift: float = 1.0,
+    levels: Float[np.ndarray, "levels"] | None = None,
+    uniform: bool = False,
+) -> Float[Array, "B"]:
+    """The times below which a distribution has those shares of all times.
+
+    Args:
+        levels: the distribution is uniform over these times, rising, as they are.
+        uniform: it is uniform over [0, 1], then shifted; else logit-normal, as that of `logit_normal_times`.
+    """
+    if levels is not None:
+        return jnp.asarray(levels, jnp.float32)[(shares * len(levels)).astype(jnp.int32).clip(0, len(levels) - 1)]
+    if uniform:
+        return shift_times(shares, shift)
+    _check_positive("std", std)
+    return shift_times(jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(shares)), shift)
+
+
+def v_weight(times: Float[Array, "B"]) -> Float[Array, "B"]:
+    """A squared error of the velocity times this is that of v at the same signal-to-noise ratio.
+
+    The velocity is `(alpha + sigma) v` plus what z itself says (see `discrete.as_velocity`), and
+    `(alpha + sigma)^2 = 1 / (t^2 + (1 - t)^2)`.
+    """
+    return times**2 + (1 - times) ** 2
 
 
 def sample_noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:

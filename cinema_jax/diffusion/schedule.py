@@ -75,6 +75,13 @@ class NoiseSchedule:
         signal, noise = np.sqrt(alphas), np.sqrt(1 - alphas)
         return noise / (signal + noise)
 
+    def time_grid(self, steps: int) -> Float[np.ndarray, "n"]:
+        """The flow times of `timesteps(steps)`, then 0: where the schedule's own samplers call the network.
+
+        `n` is `steps + 1`; float64.
+        """
+        return np.append(self.flow_times()[self.timesteps(steps)], 0.0)
+
 
 def schedule_from_hf(config: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule of a `scheduler/scheduler_config.json` of diffusers; unsaid fields take diffusers' defaults.

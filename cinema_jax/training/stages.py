@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from cinema_jax.cinema import Batch, Cinema, Conditions, Params, to_float
 from cinema_jax.config import Config
@@ -175,19 +175,39 @@ def per_token(values: Float[Array, "B T"], mask: Shaped[Array, "B T"]) -> Share:
     return Share((values * mask).sum(axis=1).mean(), mask.sum(axis=1).mean())
 
 
-def flow_loss(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions]) -> Loss:
-    """Flow matching on the video's tokens, at random times and noise."""
+def flow_loss(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions], stage: str) -> Loss:
+    """Flow matching on the video's tokens, at random times and noise.
+
+    With `flow.times="schedule"` the loss is the error of v, at times as often as in the transformer's own pretraining.
+    """
     config = cinema.config.flow
 
     def loss(params, batch, keys):
         latents = batch["latents"]
-        times = flow.logit_normal_times(keys, mean=config.time_mean, std=config.time_std, shift=config.shift)
+        times = training_times(cinema.config, stage, keys, batch["index"])
         noise = flow.sample_noise(keys, latents.shape[1:])
         told, weights = conditions(params, batch), batch.get("error_weights")
         errors = flow_errors(cinema, params, latents, noise, times, told, weights)
-        return errors.mean(), by_time(errors, times)
+        weighted = errors * flow.v_weight(times) if config.times == "schedule" else errors
+        return weighted.mean(), by_time(errors, times)
 
     return loss
+
+
+def training_times(config: Config, stage: str, keys: Key[Array, "B"], indices: Int[Array, "B"]) -> Float[Array, "B"]:
+    """The times of a batch, as `config.flow` wants them; `indices` are the samples' global example indices."""
+    how, own = config.flow, getattr(config, stage)
+    if how.times == "logit_normal" and not how.stratified:
+        return flow.logit_normal_times(keys, mean=how.time_mean, std=how.time_std, shift=how.shift)
+    shares = flow.shares(keys, indices if how.stratified else None, own.batch_size)
+    return flow.times_at(
+        shares,
+        mean=how.time_mean,
+        std=how.time_std,
+        shift=how.shift,
+        uniform=how.times == "uniform",
+        levels=config.schedule.flow_times() if how.times == "schedule" else None,
+    )
 
 
 def by_time(errors: Float[Array, "B"], times: Float[Array, "B"]) -> Metrics:
@@ -285,7 +305,7 @@ STAGES: dict[str, Stage] = {
             "pretrain",
             ("vae", "t5", "dit"),
             ("t5", "dit"),
-            lambda cinema: flow_loss(cinema, cinema.pretrain_conditions),
+            lambda cinema: flow_loss(cinema, cinema.pretrain_conditions, "pretrain"),
             lambda cinema: flow_evaluation(cinema, cinema.pretrain_conditions),
             latents=True,
         ),
@@ -294,7 +314,7 @@ STAGES: dict[str, Stage] = {
             "finetune",
             ("vae", "mllm", "aligner", "dit"),
             ("aligner", "dit"),
-            lambda cinema: flow_loss(cinema, cinema.conditions),
+            lambda cinema: flow_loss(cinema, cinema.conditions, "finetune"),
             lambda cinema: flow_evaluation(cinema, cinema.conditions),
             latents=True,
         ),

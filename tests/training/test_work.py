@@ -58,7 +58,7 @@ def test_a_trained_part_counts_three_times_and_a_frozen_one_once(cinema):
     projection = 2 * 3 * TEXT * WIDTH * cinema.part_configs["t5"].d_model
     assert joint - frozen == pytest.approx(2 * forward_t5 + projection, rel=0.01)
     whole = matmul_flops(
-        lambda params, batch, keys: flow_loss(cinema, caption_conditions(cinema))(params, batch, keys)[0],
+        lambda params, batch, keys: flow_loss(cinema, caption_conditions(cinema), "pretrain")(params, batch, keys)[0],
         params,
         batch(),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), 3)),
