@@ -37,11 +37,8 @@ def get_config() -> ConfigDict:
 
 
 def _sizes(config: ConfigDict) -> None:
-    """Of the released networks, for `plan`; a run takes them from the weights themselves."""
+    """Of the released networks, for `plan`; a run takes them from the weights. The default MLLM is Qwen2-VL-2B."""
     config.vae_model = ConfigDict(to_dict(CogVideoXVAEConfig()))
-    mllm = config.mllm_model
-    mllm.vocab_size, mllm.hidden_size, mllm.intermediate_size = 152064, 3584, 18944
-    mllm.num_attention_heads, mllm.num_key_value_heads, mllm.tie_word_embeddings = 28, 4, False
     # Queries and keys come in blocks of this many tokens on a TPU.
     config.dit_model.sequence_multiple = 512
 
@@ -54,7 +51,7 @@ def _data(config: ConfigDict) -> None:
     condition.template, condition.text_tokens = "qwen", 226
     # 256 language tokens for each reference, of 2 x 2 patches of 14 pixels.
     condition.mllm_max_pixels, condition.mllm_min_pixels = 448 * 448, 56 * 56
-    data.max_references, condition.mllm_patches, condition.mllm_tokens = 4, 4 * 1024, 1280
+    data.max_references, condition.mllm_patches, condition.mllm_tokens = 4, 4 * 1024, 1536
 
 
 def _flow(config: ConfigDict) -> None:

@@ -17,6 +17,9 @@ def get_config() -> ConfigDict:
     """CogVideoX-5b with Qwen2-VL-7B."""
     config = cogvideox_2b.get_config()
     config.schedule.snr_shift_scale = 1.0
+    mllm = config.mllm_model
+    mllm.vocab_size, mllm.hidden_size, mllm.intermediate_size = 152064, 3584, 18944
+    mllm.num_attention_heads, mllm.num_key_value_heads, mllm.tie_word_embeddings = 28, 4, False
     dit = config.dit_model
     dit.num_layers, dit.num_attention_heads, dit.use_rotary_positional_embeddings = 42, 48, True
     return config

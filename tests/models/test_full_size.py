@@ -13,6 +13,8 @@ import torch
 import transformers
 
 from cinema_jax import parts, weights
+from cinema_jax.config import parse
+from configs import cogvideox_2b, cogvideox_5b
 
 QWEN2 = {
     "model_type": "qwen2_vl",
@@ -123,3 +125,12 @@ def test_the_table_covers_a_released_checkpoint_exactly(name, tmp_path):
     assert again.keys() == expected.keys()
     count = sum(math.prod(x.shape) for x in expected.values())
     assert count == sum(x.numel() for x in theirs.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("module", "name"), [(cogvideox_2b, "Qwen2-VL-2B"), (cogvideox_5b, "Qwen2-VL-7B")])
+def test_a_config_plans_with_the_language_model_that_it_names(module, name):
+    values = module.get_config()
+    values.data.path = "videos"
+    assert name in module.__doc__
+    _, shapes = parts.structure("mllm", parse(values).mllm_model)
+    assert sum(math.prod(x.shape) for x in shapes.values()) == RELEASED[name][1]
