@@ -78,7 +78,7 @@ def test_no_gradient_reaches_a_frozen_part(run, parts, stage):
     source = run.source("train")
     latents = np.random.default_rng(1).standard_normal((2, 2, 4, 4, 4), np.float32)
     examples = Examples(source, run.preprocessor(), range(2), latents)
-    batch = stack([examples(stage, row, np.random.default_rng(row)) for row in range(2)])
+    batch = stack([examples(stage, row, np.random.default_rng(row)) for row in range(2)]) | {"index": jnp.arange(2)}
     loss = STAGES[stage].loss(cinema)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     used = {path: x for path, x in params.items() if path.split("/")[0] in STAGES[stage].parts}

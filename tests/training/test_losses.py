@@ -55,7 +55,8 @@ def parts_of(run, *names):
 
 def batch_of(run, stage, latents=None):
     examples = Examples(run.source("train"), run.preprocessor(), range(ROWS), latents)
-    return collate([examples(stage, row, np.random.default_rng(row)) for row in range(ROWS)])
+    made = [examples(stage, row, np.random.default_rng(row)) for row in range(ROWS)]
+    return collate(made) | {"index": np.arange(ROWS, dtype=np.int32)}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,6 @@ def test_align_is_held_against_the_flow_that_t5_itself_leads(aligned):
 def aligned(run, latents):
     """A batch, both readers' features of it, the loss, and what is held out beside the flow's errors by both."""
     (cinema, params), batch = parts_of(run, "vae", "t5", "mllm", "aligner", "dit"), batch_of(run, "align", latents)
-    batch["index"] = np.arange(ROWS, dtype=np.int32)
     noise = np.stack([held_out_noise(time, latents.shape) for time in range(4)])
 
     @jax.jit
