@@ -1,6 +1,10 @@
 import json
 import pickle
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -113,6 +117,15 @@ def test_tensorflow_datasets_reads_the_folder(output):
     assert [bool(masked) for masked in references["masked"]] == [True, False, False]
     assert [image.shape for image in references["image"]] == [(12, 10, 3), (10, 14, 3), (22, 25, 3)]
     assert [mask.shape for mask in references["mask"]] == [(12, 10, 1), (10, 14, 1), (22, 25, 1)]
+
+
+def test_the_documented_code_reads_the_folder_without_tensorflow(output, tmp_path):
+    document = Path(__file__).parents[2] / "docs/prepare.md"
+    code = re.search(r"```python\n(.*?)```", document.read_text(), re.DOTALL)[1]
+    (tmp_path / "records").symlink_to(str(output))
+    code += 'import sys\nassert "tensorflow" not in sys.modules\nprint(data[0]["latents"].dtype)\n'
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "bfloat16\n", done.stderr
 
 
 def test_a_pickled_source_reads_on(output):
