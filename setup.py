@@ -20,6 +20,7 @@ setup(
     install_requires=(HERE / "requirements.txt").read_text().split(),
     extras_require={
         "test": [
+            "axe-playwright-python",
             "beartype",
             "diffusers",
             "gradio>=6",

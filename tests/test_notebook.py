@@ -52,10 +52,17 @@ def test_the_checkout_around_the_notebook_is_installed(install):
     assert install["requirement"](NOTEBOOK.parent).split("[")[0] == str(NOTEBOOK.parents[1])
 
 
-def test_the_public_project_is_installed_where_there_is_no_checkout(install, tmp_path):
+def test_the_project_is_installed_from_its_address_where_there_is_no_checkout(install, tmp_path):
+    install["requirement"].__globals__["REPOSITORY"] = "https://example.org/cinema_jax"
     name, address = install["requirement"](tmp_path).split(" @ ")
     assert name.split("[")[0] == "cinema_jax"
-    assert address == f"git+{install['REPOSITORY']}"
+    assert address == "git+https://example.org/cinema_jax"
+
+
+def test_without_an_address_the_cell_asks_for_one(install, tmp_path):
+    install["requirement"].__globals__["REPOSITORY"] = ""
+    with pytest.raises(SystemExit, match="Set REPOSITORY in this cell to the address"):
+        install["requirement"](tmp_path)
 
 
 def test_its_outputs_are_saved_and_name_no_folder_of_ours(executed):
