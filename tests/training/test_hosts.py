@@ -170,7 +170,7 @@ def test_the_process_that_failed_is_named_by_the_other(whole, moment, statuses, 
     assert re.search(told, ended[0][1])
 
 
-@pytest.mark.parametrize("slices", ["8 devices", "v5e:4x4"])
+@pytest.mark.parametrize("slices", ["8 devices", pytest.param("v5e:4x4", marks=pytest.mark.release)])
 def test_a_run_goes_on_with_other_hosts(whole, meshes, slices):
     run = whole.with_name(f"on {slices}")
     shutil.copytree(whole, run)
