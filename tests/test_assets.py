@@ -29,8 +29,13 @@ CLIPS = 4
 
 
 def digests() -> dict[str, str]:
-    """The sha256 of every file that ships."""
-    files = [file for folder in (parts.PACKAGED, PRETRAINED) for file in folder.rglob("*") if file.is_file()]
+    """The sha256 of all weights, their configs and the tokenizer."""
+    files = [
+        file
+        for folder in (parts.PACKAGED, PRETRAINED)
+        for file in folder.rglob("*")
+        if file.suffix in (".safetensors", ".json")
+    ]
     return {str(file.relative_to(ROOT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 
