@@ -47,10 +47,7 @@ class Profile:
         """Called before each step is dispatched; `settle` waits until those before it are done."""
         if self._steps and step == self._steps.start:
             settle()
-            # The tracer of Python calls walks through the frames of all threads, and has crashed where there were many.
-            options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0
-            jax.profiler.start_trace(str(self._folder), profiler_options=options)
+            jax.profiler.start_trace(str(self._folder))
             self._tracing = True
         if self._tracing and step == self._steps.stop:
             settle()

@@ -31,10 +31,10 @@ STEPS, BATCH = 10, 8
 # The first one is what the others are compared with.
 MESHES = (
     {},
-    {"data": 2, "fsdp": 4},
+    {"slice": 2, "data": 2, "fsdp": 2},
     {"fsdp": 2, "context": 2, "tensor": 2},
     # Four samples at a time, on eight devices.
-    {"slice": 2, "data": 2, "fsdp": 2, "microbatches": 2},
+    {"data": 2, "fsdp": 2, "context": 2, "microbatches": 2},
 )
 
 
