@@ -1,9 +1,11 @@
 """What a signal gets for an answer, also while native code keeps the main thread."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny import process_environment
@@ -30,7 +32,17 @@ def started(inside: str, log2: int) -> subprocess.Popen:
         text=True,
     )
     assert process.stdout.readline() == "ready\n"
+    # Only native code has work left to do.
+    before = cpu_seconds(process.pid)
+    while process.poll() is None and cpu_seconds(process.pid) < before + 0.1:
+        time.sleep(0.02)
     return process
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has spent."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize(
