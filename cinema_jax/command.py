@@ -18,7 +18,6 @@ from tqdm import tqdm
 from cinema_jax import distributed, peers, usage
 from cinema_jax.errors import STORAGE_ALONE, InputError, passing_error
 from cinema_jax.training.interruption import Interrupted
-from cinema_jax.usage import underscored as underscored
 
 Result = TypeVar("Result")
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import random_run, tiny_config, tiny_values
 
-from cinema_jax import command, generate, parts, sampling
+from cinema_jax import generate, parts, sampling, usage
 from cinema_jax.config import parse
 from cinema_jax.data import manifest
 from cinema_jax.data.images import read_image, read_mask
@@ -175,7 +175,7 @@ def test_a_run_in_a_bucket_is_refused():
 
 def test_flags_may_be_spelled_with_dashes():
     spelled = ["--guidance-text=-2", "--output=my-video.mp4", "--prompt", "a-b", "-v=1", "--"]
-    assert [command.underscored(argument) for argument in spelled] == [
+    assert [usage.underscored(argument) for argument in spelled] == [
         "--guidance_text=-2", "--output=my-video.mp4", "--prompt", "a-b", "-v=1", "--",
     ]  # fmt: skip
 

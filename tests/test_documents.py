@@ -24,7 +24,12 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [
     *DOCUMENTS,
-    *(ROOT / "CHANGELOG.md", *(ROOT / "benchmarks").glob("*.md"), *(ROOT / "cinema_jax/assets").rglob("*.md")),
+    *(
+        ROOT / "CHANGELOG.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "benchmarks").glob("*.md"),
+        *(ROOT / "cinema_jax/assets").rglob("*.md"),
+    ),
 ]
 # What a block may need, and words that show that it does.
 NEEDS = {

@@ -329,7 +329,8 @@ def plan(config, topology, *arguments):
     return done.stdout
 
 
-# Made by `CINEMA_GOLDEN=write python -m pytest tests/planning`: look at what changed before you commit it.
+# Made by `CINEMA_GOLDEN=write pytest -m "release or not release" tests/planning`: look at what changed before you
+# commit it.
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = os.environ.get("CINEMA_GOLDEN") == "write"
 

@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from tiny import random_run
 
-from cinema_jax import command, generate
+from cinema_jax import generate, usage
 from cinema_jax.data.critters.examples import write_examples
 from cinema_jax.data.images import letterbox, read_image
 from cinema_jax.errors import InputError
@@ -46,7 +46,7 @@ def test_the_command_makes_the_same_video(studio, order, folder, monkeypatch):
     assert (python, m, module) == ("python", "-m", "cinema_jax.generate")
     assert "--solver=euler" in arguments
     flags.FLAGS.unparse_flags()
-    flags.FLAGS(["generate", *map(command.underscored, arguments)])
+    flags.FLAGS(["generate", *map(usage.underscored, arguments)])
     generate.main()
     assert Path("out.mp4").read_bytes() == Path("page.mp4").read_bytes()
 
