@@ -49,6 +49,7 @@ BOUNDS = {
 # Of every stage.
 STAGE_BOUNDS = {
     "eval_every": NONE_OR_MORE,
+    "sample_every": NONE_OR_MORE,
     "ema_decay": SHARE,
     "optimizer.learning_rate": POSITIVE,
     "optimizer.weight_decay": WEIGHT,

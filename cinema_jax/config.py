@@ -175,6 +175,11 @@ class StageConfig:
     ema_decay: float = option(0.999, "Decay of the averaged weights, which evaluation, later stages and sampling use.")
     log_every: int = option(10, "Steps between metric records.")
     eval_every: int = option(0, "Steps between held-out evaluations; 0: only at the end.")
+    sample_every: int = option(
+        0,
+        "Steps between contact sheets of held-out examples; 0: only at the end of `finetune`. For stages that have all "
+        "parts that generate a video: `align` and `finetune`.",
+    )
     checkpoint_every: int = option(100, "Steps between checkpoints.")
     keep: int = option(2, "Number of checkpoints that are kept.")
 

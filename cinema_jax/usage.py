@@ -56,7 +56,7 @@ COMMANDS = {
 }
 # The experiments of a checkout and their variants, without whose list nobody would find them.
 CONFIGS = {
-    "configs/demo.py": ("folder", "folder_smoke", "folder_finetune", "smoke", "scratch"),
+    "configs/demo.py": ("full", "folder", "folder_smoke", "folder_finetune", "smoke", "scratch"),
     "configs/demo_ablation.py": (
         *("full", "t5", "no_entities", "random_aligner", "entity_time", "augment"),
         *("pretrain", "pretrain_entity_time", "pretrain_augment"),

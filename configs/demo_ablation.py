@@ -41,7 +41,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     """One variant."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/demo_ablation.py has no variant {variant!r}; accepted: {', '.join(VARIANTS)}")
-    config = demo.get_config()
+    config = demo.get_config("full")
     if variant == "t5":
         config.condition.conditioner, config.finetune.trainable = "t5", ("dit/.*",)
     elif variant == "no_entities":

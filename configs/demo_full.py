@@ -8,7 +8,7 @@
 `who` is a piece of `mllm`: the packaged language model, or another (`--config.weights.mllm=runs/scratch/parts/mllm`),
 is trained further until it knows for each noun to which image it refers. The pieces after it, up to `more_crowds`, are
 pieces of `pretrain`: texts and references to single frames and to videos, with T5 trained together with the
-transformer. Each starts from the result of the one before. `demo` is configs/demo.py, which aligns and finetunes.
+transformer. Each starts from the result of the one before. `demo` is configs/demo.py:full, which aligns and finetunes.
 
 The captions of the first two describe all subjects, so references add little. The prompts of the others often do not,
 and the transformer learns to use the references. `new_t5` takes only the transformer: its T5 starts from random
@@ -101,7 +101,7 @@ _PIECES = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """The demo, or a piece of what it starts from."""
-    config, made = demo.get_config() if variant == "demo" else demo.base(), [*_PIECES]
+    config, made = demo.get_config("full") if variant == "demo" else demo.base(), [*_PIECES]
     if variant == "demo":
         config.init, config.weights.mllm = f"runs/full/{made[-1]}", "runs/full/who/parts/mllm"
     elif variant == "who":

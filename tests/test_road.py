@@ -40,11 +40,16 @@ def videos(folder: Path) -> Path:
 
 def documented(file: str, start: str, **names: object) -> list[str]:
     """The first command of a document that starts so, with the document's names replaced."""
+    return all_documented(file, start, **names)[0]
+
+
+def all_documented(file: str, start: str, **names: object) -> list[list[str]]:
+    """All of them."""
     text = (ROOT / file).read_text().replace("\\\n", " ")
-    line = next(line for line in text.splitlines() if line.startswith(f"python -m {start}"))
+    found = [line for line in text.splitlines() if line.startswith(f"python -m {start}")]
     for name, value in names.items():
-        line = line.replace(name, str(value))
-    return shlex.split(line)[1:]
+        found = [line.replace(name, str(value)) for line in found]
+    return [shlex.split(line)[1:] for line in found]
 
 
 def ran(command: list[str], status: int = 0) -> str:
@@ -55,6 +60,16 @@ def ran(command: list[str], status: int = 0) -> str:
     )
     assert done.returncode == status, done.stderr
     return done.stdout + done.stderr
+
+
+def test_readme_s_first_videos_are_generated_as_it_says(tmp_path):
+    files = [tmp_path / "one.mp4", tmp_path / "two.mp4"]
+    commands = all_documented(
+        "README.md", "cinema_jax.generate --reference=examples/", **{file.name: file for file in files}
+    )
+    for command, file in zip(commands, files, strict=True):
+        assert "9 frames of 64x64 at 8 frames/s" in ran(command)
+        assert probe(file).height == 256
 
 
 @pytest.fixture(scope="module")

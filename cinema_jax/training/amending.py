@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 HISTORY = "history.jsonl"
 # Fields that say how a run is carried out, not what comes out: a run may be continued with other values.
 FREE_FIELDS = (
-    *("log_every", "eval_every", "checkpoint_every", "keep", "threads", "workers"),
+    *("log_every", "eval_every", "sample_every", "checkpoint_every", "keep", "threads", "workers"),
     *("mesh", "remat", "microbatches"),
 )
 # Fields that decide how videos are sampled, and nothing of what is trained.

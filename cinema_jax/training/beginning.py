@@ -4,9 +4,11 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from cinema_jax import parts
+from cinema_jax.config import Config
 from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_manifest
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
+from cinema_jax.sampling import needed_parts
 from cinema_jax.training.phases import check_microbatches
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
@@ -21,6 +23,7 @@ def check(run: Run) -> None:
     """
     todo = [stage for stage in run.config.stages if run.finished(stage) is None]
     check_microbatches(run.config, todo)
+    _check_samples(run.config, todo)
     _check_parts(run, todo)
     if run.config.data.source == "folder":
         for one in run.buckets:
@@ -28,6 +31,16 @@ def check(run: Run) -> None:
                 if not len(one.source(split)) and split == "train":
                     raise one.no_clip()
         _check_texts(run, todo)
+
+
+def _check_samples(config: Config, todo: Sequence[str]) -> None:
+    for stage in todo:
+        missing = set(needed_parts(config)).difference(STAGES[stage].needed(config))
+        if (every := getattr(config, stage).sample_every) and missing:
+            raise InputError(
+                f"config.{stage}.sample_every is {every}, but {stage} has no {', '.join(sorted(missing))} to generate "
+                "videos with: set it to 0"
+            )
 
 
 def _check_parts(run: Run, todo: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
+from cinema_jax.sampling import Sampler
 from cinema_jax.training import latent_scale, reports, results, state, watchdog
 from cinema_jax.training.beginning import check_weights
 from cinema_jax.training.goodput import Goodput
@@ -27,9 +28,10 @@ from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
 from cinema_jax.training.metrics import MetricsWriter, Sink
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.phases import Phase, check_batches, phase_of, phases
+from cinema_jax.training.phases import Phase, batch_shapes, check_batches, phase_of, phases
 from cinema_jax.training.profile import Profile
 from cinema_jax.training.progress import PERFORMANCE, Progress
+from cinema_jax.training.remaining import Remaining
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
@@ -103,6 +105,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
         self.initial = {path: params[path].astype(self.cinema.state_dtype) for path in trained}
         self.work = WorkCounter(stage, self.cinema, trained)
+        self.remaining = Remaining(run, stage.name)
         # Records that were replaced: their ids, and what is wrong with them. Those of this process alone until the next
         # log or checkpoint.
         self.unreadable: dict[str, str] = {}
@@ -125,7 +128,12 @@ class Trainer:
             start = int(current.step)
             self.goodput.begin(name, start)
             with MetricsWriter(
-                workdir, stage=name, resume_step=start, total_steps=self.config.steps, sinks=self.sinks
+                workdir,
+                stage=name,
+                resume_step=start,
+                total_steps=self.config.steps,
+                title=self.remaining.title,
+                sinks=self.sinks,
             ) as metrics:
                 with self.interruption.after_the_step():
                     current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
@@ -180,6 +188,11 @@ class Trainer:
                 if signal and not last:
                     checkpoints.wait()
                     raise Interrupted(signal, f"after step {done} of {self.stage.name}")
+                if config.sample_every and done % config.sample_every == 0 and not last:
+                    watchdog.begin(f"the contact sheet of step {done} of {self.stage.name}")
+                    with progress.pause("evaluation"):
+                        self._sampler.params = {**self.frozen, **current.ema}
+                        reports.show_sheet(self.run.buckets[0], self._sampler, metrics, done)
                 watchdog.step(f"the data of step {done + 1} of {self.stage.name}")
         watchdog.begin(f"the end of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
@@ -193,12 +206,10 @@ class Trainer:
         watchdog.begin(f"compiling the steps of {self.stage.name}")
         batches, place = {}, sharding.batch_sharding(self.mesh)
         for number, bucket in enumerate(examples.buckets):
-            for _, _, kind, size, _ in self.phases:
-                alone = Mixture((bucket,))
-                config = LoaderConfig(1, self.seed, num_threads=0, purpose=kind)
-                _, one = next(Loader(alone.sizes, functools.partial(alone.make, kind), config).steps(0, 1))
-                batches[f"{kind}, bucket {number}"] = {
-                    name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=place) for name, x in one.items()
+            for phase in self.phases:
+                shapes = batch_shapes(bucket, phase)
+                batches[f"{phase.kind}, bucket {number}"] = {
+                    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()
                 }
         return for_shapes(step, (current, self.frozen), batches)
 
@@ -209,6 +220,7 @@ class Trainer:
             self.goodput,
             self.profile,
             self.work,
+            self.remaining,
             start=int(current.step),
             log_every=self.config.log_every,
             last=self.config.steps,
@@ -227,6 +239,11 @@ class Trainer:
             for key, value in {"loss": loss, **values}.items():
                 totals.setdefault(f"eval_{key}", []).append(jax.device_get(value))
         return {key: mean_of_batches(values) for key, values in totals.items()}
+
+    @functools.cached_property
+    def _sampler(self) -> Sampler:
+        """For contact sheets; the weights are those of whoever uses it."""
+        return Sampler(self.cinema, {}, self.run.buckets[0].preprocessor())
 
     def _initial_state(self, checkpoints: Checkpoints) -> TrainState:
         if checkpoints.latest is None:

@@ -47,6 +47,7 @@ class MetricsWriter:
         stage: the name of the stage.
         resume_step: the restored step; whatever was written after it is dropped, so that no step appears twice.
         total_steps: the stage's length, for the progress bar.
+        title: what that calls the stage; empty: its name.
         sinks: who gets the same scalars (W&B).
     """
 
@@ -57,6 +58,7 @@ class MetricsWriter:
         stage: str,
         resume_step: int = 0,
         total_steps: int | None = None,
+        title: str = "",
         sinks: Sequence[Sink] = (),
     ):
         self._stage, self._sinks = stage, sinks
@@ -68,7 +70,7 @@ class MetricsWriter:
         truncate(path, stage, resume_step)
         self._lines = path.open("a", buffering=1)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=resume_step + 1)
-        self._done, self._total, self._bar = resume_step, total_steps, None
+        self._done, self._total, self._bar, self._title = resume_step, total_steps, None, title or stage
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Scalars (numbers or arrays without axes) of a step."""
@@ -89,7 +91,7 @@ class MetricsWriter:
             # In a log file every refresh is a line of its own.
             interval = 0.2 if sys.stderr.isatty() else 30
             self._bar = tqdm(
-                desc=self._stage,
+                desc=self._title,
                 total=self._total,
                 initial=self._done,
                 unit="step",
@@ -97,13 +99,19 @@ class MetricsWriter:
                 dynamic_ncols=True,
             )
 
-    def progress(self, step: int, **values: float) -> None:
-        """Move the bar to `step`; it shows the values (the loss, say), steps a second and the time left."""
+    def progress(self, step: int, left: float | None = None, **values: float) -> None:
+        """Move the bar to `step`; it shows the values (the loss, say), steps a second and the stage's time left.
+
+        `left`: seconds until the whole run is done, if that is known.
+        """
         if not self.primary:
             return
         self.show_bar()
         if values:
-            self._bar.set_postfix({name: f"{float(value):.4g}" for name, value in values.items()}, refresh=False)
+            shown = {name: f"{float(value):.4g}" for name, value in values.items()}
+            if left is not None:
+                shown["all_done_in"] = f"{tqdm.format_interval(left)}"
+            self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
 
     def images(self, step: int, name: str, images: UInt8[np.ndarray, "N height width 3"]) -> None:

@@ -1,12 +1,16 @@
 """The phases of a stage, and whether a mesh can run them: `train` asks before it starts, `plan` before it compiles."""
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from cinema_jax import sharding
 from cinema_jax.config import Config, ImageFirstStageConfig
+from cinema_jax.data.loader import Loader, LoaderConfig
+from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 
 
@@ -37,6 +41,13 @@ def phases(config: Config, stage: str) -> tuple[Phase, ...]:
 def phase_of(step: int, found: Iterable[Phase]) -> Phase:
     """The one that step `step`, counted from 0, belongs to."""
     return next(phase for phase in found if phase.first <= step < phase.end)
+
+
+def batch_shapes(examples: Examples, phase: Phase) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a phase's batches, from one example."""
+    alone, config = Mixture((examples,)), LoaderConfig(1, num_threads=0, purpose=phase.kind)
+    ((_, one),) = Loader(alone.sizes, functools.partial(alone.make, phase.kind), config).steps(0, 1)
+    return {name: jax.ShapeDtypeStruct((phase.batch_size, *x.shape[1:]), x.dtype) for name, x in one.items()}
 
 
 def check_microbatches(config: Config, stages: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import jax
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.profile import Profile
+from cinema_jax.training.remaining import Remaining
 from cinema_jax.training.step import Share
 from cinema_jax.training.watch import DroppedUpdates, Supply
 from cinema_jax.training.work import WorkCounter
@@ -39,6 +40,7 @@ class Progress:
         goodput: Goodput,
         profile: Profile,
         work: WorkCounter,
+        remaining: Remaining,
         *,
         start: int,
         log_every: int,
@@ -48,7 +50,7 @@ class Progress:
         not_finite: Callable[[list[int]], Exception],
     ):
         self._metrics, self._supply, self._goodput = metrics, supply, goodput
-        self._profile, self._work = profile, work
+        self._profile, self._work, self._remaining = profile, work, remaining
         self._log_every, self._last, self._logged = log_every, last, start
         self._shares, self._not_finite = shares, not_finite
         self._dropped = DroppedUpdates(dropped)
@@ -63,6 +65,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._profile.finish()
         self._work.close()
+        self._remaining.close()
 
     @contextlib.contextmanager
     def dispatching(self, batch: Mapping[str, jax.Array]) -> Iterator[None]:
@@ -117,8 +120,11 @@ class Progress:
         means = {name: total / weight if weight else math.nan for name, (total, weight) in self._shares.items()}
         self._shares.clear()
         if self._metrics.primary:
-            self._metrics.write(done, {**values, **means, **self._performance(done)})
-            self._metrics.progress(done, loss=float(values["loss"]))
+            performance = self._performance(done)
+            self._metrics.write(done, {**values, **means, **performance})
+            pace, flops = 1 / performance[PERFORMANCE + "steps_per_second"], self._work.step_flops
+            left = self._remaining.seconds(self._last - done, pace, flops)
+            self._metrics.progress(done, left=left, loss=float(values["loss"]))
             self._goodput.write()
         self._logged = done
 

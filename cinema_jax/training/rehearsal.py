@@ -6,7 +6,7 @@ What a run of hours does in a small folder of its own, in minutes: no weights ar
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Trip:
     other: list[str]
 
 
-class Unencoded:
+class Unencoded(Sequence):
     """Stands for latents that are not made yet: reads the video, and gives zeros of their shape."""
 
     def __init__(self, source: Source, shape: tuple[int, ...]):
@@ -94,21 +94,22 @@ def first_batch(run: Run, stage: str, mesh: Mesh) -> Share:
     step = min(step, config.steps - 1)
     phase = phase_of(step, phases(run.config, stage))
     kind, size = phase.kind, phase.batch_size
-    examples = _examples(run, stage)
+    mixture = examples(run, stage)
     seed = state.stage_seed(run.config.seed, stage)
     loading = LoaderConfig(size, seed, num_threads=data.threads, num_workers=data.workers, purpose=kind)
-    make, rows = functools.partial(examples.make, kind), sharding.local_rows(mesh, size)
-    loader = Loader(examples.sizes, make, loading, rows=rows)
+    make, rows = functools.partial(mixture.make, kind), sharding.local_rows(mesh, size)
+    loader = Loader(mixture.sizes, make, loading, rows=rows)
     ((_, arrays),) = loader.steps(step, step + 1)
-    entries = Loader(examples.sizes, make, loading).entries(step)
-    problems = [f"{examples.id(row)} cannot be read: {message}" for row, message in loader.failures.items()]
+    entries = Loader(mixture.sizes, make, loading).entries(step)
+    problems = [f"{mixture.id(row)} cannot be read: {message}" for row, message in loader.failures.items()]
     if list(arrays["index"]) != [step * size + row for row in rows]:
         problems.append(f"the loader gave examples {list(arrays['index'])} for rows {list(rows)} of step {step}")
-    ids = [examples.id(row) for row in entries]
+    ids = [mixture.id(row) for row in entries]
     return Share(step, size, rows, arrays, ids, problems, time.perf_counter() - started)
 
 
-def _examples(run: Run, stage: str) -> Mixture:
+def examples(run: Run, stage: str) -> Mixture:
+    """A stage's training data; of latents that are not made yet, zeros."""
     found = []
     for bucket in run.buckets:
         source, preprocessor = bucket.source("train"), bucket.preprocessor()
@@ -125,18 +126,19 @@ def _examples(run: Run, stage: str) -> Mixture:
 
 def _latents(run: Run, stage: str) -> tuple[int, ...]:
     """The shape of one video's."""
-    data, cinema = run.config.data, _cinema(run, stage)
+    data, cinema = run.config.data, networks(run, stage)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), np.uint8)
     return jax.eval_shape(cinema.encode_video, cinema.shapes, clip).shape[1:]
 
 
-def _cinema(run: Run, stage: str) -> Cinema:
+def networks(run: Run, stage: str) -> Cinema:
+    """Those that a stage needs."""
     return Cinema(run.config, run.part_configs(STAGES[stage].needed(run.config)))
 
 
 def _abstract(run: Run, stage: str, mesh: Mesh) -> tuple[Cinema, Optimizer, dict[str, Any], dict[str, Any]]:
     """The networks, the optimizer, and shapes of trained and of frozen parameters on the mesh."""
-    cinema, config = _cinema(run, stage), getattr(run.config, stage)
+    cinema, config = networks(run, stage), getattr(run.config, stage)
     trained, frozen = STAGES[stage].trained(run.config, cinema.shapes)
     origins = {name: "random" if run.folder(name) is None else "there" for name in cinema.part_configs}
     check_weights(stage, origins, trained)

@@ -1,11 +1,12 @@
 """What a finished stage shows of itself: measurements on held-out data, and pictures to look at."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from cinema_jax import distributed
@@ -20,15 +21,15 @@ from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.model import generate_greedy
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.sampling import Request, Sampler
+from cinema_jax.sampling import Request, Sampler, progress_bar
 from cinema_jax.training import identity
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.run import Run
 
 logger = logging.getLogger(__name__)
 
-# Rows of a contact sheet.
-SHOWN = 8
+# Rows of a contact sheet: of a finished stage, and while it trains.
+SHOWN, GLIMPSED = 8, 4
 
 
 def stage_report(
@@ -39,8 +40,6 @@ def stage_report(
     All processes sample and measure together, over the devices that hold `params`; process 0 writes.
     """
     cinema = Cinema(run.config, configs)
-    if distributed.is_first():
-        (run.workdir / "samples").mkdir(exist_ok=True)
     if stage == "vae":
         show_reconstructions(run, cinema, params, metrics)
     if stage == "mllm":
@@ -95,18 +94,36 @@ def describe_held_out(run: Run, cinema: Cinema, params: Params) -> dict[str, flo
 
 def show_samples(run: Run, sampler: Sampler, metrics: MetricsWriter) -> None:
     """Generated videos of held-out subjects beside references and real videos."""
-    source = run.source("validation")
-    told = [held_out_conditions(run, source, index) for index in range(min(SHOWN, len(source)))]
-    requests = [Request(c.prompt, c.references, seed=index) for index, c in enumerate(told)]
-    bar = lambda steps: tqdm(steps, total=run.config.flow.sample_steps, desc="sample", unit="step")  # noqa: E731
-    videos = sampler(requests, sampler.settings(), bar)
-    data, rows = run.config.data, []
-    for index, (conditions, video) in enumerate(zip(told, videos, strict=True)):
+    data = run.config.data
+    videos = show_sheet(run, sampler, metrics, run.config.finetune.steps, SHOWN, progress_bar)
+    for index, video in enumerate(videos):
         if distributed.is_first():
             file = run.workdir / "samples" / f"{index:02d}.mp4"
             write_video(file, visible(video, data.fps, file)[0], data.fps)
         metrics.video(run.config.finetune.steps, f"sample_{index:02d}", video, data.fps)
-        size = (data.reference_height, data.reference_width)
+
+
+def show_sheet(
+    run: Run,
+    sampler: Sampler,
+    metrics: MetricsWriter,
+    step: int,
+    count: int = GLIMPSED,
+    bar: Callable[[int], Callable[[Any], Any]] = lambda steps: lambda states: states,
+) -> UInt8[np.ndarray, "B frames height width 3"]:
+    """The contact sheet: generated videos of `count` held-out examples, or as many as there are, which it returns.
+
+    Args:
+        step: of the stage, for TensorBoard.
+        bar: makes a progress bar over so many steps of the sampler.
+    """
+    source = run.source("validation")
+    told = [held_out_conditions(run, source, index) for index in range(min(count, len(source)))]
+    requests = [Request(c.prompt, c.references, seed=index) for index, c in enumerate(told)]
+    settings = sampler.settings()
+    videos = sampler(requests, settings, bar(settings.steps))
+    size, rows = (run.config.data.reference_height, run.config.data.reference_width), []
+    for index, (conditions, video) in enumerate(zip(told, videos, strict=True)):
         seen = [letterbox(r.image, r.mask, *size) for r in conditions.references]
         groups = [
             Group("references", seen),
@@ -114,7 +131,8 @@ def show_samples(run: Run, sampler: Sampler, metrics: MetricsWriter) -> None:
             Group("generated video", spread(video, 4)),
         ]
         rows.append(Row(groups, conditions.prompt))
-    _save_sheet(run, "contact_sheet", rows, metrics)
+    _save_sheet(run, "contact_sheet", rows, metrics, step)
+    return videos
 
 
 def real_video(sampler: Sampler, source: Source, index: int) -> Group:
@@ -131,11 +149,14 @@ def held_out_conditions(run: Run, source: Source, index: int) -> Conditions:
     return source.conditions(index, np.random.default_rng([run.config.seed, index]))
 
 
-def _save_sheet(run: Run, name: str, rows: Sequence[Row], metrics: MetricsWriter) -> None:
+def _save_sheet(run: Run, name: str, rows: Sequence[Row], metrics: MetricsWriter, step: int = 0) -> None:
     if not distributed.is_first():
         return
     sheet = contact_sheet(rows)
     path = run.workdir / "samples" / f"{name}.png"
-    sheet.save(path)
-    metrics.images(0, name, np.asarray(sheet)[None])
+    path.parent.mkdir(exist_ok=True)
+    # Whoever has it open while the run trains never sees half of one.
+    sheet.save(path.with_suffix(".partial"), "PNG")
+    path.with_suffix(".partial").replace(path)
+    metrics.images(step, name, np.asarray(sheet)[None])
     logger.info("%s: %d examples to look at", path, len(rows))

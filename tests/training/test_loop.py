@@ -42,12 +42,38 @@ def workdir(tmp_path_factory, compilations):
         compilations[len(compilations)] = step
         return step
 
-    loop.make_step = counting
-    try:
-        loop.train(Run.open(tiny_config(), workdir))
-    finally:
-        loop.make_step = build
+    values = tiny_values()
+    values.align.sample_every = values.finetune.sample_every = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_step", counting)
+        patch.setattr(loop.reports, "show_sheet", seen(loop.reports.show_sheet, workdir))
+        loop.train(Run.open(parse(values), workdir))
     return workdir
+
+
+def seen(show_sheet, workdir):
+    """`show_sheet`, which notes its sheets: stage, step, rows, and the weights of the AlignerNet that drew it."""
+
+    def noting(run, sampler, metrics, step, count=reports.GLIMPSED, *bar):
+        videos = show_sheet(run, sampler, metrics, step, count, *bar)
+        aligner = {path: np.asarray(x).sum() for path, x in sampler.params.items() if path.startswith("aligner")}
+        stage = "align" if not run.finished("align") else "finetune"
+        line = {"stage": stage, "step": step, "rows": len(videos), "aligner": float(sum(aligner.values()))}
+        with workdir.with_name("sheets.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        assert (workdir / "samples" / "contact_sheet.png").exists()
+        return videos
+
+    return noting
+
+
+def test_contact_sheets_are_drawn_while_it_trains_with_the_weights_of_then(workdir):
+    sheets = [json.loads(line) for line in workdir.with_name("sheets.jsonl").read_text().splitlines()]
+    drawn = [(sheet["stage"], sheet["step"], sheet["rows"]) for sheet in sheets]
+    # The last one is that of the finished stage.
+    assert drawn == [("align", 1, 4), ("finetune", 1, 4), ("finetune", 2, reports.SHOWN)]
+    # It is trained in both stages.
+    assert len({sheet["aligner"] for sheet in sheets}) == 3
 
 
 def test_each_stage_compiles_its_step_once_per_shape(workdir, compilations):

@@ -98,10 +98,10 @@ def test_sinks_get_the_same_scalars(tmp_path):
 
 
 def test_bar_shows_loss_and_position(tmp_path, capsys):
-    with MetricsWriter(tmp_path, stage="align", resume_step=2, total_steps=10) as writer:
-        writer.progress(10, loss=0.25)
+    with MetricsWriter(tmp_path, stage="align", resume_step=2, total_steps=10, title="align (1 of 2)") as writer:
+        writer.progress(10, left=125.0, loss=0.25)
     shown = capsys.readouterr().err
-    assert all(text in shown for text in ("align", "10/10", "loss=0.25")), shown
+    assert all(text in shown for text in ("align (1 of 2)", "10/10", "loss=0.25", "all_done_in=02:05")), shown
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):

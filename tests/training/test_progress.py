@@ -16,6 +16,7 @@ from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.profile import Profile, parse_steps
 from cinema_jax.training.progress import PERFORMANCE, Progress
+from cinema_jax.training.remaining import Remaining
 from cinema_jax.training.stages import by_time
 from cinema_jax.training.step import Share
 from cinema_jax.training.watch import Supply
@@ -25,6 +26,8 @@ from cinema_jax.training.work import WorkCounter
 class Counter(WorkCounter):
     """Counts ten tokens a step."""
 
+    step_flops = None
+
     def __init__(self):
         self.steps = 0
 
@@ -33,6 +36,19 @@ class Counter(WorkCounter):
 
     def rates(self, seconds):
         return {"tokens_per_second": 10 * self.steps / seconds}
+
+    def close(self):
+        pass
+
+
+class Alone(Remaining):
+    """No stage comes after."""
+
+    def __init__(self):
+        pass
+
+    def seconds(self, steps, pace, flops):
+        return steps * pace
 
     def close(self):
         pass
@@ -72,6 +88,7 @@ def progress(tmp_path):
             spent,
             Profile(tmp_path, range(0)),
             Counter(),
+            Alone(),
             start=start,
             shares={} if shares is None else shares,
             **settings,
