@@ -20,6 +20,7 @@ NONE_OR_MORE = Bound(lambda x: x >= 0, "0 or more")
 POSITIVE = Bound(lambda x: 0 < x < math.inf, "above 0 and finite")
 WEIGHT = Bound(lambda x: 0 <= x < math.inf, "0 or more and finite")
 FINITE = Bound(math.isfinite, "a finite number")
+PROBABILITY = Bound(lambda x: 0 <= x < 1, "0 or more and below 1")
 SHARE = Bound(lambda x: 0 <= x <= 1, "from 0 to 1")
 
 BOUNDS = {
@@ -32,6 +33,7 @@ BOUNDS = {
     "data.workers": NONE_OR_MORE,
     "data.threads": NONE_OR_MORE,
     "condition.text_tokens": ONE_OR_MORE,
+    **{f"condition.{name}_dropout": PROBABILITY for name in ("text", "reference", "joint")},
     "condition.mllm_tokens": ONE_OR_MORE,
     "condition.answer_tokens": NONE_OR_MORE,
     "condition.mllm_patches": ONE_OR_MORE,

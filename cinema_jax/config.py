@@ -59,6 +59,12 @@ class DataConfig:
     fps: float = option(8.0, "Frames a second; videos are resampled to it by their time stamps.")
     reference_height: int = option(64, "Pixels of a reference as the VAE sees it.")
     reference_width: int = option(64, "Pixels of a reference as the VAE sees it.")
+    crop_references: bool = option(
+        False,
+        "Whether a reference is first cropped to its subject (its mask, or its box in the manifest) with a margin of "
+        "5 %, for VAE and multimodal LLM alike, and enlarged to fill its place, at most 3 times. Off: the multimodal "
+        "LLM sees whole pictures, and nothing is enlarged, as the packaged demo was trained.",
+    )
     max_references: int = option(3, "Largest number of references of an example.")
     buckets: tuple[tuple[int, int, int, int], ...] = option(
         (),
@@ -106,12 +112,10 @@ class ConditionConfig:
     mllm_max_pixels: int = option(112 * 112, "Pixel cap of one reference as the MLLM sees it.")
     mllm_min_pixels: int = option(56 * 56, "Smaller references are enlarged to this many pixels for the MLLM.")
     text_tokens: int = option(226, "Tokens of the text block: T5's length and the AlignerNet's latents.")
-    text_dropout: float = option(0.1, "How often training replaces the prompt by the empty one.")
-    reference_dropout: float = option(0.1, "How often training leaves the references out.")
+    text_dropout: float = option(0.1, "How often training replaces the prompt by the empty one, and that alone.")
+    reference_dropout: float = option(0.05, "How often it leaves the references out, and those alone.")
     joint_dropout: float = option(
-        0.0,
-        "How often training does both at once, in addition to the other two. Those are drawn independently: 0.1 each "
-        "gives 0.01 for both at once, the case that guidance evaluates at every step.",
+        0.1, "How often it does both at once: the case that guidance is measured from at every step of the sampler."
     )
 
 
@@ -182,6 +186,11 @@ class StageConfig:
     )
     checkpoint_every: int = option(100, "Steps between checkpoints.")
     keep: int = option(2, "Number of checkpoints that are kept.")
+    dropout: tuple[float, ...] = option(
+        (),
+        "The shares of text_dropout, reference_dropout and joint_dropout in this stage; empty: those of "
+        "`config.condition`. For `pretrain`, `align` and `finetune`.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,6 +379,23 @@ def _pixels(name: str, value: int) -> None:
         raise InputError(f"{name} is {value}; it must be a multiple of 16, for example {nearest}")
 
 
+def dropout(config: Config, stage: str) -> tuple[float, ...]:
+    """How often a stage drops text alone, references alone, and both."""
+    condition = config.condition
+    own = getattr(config, stage).dropout if stage else ()
+    return own or (condition.text_dropout, condition.reference_dropout, condition.joint_dropout)
+
+
+def _check_dropout(config: Config, stage: str) -> None:
+    """That of a stage; of "", what `config.condition` says for all."""
+    name = f"config.{stage}.dropout" if stage else "config.condition.text_dropout, reference_dropout and joint_dropout"
+    shares = dropout(config, stage)
+    if len(shares) != 3 or not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
+        raise InputError(f"{name}: {shares} must be three shares (text, references, both), together below 1")
+    if stage in ("vae", "mllm", "t5") and getattr(config, stage).dropout:
+        raise InputError(f"{name} is {shares}, but this stage drops nothing: leave it empty")
+
+
 def _validate(config: Config) -> None:
     check_bounds(config, STAGES)
     for i, stage in enumerate(config.stages):
@@ -411,9 +437,8 @@ def _validate(config: Config) -> None:
             raise InputError(
                 f"config.flow.{name} is 'schedule', which needs a noise schedule: config.flow.prediction=v_prediction"
             )
-    for name in ("text_dropout", "reference_dropout", "joint_dropout"):
-        if not 0 <= getattr(config.condition, name) < 1:
-            raise InputError(f"config.condition.{name} is {getattr(config.condition, name)}; it must lie in [0, 1)")
+    for stage in ("", *STAGES):
+        _check_dropout(config, stage)
     if not 0 < config.t5.corruption < 1:
         raise InputError(f"config.t5.corruption is {config.t5.corruption}; it must lie between 0 and 1")
     pretrain = config.pretrain

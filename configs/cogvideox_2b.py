@@ -47,6 +47,7 @@ def _data(config: ConfigDict) -> None:
     data, condition = config.data, config.condition
     data.source, data.frames, data.height, data.width, data.fps = "folder", 49, 480, 720, 8.0
     data.reference_height, data.reference_width, data.augment.max_side = 480, 720, 720
+    data.crop_references = True
     data.threads, data.workers = 8, 4
     condition.template, condition.text_tokens = "qwen", 226
     # 256 language tokens for each reference, of 2 x 2 patches of 14 pixels.

@@ -108,7 +108,8 @@ def _sizes(config: ConfigDict) -> None:
 
 def _stages(config: ConfigDict) -> None:
     config.stages, config.init, config.weights.t5 = ("align", "finetune"), _PRETRAINED, ""
-    config.condition.text_dropout = 0.2
+    condition = config.condition
+    condition.text_dropout, condition.reference_dropout, condition.joint_dropout = 0.18, 0.08, 0.02
     flow = config.flow
     flow.shift, flow.subject_weight = 2.0, 4.0
     flow.sample_steps, flow.spacing = 12, "cosine"

@@ -139,7 +139,9 @@ def test_null_conditions_are_the_same_arrays_in_training_and_sampling(run, parts
     cinema, params = parts
     source = run.source("train")
     index = next(i for i in range(50) if len(source.scene(i).actors) == 2)
-    condition = dataclasses.replace(run.config.condition, text_dropout=0.999999, reference_dropout=0.0)
+    condition = dataclasses.replace(
+        run.config.condition, text_dropout=0.999999, reference_dropout=0.0, joint_dropout=0.0
+    )
     augment = dataclasses.replace(run.config.data.augment, min_scale=1.0, rotation=0.0, brightness=0.0, contrast=0.0)
     augment = dataclasses.replace(augment, saturation=0.0, max_side=1024)
     data = dataclasses.replace(run.config.data, keep_background=0.0, augment=augment)
@@ -149,7 +151,7 @@ def test_null_conditions_are_the_same_arrays_in_training_and_sampling(run, parts
     latents = np.zeros((index + 1, 2, 4, 4, 4), np.float32)
     for dropped, branch in (
         (condition, REFERENCES_ONLY),
-        (dataclasses.replace(condition, reference_dropout=0.999999), UNCONDITIONAL),
+        (dataclasses.replace(condition, text_dropout=0.0, joint_dropout=0.999999), UNCONDITIONAL),
         (dataclasses.replace(condition, text_dropout=0.0), FULL),
     ):
         config = dataclasses.replace(run.config, condition=dropped, data=data)

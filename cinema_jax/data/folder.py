@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from cinema_jax.data.buckets import Bucket, choose, probe_all
 from cinema_jax.data.choices import Split, choose_views, ends_of, entries_of_split, groups_of, held_out, position
 from cinema_jax.data.example import Conditions, Reference
-from cinema_jax.data.images import check_aspect, read_image, read_mask
+from cinema_jax.data.images import check_aspect, read_image, read_mask, with_margin
 from cinema_jax.data.manifest import Entry, ReferenceEntry, manifest_file, read_manifest
 from cinema_jax.data.video import frame_at, probe, read_frames
 from cinema_jax.errors import InputError
@@ -52,6 +52,7 @@ class Folder:
         buckets: Sequence[Bucket] = (),
         bucket: int = 0,
         follow_links: bool = False,
+        margin: float | int = 0.0,
     ):
         """Checks the whole manifest. Raises `InputError` if anything in it, or an empty split, would stop training.
 
@@ -59,12 +60,13 @@ class Folder:
         their hash (so they stay when the folder grows), are validation. `second_view`: probability that
         an entity with several views is shown by two of them, as long as `max_references` allows. With `buckets` only
         clips that belong to number `bucket` of them are there, perhaps none; the videos' headers are read for that.
-        `follow_links`: see `read_manifest`.
+        `follow_links`: see `read_manifest`. `margin`: how much more than its box a reference shows on each side, as a
+        share of the box's sides.
         """
         if not 0 <= second_view <= 1:
             raise InputError(f"second_view is {second_view}; it must be a probability between 0 and 1")
         self._frames, self._height, self._width, self._fps = frames, height, width, fps
-        self._max_references, self._second_view = max_references, second_view
+        self._max_references, self._second_view, self._margin = max_references, second_view, margin
         entries = read_manifest(path, max([max_references, *(each.references for each in buckets)]), follow_links)
         # What is too short for one bucket may do for another, and is counted where it does for none.
         for entry in () if buckets else entries:
@@ -135,11 +137,12 @@ class Folder:
         subjects = [reference.subject for reference in entry.references]
         nouns = [reference.noun for reference in entry.references]
         chosen = choose_views(entry.prompt, subjects, nouns, self._max_references, self._second_view, rng)
-        return Conditions(entry.caption, entry.prompt, tuple(_read_reference(entry.references[i]) for i in chosen))
+        references = tuple(_read_reference(entry.references[i], self._margin) for i in chosen)
+        return Conditions(entry.caption, entry.prompt, references)
 
     def references(self, index: int) -> tuple[Reference, ...]:
         """All views of all subjects, in the manifest's order. Raises `InputError` if one cannot be read."""
-        return tuple(_read_reference(reference) for reference in self._entries[index].references)
+        return tuple(_read_reference(reference, self._margin) for reference in self._entries[index].references)
 
     def prompt(self, index: int) -> str:
         """What the multimodal model reads with video `index`."""
@@ -180,7 +183,7 @@ def _check_length(path: Path, entry: Entry, frames: int, fps: float | int) -> No
         )
 
 
-def _read_reference(entry: ReferenceEntry) -> Reference:
+def _read_reference(entry: ReferenceEntry, margin: float) -> Reference:
     background = True
     if entry.image is not None:
         picture = read_image(entry.image)
@@ -197,6 +200,7 @@ def _read_reference(entry: ReferenceEntry) -> Reference:
         x0, y0, x1, y1 = entry.box
         if x1 > image.shape[1] or y1 > image.shape[0]:
             raise InputError(f"{name}: box {list(entry.box)} does not fit into the picture, which is {_size(image)}")
+        x0, y0, x1, y1 = with_margin(entry.box, image.shape[1], image.shape[0], margin)
         image, mask = image[y0:y1, x0:x1], None if mask is None else mask[y0:y1, x0:x1]
         if mask is not None and not mask.any():
             raise InputError(f"{name}: box {list(entry.box)} holds nothing of the subject's mask")

@@ -12,6 +12,10 @@ from PIL import Image, ImageCms, ImageOps
 
 from cinema_jax.errors import InputError
 
+# Of the sides of a box, on each side of it.
+MARGIN = 0.05
+# A small picture of a subject is enlarged up to this factor: beyond it a network would see blots.
+MOST_ENLARGED = 3.0
 # Beyond this the picture is a strip in which no network sees a subject.
 MAX_ASPECT_RATIO = 20.0
 # Modes that hold more than 8 bits in one channel: `convert("RGB")` would clip these, not scale them.
@@ -72,15 +76,50 @@ def check_aspect(name: str | Path, width: int, height: int) -> None:
         )
 
 
+Box = tuple[int, int, int, int]
+
+
+def with_margin(box: Box, width: int, height: int, margin: float = MARGIN) -> Box:
+    """Left, top, right and bottom moved outwards by a share of the box's sides, as far as the picture goes."""
+    left, top, right, bottom = box
+    x, y = round((right - left) * margin), round((bottom - top) * margin)
+    return max(0, left - x), max(0, top - y), min(width, right + x), min(height, bottom + y)
+
+
+def cropped(
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], UInt8[np.ndarray, "h2 w2"] | None]:
+    """Picture and mask within the box around the mask and its margin; without a mask, or with an empty one, all."""
+    box = None if mask is None else Image.fromarray(mask).getbbox()
+    if box is None:
+        return image, mask
+    left, top, right, bottom = with_margin(box, image.shape[1], image.shape[0])
+    return image[top:bottom, left:right], mask[top:bottom, left:right]
+
+
+def fitted(
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"] | None,
+    height: int,
+    width: int,
+    enlarged: float = MOST_ENLARGED,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The whole picture on white, as large as fits but at most `enlarged` times its size, centred."""
+    return _fit(Image.fromarray(on_white(image, mask)), height, width, enlarged)
+
+
 def letterbox(
     image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None, height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The VAE's view of a reference: the box around its mask, never upscaled, centred on white; no mask: all of it."""
+    """The box around the mask, never enlarged, centred on white; no mask: all of the picture."""
     picture = Image.fromarray(on_white(image, mask))
     # What the box leaves out is white: a subject gets as many of the few visual tokens as there are.
-    picture = picture.crop(None if mask is None else Image.fromarray(mask).getbbox())
-    scale = min(1.0, height / picture.height, width / picture.width)
-    if scale < 1.0:
+    return _fit(picture.crop(None if mask is None else Image.fromarray(mask).getbbox()), height, width, 1.0)
+
+
+def _fit(picture: Image.Image, height: int, width: int, enlarged: float) -> UInt8[np.ndarray, "height width 3"]:
+    scale = min(enlarged, height / picture.height, width / picture.width)
+    if scale != 1.0:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         # `reducing_gap`: average whole blocks first, which for large photographs is several times faster.
         picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

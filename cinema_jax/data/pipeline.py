@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from transformers import PreTrainedTokenizerBase
 
-from cinema_jax.config import Config
+from cinema_jax.config import Config, dropout
 from cinema_jax.data.augment import augment_reference
 from cinema_jax.data.example import Conditions, LocatedSource, Reference, Source
-from cinema_jax.data.images import letterbox, on_white
+from cinema_jax.data.images import cropped, fitted, letterbox, on_white
 from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import Processor
@@ -77,7 +77,18 @@ class Preprocessor:
         return arrays
 
     def conditions(self, prompt: str, references: Sequence[Reference]) -> Arrays:
-        """One sample's prompt and references, for MLLM, VAE and (ablation) T5.
+        """One sample's prompt and references, as they were read, for MLLM, VAE and (ablation) T5."""
+        return self.laid_out(prompt, [self.cropped(reference) for reference in references])
+
+    def cropped(self, reference: Reference) -> Reference:
+        """What all readers are shown of a picture; before augmentation, so that training and sampling agree."""
+        if not self.config.data.crop_references:
+            return reference
+        image, mask = cropped(reference.image, reference.mask)
+        return dataclasses.replace(reference, image=image, mask=mask)
+
+    def laid_out(self, prompt: str, references: Sequence[Reference]) -> Arrays:
+        """The same of references that are cropped, and perhaps augmented.
 
         No text is the empty prompt; no references are none in the MLLM's input and none beside the video. Training's
         dropped conditions and sampling's null branches both come from here, so they are the same arrays.
@@ -90,14 +101,14 @@ class Preprocessor:
         return arrays
 
     def entities(self, references: Sequence[Reference]) -> Arrays:
-        """One sample's references for the VAE."""
+        """One sample's references for the VAE; they are cropped already."""
         data = self.config.data
         if len(references) > data.max_references:
             raise InputError(f"{len(references)} references were given; at most {data.max_references} are accepted")
         size = (data.reference_height, data.reference_width)
         boxes = np.full((data.max_references, *size, 3), 255, np.uint8)
         for i, reference in enumerate(references):
-            boxes[i] = letterbox(reference.image, reference.mask, *size)
+            boxes[i] = (fitted if data.crop_references else letterbox)(reference.image, reference.mask, *size)
         return {"references": boxes, "entity_lengths": np.int32(len(references))}
 
 
@@ -156,7 +167,7 @@ class Examples:
     def pretrain(self, row: int, rng: np.random.Generator) -> Arrays:
         """A caption, or any text with its references, and the video."""
         config = self.preprocessor.config.pretrain
-        drop_text, _ = self._drop(rng)
+        drop_text, _ = self._drop("pretrain", rng)
         if config.references and (rng.random() < config.references or not self.augment):
             conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
             text, references = self._told(conditions, rng), conditions.references
@@ -168,7 +179,7 @@ class Examples:
     def align(self, row: int, rng: np.random.Generator) -> Arrays:
         """A prompt, with references or without, and the caption that it stands for."""
         conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
-        drop_text, drop_references = self._drop(rng)
+        drop_text, drop_references = self._drop("align", rng)
         prompt, caption, references = conditions.prompt, conditions.caption, conditions.references
         if drop_text:
             prompt = caption = ""
@@ -176,7 +187,7 @@ class Examples:
             # Without pictures a vague prompt does not say what the caption does: read the caption itself.
             prompt, references = caption, ()
         tokens, length = self.preprocessor.text(caption)
-        arrays = self.preprocessor.conditions(prompt, references)
+        arrays = self.preprocessor.laid_out(prompt, references)
         arrays |= {"caption_tokens": tokens, "caption_lengths": np.int32(length)}
         # Only the held-out evaluation of this stage looks at videos.
         return arrays if self.latents is None else arrays | self._video(row)
@@ -184,8 +195,8 @@ class Examples:
     def finetune(self, row: int, rng: np.random.Generator) -> Arrays:
         """A prompt, references and the video."""
         conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
-        drop_text, drop_references = self._drop(rng)
-        arrays = self.preprocessor.conditions(
+        drop_text, drop_references = self._drop("finetune", rng)
+        arrays = self.preprocessor.laid_out(
             "" if drop_text else conditions.prompt, () if drop_references else conditions.references
         )
         return arrays | self._video(row)
@@ -210,25 +221,26 @@ class Examples:
             )
         return self.source
 
-    def _drop(self, rng: np.random.Generator) -> tuple[bool, bool]:
-        condition = self.preprocessor.config.condition
-        draws = rng.random(2)
+    def _drop(self, stage: str, rng: np.random.Generator) -> tuple[bool, bool]:
+        """Whether to drop the text, and the references: one draw, of exclusive shares."""
+        draw = rng.random()
         if not self.augment:
             return False, False
-        # Drawn only where it is asked for: without it all other draws stay what they are.
-        if condition.joint_dropout and rng.random() < condition.joint_dropout:
+        text, references, both = dropout(self.preprocessor.config, stage)
+        if draw < both:
             return True, True
-        return bool(draws[0] < condition.text_dropout), bool(draws[1] < condition.reference_dropout)
+        return draw < both + text, both + text <= draw < both + text + references
 
     def _augmented(self, conditions: Conditions, rng: np.random.Generator) -> Conditions:
+        """With its references cropped, and in training augmented."""
+        references = [self.preprocessor.cropped(reference) for reference in conditions.references]
         if not self.augment:
-            return conditions
+            return dataclasses.replace(conditions, references=tuple(references))
         data = self.preprocessor.config.data
-        references = []
-        for reference in conditions.references:
+        for i, reference in enumerate(references):
             if rng.random() < data.keep_background and reference.background:
                 reference = dataclasses.replace(reference, mask=None)
-            references.append(augment_reference(reference, rng, data.augment))
+            references[i] = augment_reference(reference, rng, data.augment)
         return dataclasses.replace(conditions, references=tuple(references))
 
     def _video(self, row: int) -> Arrays:

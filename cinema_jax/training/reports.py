@@ -15,7 +15,6 @@ from cinema_jax.data.critters.describing import attribute_accuracy
 from cinema_jax.data.critters.grammar import QUESTIONS
 from cinema_jax.data.critters.source import reference
 from cinema_jax.data.example import Conditions, EncodedSource, Source
-from cinema_jax.data.images import letterbox
 from cinema_jax.data.output import visible, write_video
 from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
 from cinema_jax.models.qwen_vl.config import MLLMInputs
@@ -122,11 +121,11 @@ def show_sheet(
     requests = [Request(c.prompt, c.references, seed=index) for index, c in enumerate(told)]
     settings = sampler.settings()
     videos = sampler(requests, settings, bar(settings.steps))
-    size, rows = (run.config.data.reference_height, run.config.data.reference_width), []
+    rows = []
     for index, (conditions, video) in enumerate(zip(told, videos, strict=True)):
-        seen = [letterbox(r.image, r.mask, *size) for r in conditions.references]
+        seen = sampler.preprocessor.conditions("", conditions.references)["references"]
         groups = [
-            Group("references", seen),
+            Group("references", list(seen[: len(conditions.references)])),
             real_video(sampler, source, index),
             Group("generated video", spread(video, 4)),
         ]

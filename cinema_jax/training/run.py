@@ -32,6 +32,7 @@ from cinema_jax.data.critters.grammar import vocabulary
 from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.example import Source
 from cinema_jax.data.folder import Folder
+from cinema_jax.data.images import MARGIN
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.fit import fits
@@ -380,6 +381,7 @@ class Run:
             buckets=() if self.bucket is None else [Bucket(*sizes) for sizes in data.buckets],
             bucket=self.bucket or 0,
             follow_links=data.follow_links,
+            margin=MARGIN if data.crop_references else 0.0,
         )
 
     def no_clip(self) -> InputError:

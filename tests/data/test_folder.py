@@ -69,6 +69,14 @@ def test_a_full_line_is_read(folder):
     assert (plain.prompt, plain.references) == ("plain", ())
 
 
+def test_a_box_may_show_a_margin_as_far_as_the_picture_goes(folder):
+    boxes = [red(box=[0, 2, 10, 8]), {"video": "b.mp4", "frame": 7, "box": [20, 10, 60, 20], "subject": "b"}]
+    write(folder, {"video": "a.mp4", "caption": "c", "references": boxes})
+    first, second = load(folder, margin=0.1).references(0)
+    # 1 and 4 pixels across, 1 and 1 down; the picture ends at the left of the one and at the right of the other.
+    assert (first.image.shape, second.image.shape) == ((8, 11, 3), (12, 48, 3))
+
+
 def views(folder, prompt="b meets a", **options):
     second = {"image": "green.png", "subject": "a"}
     third = {"image": "grey.png", "subject": "b"}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from cinema_jax.data.images import MAX_ASPECT_RATIO, letterbox, on_white, read_image, read_mask
+from cinema_jax.data.images import MAX_ASPECT_RATIO, cropped, fitted, letterbox, on_white, read_image, read_mask
 from cinema_jax.errors import InputError
 
 RED = (200, 30, 40)
@@ -173,6 +173,27 @@ def test_letterbox_shows_the_box_around_the_mask():
 
 def test_letterbox_of_an_empty_mask_is_white():
     assert (letterbox(np.full((20, 30, 3), RED, np.uint8), np.zeros((20, 30), np.uint8), 16, 16) == 255).all()
+
+
+def test_a_picture_is_enlarged_to_fit_but_at_most_three_times():
+    view = fitted(np.full((10, 20, 3), RED, np.uint8), None, 40, 40)
+    assert (view[10:30] == RED).all()
+    assert (view[:10] == 255).all()
+    small = fitted(np.full((4, 4, 3), RED, np.uint8), None, 40, 40)
+    assert (small == RED).all(-1).sum() == 12 * 12
+
+
+def test_a_crop_has_a_margin_of_five_percent_as_far_as_the_picture_goes():
+    mask = np.zeros((200, 300), np.uint8)
+    mask[100:200, 20:120] = 255
+    image = np.indices((200, 300)).sum(0)[..., None].repeat(3, -1).astype(np.uint8)
+    crop, inside = cropped(image, mask)
+    np.testing.assert_array_equal(crop, image[95:200, 15:125])
+    np.testing.assert_array_equal(inside, mask[95:200, 15:125])
+    whole, nothing = cropped(image, np.zeros_like(mask))
+    assert whole.shape == image.shape
+    assert not nothing.any()
+    assert cropped(image, None)[1] is None
 
 
 def test_letterbox_averages_and_does_not_pick_pixels():

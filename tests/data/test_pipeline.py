@@ -68,7 +68,7 @@ def test_a_source_that_does_not_know_its_subjects_is_refused(tmp_path):
 def test_pretraining_is_told_captions_prompts_or_plots(tmp_path, monkeypatch, prompts, plots, augment, told):
     config = tiny_config()
     pretrain = dataclasses.replace(config.pretrain, references=1.0, prompts=prompts, plots=plots)
-    condition = dataclasses.replace(config.condition, text_dropout=0.0)
+    condition = dataclasses.replace(config.condition, text_dropout=0.0, joint_dropout=0.0)
     run = Run(dataclasses.replace(config, pretrain=pretrain, condition=condition), tmp_path)
     source, preprocessor = run.source("train"), run.preprocessor()
     examples = Examples(source, preprocessor, range(8), np.zeros((8, 2, 4, 4, 4), np.float32), augment=augment)
@@ -121,23 +121,68 @@ def test_plots_of_a_source_that_has_none_are_refused(tmp_path, monkeypatch):
         examples("pretrain", 0, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("joint", "neither"), [(0.0, 0.02), (0.3, 0.314)])
-def test_text_and_references_are_dropped_apart_and_as_often_together_as_asked(tmp_path, joint, neither):
+@pytest.mark.parametrize(
+    ("stage", "own", "shares"),
+    [
+        ("finetune", (), (0.1, 0.2, 0.3)),
+        ("finetune", (0.4, 0.0, 0.05), (0.4, 0.0, 0.05)),
+        ("align", (), (0.1, 0.2, 0.3)),
+    ],
+)
+def test_text_references_and_both_are_dropped_as_often_as_asked_and_never_in_evaluation(tmp_path, stage, own, shares):
     config = tiny_config()
-    condition = dataclasses.replace(config.condition, text_dropout=0.1, reference_dropout=0.2, joint_dropout=joint)
-    run = Run(dataclasses.replace(config, condition=condition), tmp_path)
+    condition = dataclasses.replace(config.condition, text_dropout=0.1, reference_dropout=0.2, joint_dropout=0.3)
+    finetune = dataclasses.replace(config.finetune, dropout=own)
+    run = Run(dataclasses.replace(config, condition=condition, finetune=finetune), tmp_path)
     examples, rng = Examples(run.source("train"), run.preprocessor(), range(2)), np.random.default_rng(0)
-    dropped = np.array([examples._drop(rng) for _ in range(20_000)])
-    np.testing.assert_allclose(dropped.all(axis=1).mean(), neither, atol=0.01)
-    np.testing.assert_allclose(dropped.mean(axis=0), joint + (1 - joint) * np.array([0.1, 0.2]), atol=0.01)
+    dropped = np.array([examples._drop(stage, rng) for _ in range(20_000)])
+    found = [(dropped == which).all(axis=1).mean() for which in ((True, False), (False, True), (True, True))]
+    np.testing.assert_allclose(found, shares, atol=0.01)
     held_out = dataclasses.replace(examples, augment=False)
-    assert held_out._drop(rng) == (False, False)
+    assert held_out._drop(stage, rng) == (False, False)
 
 
-def test_without_joint_dropout_all_draws_are_those_of_before(tmp_path):
-    run = Run(tiny_config(), tmp_path)
-    examples = Examples(run.source("train"), run.preprocessor(), range(2))
-    rng, before = np.random.default_rng(3), np.random.default_rng(3)
-    examples._drop(rng)
-    before.random(2)
-    assert rng.random() == before.random()
+# Subjects (width, height, left, top) in pictures (width, height): photographs with a subject far from filling them.
+SUBJECTS = [((1280, 720), (200, 360, 700, 200)), ((1920, 1080), (160, 300, 0, 780)), ((480, 640), (470, 600, 5, 20))]
+SUBJECTS += [((300, 300), (40, 20, 130, 140))]
+
+
+def shown(box):
+    """Width and height of what is not white."""
+    rows, columns = np.nonzero((box < 250).any(-1))
+    return np.ptp(columns) + 1, np.ptp(rows) + 1
+
+
+@pytest.mark.parametrize(("size", "place"), SUBJECTS)
+def test_a_subject_is_as_large_in_training_as_at_generation_for_both_readers(tmp_path, size, place):
+    width, height, left, top = place
+    mask = np.zeros(size[::-1], np.uint8)
+    mask[top : top + height, left : left + width] = 255
+    reference = Reference(np.full((*mask.shape, 3), 90, np.uint8), mask, "a")
+    config = tiny_config()
+    augment = dataclasses.replace(AugmentConfig.none(), max_side=720)
+    data = dataclasses.replace(config.data, crop_references=True, keep_background=0.0, augment=augment)
+    data = dataclasses.replace(data, reference_height=480, reference_width=480)
+    run = Run(dataclasses.replace(config, data=data), tmp_path)
+    source, preprocessor = run.source("train"), run.preprocessor()
+    told = dataclasses.replace(source.conditions(0, np.random.default_rng(0)), references=(reference,))
+    trained = Examples(source, preprocessor, range(1))._augmented(told, np.random.default_rng(0)).references
+    training, generation = preprocessor.laid_out("a", trained), preprocessor.conditions("a", (reference,))
+    sizes = [shown(arrays["references"][0]) for arrays in (training, generation)]
+    np.testing.assert_allclose(*sizes, atol=1)
+    # It fills its place but for the margin, or is enlarged three times.
+    assert max(sizes[0]) >= min(0.9 * 480, 2.9 * max(width, height))
+    # The LLM looks at the same crop: most of what it sees is the subject.
+    for arrays in (training, generation):
+        patches = arrays["patches"][arrays["patch_segments"] == 1]
+        # Normalised, white is about 2.
+        assert (patches < 1).mean() > 0.75
+
+
+def test_without_cropping_the_readers_see_what_the_packaged_demo_was_trained_on(tmp_path):
+    mask = np.zeros((100, 100), np.uint8)
+    mask[40:50, 40:60] = 255
+    reference = Reference(np.full((100, 100, 3), 90, np.uint8), mask, "a")
+    preprocessor = Run(tiny_config(), tmp_path).preprocessor()
+    assert preprocessor.cropped(reference) is reference
+    assert shown(preprocessor.conditions("a", (reference,))["references"][0]) == (20, 10)
