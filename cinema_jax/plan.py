@@ -34,6 +34,19 @@ SEARCH = flags.DEFINE_bool(
     "Rank meshes and remat presets: compile for up to four meshes, the most sharded one among them, with one preset "
     "after the other until one fits; at most 16 programs.",
 )
+PRICE = flags.DEFINE_float(
+    "price",
+    0.0,
+    "Report what all stages of the config cost, at this price of one chip for an hour; compile nothing.",
+    lower_bound=0.0,
+)
+UTILISATION = flags.DEFINE_float(
+    "utilisation",
+    0.35,
+    "With --price: the share of the chips' peak at which the model's products are done.",
+    lower_bound=0.01,
+    upper_bound=1.0,
+)
 SLICES = flags.DEFINE_integer("slices", 0, "Number of slices; 0: as in config.mesh.slice, or one.", lower_bound=0)
 BANDWIDTH = flags.DEFINE_float(
     "bandwidth", 1.0, "Bandwidth between a host and its disk or bucket, in GB (10^9 bytes) a second.", lower_bound=1e-6
@@ -62,9 +75,14 @@ def main() -> None:
 
 def _plan(run: Any) -> None:
     from cinema_jax.chips import chip_of
-    from cinema_jax.planning import hosts, planner, report
+    from cinema_jax.planning import cost, hosts, planner, report
 
     target = planner.Target(TOPOLOGY.value, SLICES.value, BANDWIDTH.value * 1e9)
+    if PRICE.value:
+        told = topology, price, utilisation = TOPOLOGY.value, PRICE.value, UTILISATION.value
+        found = cost.costs(run, topology, SLICES.value, price, utilisation)
+        _print([dataclasses.asdict(one) for one in found], [cost.table(found, *told)], True)
+        return
     if TABLE.value:
         print(planner.placement_table(run, STAGE.value, target))
         return

@@ -68,9 +68,9 @@ def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     return Program(step, (abstract_state, held, batch), abstract_state, held, lambda: count().flops, cinema)
 
 
-def abstract_batch(cinema: Cinema, stage: str, size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `size` as `data/pipeline.py` makes it for a stage."""
-    place = sharding.batch_sharding(mesh)
+def abstract_batch(cinema: Cinema, stage: str, size: int, mesh: Mesh | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of `size` as `data/pipeline.py` makes it for a stage, on `mesh` if there is one."""
+    place = sharding.batch_sharding(mesh) if mesh else None
     shapes = example_shapes(cinema, stage)
     return {
         name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=place) for name, (shape, dtype) in shapes.items()
