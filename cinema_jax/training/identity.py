@@ -29,13 +29,14 @@ from cinema_jax.numerics import at_least_fp32, token_log_likelihood
 from cinema_jax.sampling import Request, Sampler
 from cinema_jax.training import watchdog
 from cinema_jax.training.run import Run
+from cinema_jax.training.samples import generate
 
 logger = logging.getLogger(__name__)
 
 # (images, a description of each) -> the likelihood of each.
 Judge = Callable[[list[np.ndarray], list[str]], Float[np.ndarray, " B"]]
 
-# Videos sampled at once, and other subjects that each video is compared with.
+# Videos judged at once, and other subjects that each video is compared with.
 BATCH, SWAPS = 16, 4
 
 
@@ -54,12 +55,7 @@ def measure(run: Run, sampler: Sampler) -> dict[str, float]:
         logger.info("identity is measured on drawn critters only: other data has no description of each subject")
         return {}
     cases = held_out_cases(run.source("test"), run.config.evaluate_identities, run.config.seed)
-    generated = []
-    for start in tqdm(range(0, len(cases), BATCH), desc="identity", unit="batch"):
-        watchdog.begin("the measurement of identity")
-        requests = [case.request for case in cases[start : start + BATCH]]
-        filled = requests + requests[:1] * (BATCH - len(requests))  # one shape, one compilation
-        generated.extend(sampler(filled, sampler.settings())[: len(requests)])
+    generated = generate(sampler, [case.request for case in cases], "identity")
     subjects = [case.subject for case in cases]
     # The judge reads, whoever reads the prompts.
     preprocessor = dataclasses.replace(sampler.preprocessor, processor=run.processor())

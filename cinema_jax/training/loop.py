@@ -20,7 +20,6 @@ from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.sampling import Sampler
 from cinema_jax.training import latent_scale, reports, results, state, watchdog
 from cinema_jax.training.beginning import check_weights
 from cinema_jax.training.goodput import Goodput
@@ -33,6 +32,7 @@ from cinema_jax.training.profile import Profile
 from cinema_jax.training.progress import PERFORMANCE, Progress
 from cinema_jax.training.remaining import Remaining
 from cinema_jax.training.run import Run
+from cinema_jax.training.samples import sampler_of
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import TrainStep, mean_of_batches
@@ -191,8 +191,9 @@ class Trainer:
                 if config.sample_every and done % config.sample_every == 0 and not last:
                     watchdog.begin(f"the contact sheet of step {done} of {self.stage.name}")
                     with progress.pause("evaluation"):
-                        self._sampler.params = {**self.frozen, **current.ema}
-                        reports.show_sheet(self.run.buckets[0], self._sampler, metrics, done)
+                        first, weights = self.run.buckets[0], {**self.frozen, **current.ema}
+                        sampler = sampler_of(first, self.cinema.part_configs, weights)
+                        reports.show_sheet(first, sampler, metrics, done)
                 watchdog.step(f"the data of step {done + 1} of {self.stage.name}")
         watchdog.begin(f"the end of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
@@ -239,11 +240,6 @@ class Trainer:
             for key, value in {"loss": loss, **values}.items():
                 totals.setdefault(f"eval_{key}", []).append(jax.device_get(value))
         return {key: mean_of_batches(values) for key, values in totals.items()}
-
-    @functools.cached_property
-    def _sampler(self) -> Sampler:
-        """For contact sheets; the weights are those of whoever uses it."""
-        return Sampler(self.cinema, {}, self.run.buckets[0].preprocessor())
 
     def _initial_state(self, checkpoints: Checkpoints) -> TrainState:
         if checkpoints.latest is None:

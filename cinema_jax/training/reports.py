@@ -1,7 +1,7 @@
 """What a finished stage shows of itself: measurements on held-out data, and pictures to look at."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,15 +20,16 @@ from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.model import generate_greedy
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.sampling import Request, Sampler, progress_bar
+from cinema_jax.sampling import Request, Sampler
 from cinema_jax.training import identity
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.run import Run
+from cinema_jax.training.samples import BATCH, generate, sampler_of
 
 logger = logging.getLogger(__name__)
 
 # Rows of a contact sheet: of a finished stage, and while it trains.
-SHOWN, GLIMPSED = 8, 4
+SHOWN, GLIMPSED = 8, BATCH
 
 
 def stage_report(
@@ -44,7 +45,7 @@ def stage_report(
     if stage == "mllm":
         return describe_held_out(run, cinema, params)
     if stage == "finetune":
-        sampler = Sampler(cinema, params, run.preprocessor())
+        sampler = sampler_of(run, configs, params)
         show_samples(run, sampler, metrics)
         return identity.measure(run, sampler)
     return {}
@@ -94,7 +95,7 @@ def describe_held_out(run: Run, cinema: Cinema, params: Params) -> dict[str, flo
 def show_samples(run: Run, sampler: Sampler, metrics: MetricsWriter) -> None:
     """Generated videos of held-out subjects beside references and real videos."""
     data = run.config.data
-    videos = show_sheet(run, sampler, metrics, run.config.finetune.steps, SHOWN, progress_bar)
+    videos = show_sheet(run, sampler, metrics, run.config.finetune.steps, SHOWN, "sample")
     for index, video in enumerate(videos):
         if distributed.is_first():
             file = run.workdir / "samples" / f"{index:02d}.mp4"
@@ -108,20 +109,18 @@ def show_sheet(
     metrics: MetricsWriter,
     step: int,
     count: int = GLIMPSED,
-    bar: Callable[[int], Callable[[Any], Any]] = lambda steps: lambda states: states,
-) -> UInt8[np.ndarray, "B frames height width 3"]:
+    description: str | None = None,
+) -> list[UInt8[np.ndarray, "frames height width 3"]]:
     """The contact sheet: generated videos of `count` held-out examples, or as many as there are, which it returns.
 
     Args:
         step: of the stage, for TensorBoard.
-        bar: makes a progress bar over so many steps of the sampler.
+        description: of the progress bar; None: without one.
     """
     source = run.source("validation")
     told = [held_out_conditions(run, source, index) for index in range(min(count, len(source)))]
     requests = [Request(c.prompt, c.references, seed=index) for index, c in enumerate(told)]
-    settings = sampler.settings()
-    videos = sampler(requests, settings, bar(settings.steps))
-    rows = []
+    videos, rows = generate(sampler, requests, description), []
     for index, (conditions, video) in enumerate(zip(told, videos, strict=True)):
         seen = sampler.preprocessor.conditions("", conditions.references)["references"]
         groups = [
