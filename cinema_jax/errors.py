@@ -26,7 +26,10 @@ def passing_error(error: BaseException | None) -> OSError | None:
 
     FFmpeg's do not count: it says EIO of a file that is cut short.
     """
-    while error is not None:
+    seen: set[int] = set()
+    # Causes may form a circle, where an error is raised again from one that it led to.
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         of_system = isinstance(error, OSError) and not type(error).__module__.startswith("av.")
         if of_system and (error.errno in STORAGE_ALONE or (error.errno in NETWORK and error.filename)):
             return error

@@ -168,9 +168,9 @@ def _own_videos(config: ConfigDict) -> None:
 
 def _short(config: ConfigDict) -> None:
     """Minutes: what is left out improves the videos a little."""
-    config.data.train_videos, config.evaluate_identities = 1024, 32
-    config.align.steps, config.align.sample_every = 300, 75
-    config.finetune.steps, config.finetune.sample_every = 80, 20
+    config.data.train_videos, config.evaluate_identities = 768, 24
+    config.align.steps, config.align.sample_every = 200, 75
+    config.finetune.steps, config.finetune.sample_every = 50, 20
     config.finetune.ema_decay = 0.98
 
 

@@ -150,20 +150,25 @@ def test_a_checkpoint_of_other_sizes_says_which_field_differs(checkpoint):
         Run.open(parse(values), checkpoint)
 
 
+DEMO = ["train", "--config=" + str(HERE.parent / "configs/demo.py"), "--workdir=r"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["generate", "--checkpoint=none", "--prompt=a", "--reference=text.png"], "text.png: not an image"),
-        (["train", "--config=" + str(HERE.parent / "configs/demo.py"), "--workdir=r", "--config.seed=a"], "seed"),
+        ([*DEMO, "--config.seed=a"], "seed"),
+        ([*DEMO, "--config.init=nowhere"], "'nowhere' does not exist"),
+        ([*DEMO, "--config.weights.vae=nowhere"], "'nowhere' does not exist"),
     ],
-    ids=["a file", "a field"],
+    ids=["a file", "a field", "a checkpoint", "a part"],
 )
 def test_a_command_ends_with_one_sentence_and_status_two(folder, arguments, message):
     """The whole way, in a process of its own."""
     command, *rest = arguments
     line = [sys.executable, "-m", f"cinema_jax.{command}", *rest]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert message in ended.stderr
 

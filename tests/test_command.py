@@ -11,7 +11,7 @@ import pytest
 
 from cinema_jax import command, parts
 from cinema_jax.data.worker import Maker
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, passing_error
 
 
 def ended(main, monkeypatch, capsys) -> tuple[int, str]:
@@ -128,3 +128,14 @@ def test_a_video_cut_short_is_still_replaced():
 
     _, failures = Maker(example, (4,), 0, "train")(0, 0)
     assert json.dumps(failures) == '[[0, 0, "this video cannot be decoded"]]'
+
+
+def test_causes_that_lead_to_themselves_are_looked_at_once():
+    first, second, storage = ValueError("a"), ValueError("b"), OSError(errno.EIO, "x", "/gcs/BUCKET/a")
+    first.__cause__, second.__cause__ = second, first
+    assert passing_error(first) is None
+    first.__cause__ = first
+    assert passing_error(first) is None
+    second.__cause__ = storage
+    storage.__context__ = second
+    assert passing_error(second) is storage

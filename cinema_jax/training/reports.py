@@ -118,10 +118,10 @@ def show_sheet(
         description: of the progress bar; None: without one.
     """
     source = run.source("validation")
-    told = [held_out_conditions(run, source, index) for index in range(min(count, len(source)))]
-    requests = [Request(c.prompt, c.references, seed=index) for index, c in enumerate(told)]
+    told = shown_examples(run, source, count)
+    requests = [Request(c.prompt, c.references, seed=index) for index, c in told.items()]
     videos, rows = generate(sampler, requests, description), []
-    for index, (conditions, video) in enumerate(zip(told, videos, strict=True)):
+    for (index, conditions), video in zip(told.items(), videos, strict=True):
         seen = sampler.preprocessor.conditions("", conditions.references)["references"]
         groups = [
             Group("references", list(seen[: len(conditions.references)])),
@@ -131,6 +131,14 @@ def show_sheet(
         rows.append(Row(groups, conditions.prompt))
     _save_sheet(run, "contact_sheet", rows, metrics, step)
     return videos
+
+
+def shown_examples(run: Run, source: Source, count: int) -> dict[int, Conditions]:
+    """Held-out examples for people to look at, by index: of few subjects first, and as often of few as in the data."""
+    asked = {index: held_out_conditions(run, source, index) for index in range(min(3 * count, len(source)))}
+    by_subjects = sorted(asked, key=lambda index: len(asked[index].references))
+    chosen = np.linspace(0, len(asked) - 1, min(count, len(asked))).round().astype(int)
+    return {index: asked[index] for index in (by_subjects[place] for place in chosen)}
 
 
 def real_video(sampler: Sampler, source: Source, index: int) -> Group:

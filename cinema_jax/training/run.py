@@ -225,6 +225,8 @@ class Run:
         except InputError as error:
             if self.init and (found := self._initial.folder(name)):
                 return found
+            if self.init is None:
+                raise
             raise self._elsewhere(f"config.weights.{name}", error) from error
 
     @property
@@ -233,13 +235,13 @@ class Run:
         try:
             found = Run.load(parts.checkpoint_folder(self.init or self.config.init))
         except InputError as error:
+            if self.init is None:
+                raise
             raise self._elsewhere("config.init", error) from error
         return found if self.init is not None else dataclasses.replace(found, init=None)
 
     def _elsewhere(self, field: str, error: InputError) -> InputError:
-        """The same error, with the way out where a checkpoint has come from another machine."""
-        if self.init is None:
-            return error
+        """The same error, with the way out, as the checkpoint has come from another machine."""
         return InputError(
             f"{self.workdir} was trained with parts that are not here ({field}: {error}): --init=DIR says where they "
             "lie on this machine"

@@ -76,6 +76,18 @@ def test_contact_sheets_are_drawn_while_it_trains_with_the_weights_of_then(workd
     assert len({sheet["aligner"] for sheet in sheets}) == 3
 
 
+def test_those_of_few_subjects_are_shown_first(tmp_path):
+    run = Run(tiny_config(), tmp_path)
+    source = run.source("validation")
+    shown = reports.shown_examples(run, source, 4)
+    counts = [len(conditions.references) for conditions in shown.values()]
+    asked = [len(reports.held_out_conditions(run, source, index).references) for index in range(12)]
+    assert len(shown) == 4
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (min(asked), max(asked))
+    assert list(reports.shown_examples(run, source, 4)) == list(shown)
+
+
 def test_each_stage_compiles_its_step_once_per_shape(workdir, compilations):
     sizes = [step._cache_size() for step in compilations.values()]
     # The first two begin with single pictures: two shapes each.
