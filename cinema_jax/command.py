@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from cinema_jax import distributed, peers, usage
-from cinema_jax.errors import STORAGE_ALONE, InputError, passing_error
+from cinema_jax.errors import STORAGE_ALONE, InputError, causes, passing_error
 from cinema_jax.training.interruption import Interrupted
 
 Result = TypeVar("Result")
@@ -152,12 +152,11 @@ def _end_as(word: peers.Word) -> NoReturn:
 
 def storage_trouble(error: BaseException | None) -> str | None:
     """The system's own words where an error, or one that led to it, is a disk that is full or not to be written."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in LASTING:
-            return f"{error.filename or 'the disk'}: {os.strerror(error.errno)}"
-        if found := _said(error, LASTING_WORDS, LASTING):
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in LASTING:
+            return f"{cause.filename or 'the disk'}: {os.strerror(cause.errno)}"
+        if found := _said(cause, LASTING_WORDS, LASTING):
             return f"the disk: {found}"
-        error = error.__cause__ or error.__context__
     return None
 
 
@@ -165,11 +164,8 @@ def passing_trouble(error: BaseException | None) -> str | None:
     """The same where it is storage that is out of reach for now: a bucket's mount, or a disk behind a network."""
     if found := passing_error(error):
         return f"{found.filename or 'the storage'}: {os.strerror(found.errno)}"
-    while error is not None:
-        if said := _said(error, STORAGE_ALONE):
-            return f"the storage: {said}"
-        error = error.__cause__ or error.__context__
-    return None
+    said = (_said(cause, STORAGE_ALONE) for cause in causes(error))
+    return next((f"the storage: {words}" for words in said if words), None)
 
 
 def _said(error: BaseException, words: Iterable[int], numbers: Iterable[int] = ()) -> str | None:

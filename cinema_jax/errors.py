@@ -1,7 +1,7 @@
 """The error a user can mend: its message is one sentence that stands without a stack trace."""
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # Errors of storage behind a network (a bucket's mount, NFS) that pass by themselves. Nothing but storage has the first;
@@ -26,15 +26,20 @@ def passing_error(error: BaseException | None) -> OSError | None:
 
     FFmpeg's do not count: it says EIO of a file that is cut short.
     """
+    for cause in causes(error):
+        of_system = isinstance(cause, OSError) and not type(cause).__module__.startswith("av.")
+        if of_system and (cause.errno in STORAGE_ALONE or (cause.errno in NETWORK and cause.filename)):
+            return cause
+    return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that led to it, each once: an error that was raised from itself leads in a circle."""
     seen: set[int] = set()
-    # Causes may form a circle, where an error is raised again from one that it led to.
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        of_system = isinstance(error, OSError) and not type(error).__module__.startswith("av.")
-        if of_system and (error.errno in STORAGE_ALONE or (error.errno in NETWORK and error.filename)):
-            return error
+        yield error
         error = error.__cause__ or error.__context__
-    return None
 
 
 def unsupported(said: Mapping[str, Any], fixed: Mapping[str, Any], known: Iterable[str]) -> list[str]:

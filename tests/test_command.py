@@ -133,7 +133,8 @@ def test_a_video_cut_short_is_still_replaced():
 def test_causes_that_lead_to_themselves_are_looked_at_once():
     first, second, storage = ValueError("a"), ValueError("b"), OSError(errno.EIO, "x", "/gcs/BUCKET/a")
     first.__cause__, second.__cause__ = second, first
-    assert passing_error(first) is None
+    for look in (passing_error, command.storage_trouble, command.passing_trouble):
+        assert look(first) is None
     first.__cause__ = first
     assert passing_error(first) is None
     second.__cause__ = storage
