@@ -346,7 +346,7 @@ def golden(name, found):
 @pytest.mark.parametrize(
     ("stage", "topology", "more"),
     [
-        ("pretrain", "v5p:2x2x4", ()),
+        pytest.param("pretrain", "v5p:2x2x4", (), marks=pytest.mark.release),
         pytest.param(
             *("pretrain", "v6e:4x4", ("--config.mesh.slice=2", "--config.stages=('pretrain',)")),
             marks=pytest.mark.release,

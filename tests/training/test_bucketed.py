@@ -63,6 +63,7 @@ def test_a_run_of_two_buckets_compiles_two_steps_and_goes_on_to_the_same(tmp_pat
         np.testing.assert_array_equal(again[path], x, err_msg=path)
 
 
+@pytest.mark.release
 def test_records_of_two_buckets_are_trained_on(tmp_path):
     folder = prepared.make_folder(tmp_path / "folder")
     given = {"source": "folder", "path": str(folder), "fps": 8.0, "validation_fraction": 0.3}
