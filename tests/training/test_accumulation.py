@@ -31,13 +31,14 @@ def gradients(tmp_path_factory):
 
 def assert_alike(found):
     paths = [name.removeprefix("whole/") for name in found.files if name.startswith("whole/")]
-    assert max(np.abs(found[f"whole/{path}"]).max() for path in paths if path != "loss") > 1e-3
+    largest = max(np.abs(found[f"whole/{path}"]).max() for path in paths if path != "loss")
+    assert largest > 1e-3
     for way in accumulated.WAYS:
         for path in paths:
             whole = found[f"whole/{path}"]
-            np.testing.assert_allclose(
-                found[f"{way}/{path}"], whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max(), err_msg=f"{way}: {path}"
-            )
+            # A bias of keys moves no attention: its gradient is nothing but rounding.
+            near = 1e-5 * np.abs(whole).max() + 1e-12 * largest
+            np.testing.assert_allclose(found[f"{way}/{path}"], whole, rtol=1e-5, atol=near, err_msg=f"{way}: {path}")
 
 
 def test_texts_of_unequal_length_count_by_their_tokens_in_every_part(gradients):
