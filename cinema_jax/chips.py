@@ -69,10 +69,15 @@ def chip_of(topology: str) -> Chip:
     return chip
 
 
+def chip_count(topology: str) -> int:
+    """Of a slice."""
+    return math.prod(map(int, topology.partition(":")[2].split("x")))
+
+
 def host_shape(topology: str) -> tuple[int, int, int]:
     """How the chips of one host lie. A flat slice of up to eight is one host's; all others have hosts of four."""
     chip, sizes = chip_of(topology), [int(size) for size in topology.partition(":")[2].split("x")]
-    return (*sizes, 1) if not chip.solid and math.prod(sizes) <= 8 else (2, 2, 1)
+    return (*sizes, 1) if not chip.solid and chip_count(topology) <= 8 else (2, 2, 1)
 
 
 def _of_cubes(sizes: list[str], most: int) -> bool:

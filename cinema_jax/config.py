@@ -26,6 +26,8 @@ from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.training.config import OptimizerConfig
 
 STAGES = ("vae", "mllm", "t5", "pretrain", "align", "finetune")
+# Those whose examples are texts and references of videos: they drop some, and can be planned without data.
+CONDITIONED = ("pretrain", "align", "finetune")
 
 
 def option(default: Any, doc: str) -> Any:
@@ -270,7 +272,7 @@ class Config:
         "Type in which networks compute and frozen parts are held. Trained weights, average and moments are float32.",
     )
     seed: int = option(0, "Decides initial weights, data order, noise and augmentation.")
-    stages: tuple[str, ...] = option(("pretrain", "align", "finetune"), f"Stages to run, in order, of {STAGES}.")
+    stages: tuple[str, ...] = option(CONDITIONED, f"Stages to run, in order, of {STAGES}.")
     init: str = option(
         "",
         "Where parts that `weights` does not name start from: a folder in the layout of diffusers, an import, a "
@@ -392,7 +394,7 @@ def _check_dropout(config: Config, stage: str) -> None:
     shares = dropout(config, stage)
     if len(shares) != 3 or not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
         raise InputError(f"{name}: {shares} must be three shares (text, references, both), together below 1")
-    if stage in ("vae", "mllm", "t5") and getattr(config, stage).dropout:
+    if stage and stage not in CONDITIONED and getattr(config, stage).dropout:
         raise InputError(f"{name} is {shares}, but this stage drops nothing: leave it empty")
 
 

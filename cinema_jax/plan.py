@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cinema_jax import command
-from cinema_jax.config import parse
+from cinema_jax.config import CONDITIONED, parse
 from cinema_jax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/cogvideox_5b.py.")
@@ -36,7 +36,7 @@ SEARCH = flags.DEFINE_bool(
 )
 PRICE = flags.DEFINE_float(
     "price",
-    0.0,
+    None,
     "Report what all stages of the config cost, at this price of one chip for an hour; compile nothing.",
     lower_bound=0.0,
 )
@@ -62,8 +62,8 @@ def main() -> None:
     # Nothing is read from there.
     values.data.path = values.data.path or "planned"
     config = parse(values)
-    if STAGE.value not in ("pretrain", "align", "finetune"):
-        raise InputError(f"--stage is {STAGE.value!r}; accepted: pretrain, align, finetune")
+    if STAGE.value not in CONDITIONED:
+        raise InputError(f"--stage is {STAGE.value!r}; accepted: {', '.join(CONDITIONED)}")
     from cinema_jax.chips import chip_of
     from cinema_jax.planning import planner
 
@@ -78,10 +78,10 @@ def _plan(run: Any) -> None:
     from cinema_jax.planning import cost, hosts, planner, report
 
     target = planner.Target(TOPOLOGY.value, SLICES.value, BANDWIDTH.value * 1e9)
-    if PRICE.value:
-        told = topology, price, utilisation = TOPOLOGY.value, PRICE.value, UTILISATION.value
-        found = cost.costs(run, topology, SLICES.value, price, utilisation)
-        _print([dataclasses.asdict(one) for one in found], [cost.table(found, *told)], True)
+    if PRICE.value is not None:
+        found = cost.costs(run, target, PRICE.value, UTILISATION.value)
+        table = cost.table(found, run, target, PRICE.value, UTILISATION.value)
+        _print([dataclasses.asdict(one) for one in found], [table], True)
         return
     if TABLE.value:
         print(planner.placement_table(run, STAGE.value, target))

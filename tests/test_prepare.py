@@ -76,11 +76,15 @@ def test_the_stage_that_needs_pixels_is_refused(output):
         parse(values)
 
 
-def test_a_folder_of_other_buckets_is_refused(folder, tmp_path):
+def test_a_folder_of_other_buckets_or_references_is_refused(folder, tmp_path):
     values, output = prepared.values(folder), str(tmp_path / "records")
     values.data.buckets = ((5, 32, 48, 3),)
     # There is one shard, which is another process's.
     assert not prepare(parse(values), folder, output, process=(1, 2))
+    values.data.crop_references = True
+    with pytest.raises(InputError, match="otherwise: crop_references is False there and True here"):
+        prepare(parse(values), folder, output, process=(1, 2))
+    values.data.crop_references = False
     values.data.buckets = ((5, 32, 48, 3), (5, 32, 48, 1))
     with pytest.raises(InputError, match=r"5x32x48x3 holds records .* otherwise: buckets is .*; clips is .*\. Choose"):
         prepare(parse(values), folder, output, process=(1, 2))

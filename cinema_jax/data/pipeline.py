@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, UInt8
 from transformers import PreTrainedTokenizerBase
 
 from cinema_jax.config import Config, dropout
@@ -86,6 +86,11 @@ class Preprocessor:
             return reference
         image, mask = cropped(reference.image, reference.mask)
         return dataclasses.replace(reference, image=image, mask=mask)
+
+    def seen(self, references: Sequence[Reference]) -> UInt8[np.ndarray, "K height width 3"]:
+        """References, as they were read, as the video's encoder sees them."""
+        arrays = self.entities([self.cropped(reference) for reference in references])
+        return arrays["references"][: len(references)]
 
     def laid_out(self, prompt: str, references: Sequence[Reference]) -> Arrays:
         """The same of references that are cropped, and perhaps augmented.

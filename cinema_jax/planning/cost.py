@@ -1,18 +1,16 @@
 """What the stages of a config cost on a slice: steps, hours and money, by what the model computes."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
-from cinema_jax.chips import chip_of
+from cinema_jax.chips import chip_count, chip_of
 from cinema_jax.cinema import Cinema
+from cinema_jax.config import CONDITIONED
+from cinema_jax.planning.planner import Target
 from cinema_jax.planning.program import abstract_batch, part_configs
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 from cinema_jax.training.work import work
-
-# Whose examples are known without data.
-PLANNED = ("pretrain", "align", "finetune")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +31,18 @@ class Cost:
     lost_cost: float
 
 
-def costs(run: Run, topology: str, slices: int, price: float, utilisation: float) -> list[Cost]:
+def costs(run: Run, target: Target, price: float, utilisation: float) -> list[Cost]:
     """Those of all stages of the config that can be planned.
 
     Args:
-        slices: 0: as many as the config's mesh names.
         price: of one chip for an hour.
         utilisation: the share of the chips' peak at which the model's products are done (MFU).
     """
-    chips = math.prod(map(int, topology.partition(":")[2].split("x"))) * (slices or max(1, run.config.mesh.slice))
-    speed = chips * chip_of(topology).flops * utilisation
+    chips = chip_count(target.topology) * target.count(run)
+    speed = chips * chip_of(target.topology).flops * utilisation
     found = []
     for stage in run.config.stages:
-        if stage not in PLANNED:
+        if stage not in CONDITIONED:
             continue
         config, flops = getattr(run.config, stage), step_flops(run, stage)
         seconds = flops / speed
@@ -77,10 +74,12 @@ def step_flops(run: Run, stage: str) -> float:
     return sum(found) / len(found)
 
 
-def table(found: Sequence[Cost], topology: str, price: float, utilisation: float) -> str:
+def table(found: Sequence[Cost], run: Run, target: Target, price: float, utilisation: float) -> str:
     """For people."""
+    count = target.count(run)
+    slices = f"{count} x {target.topology}" if count > 1 else target.topology
     lines = [
-        f"{topology} at {utilisation:.0%} of the chips' peak, {price:g} for a chip and hour:",
+        f"{slices} at {utilisation:.0%} of the chips' peak, {price:g} for a chip and hour:",
         "",
         f"{'stage':<10}{'steps':>8}{'TFLOP/step':>12}{'s/step':>9}{'hours':>8}{'chip-hours':>12}{'cost':>11}"
         f"{'lost by a preemption':>28}",
@@ -93,5 +92,7 @@ def table(found: Sequence[Cost], topology: str, price: float, utilisation: float
         )
     hours, chip_hours, cost = (sum(getattr(one, name) for one in found) for name in ("hours", "chip_hours", "cost"))
     lines.append(f"{'all':<10}{'':>29}{hours:>8.1f}{chip_hours:>12,.0f}{cost:>11,.0f}")
+    left_out = [stage for stage in run.config.stages if stage not in CONDITIONED]
+    lines += ["", f"Not counted: {', '.join(left_out)}."] if left_out else []
     lines += ["", "Compilation, evaluations, the encoding of videos and waiting for slices come on top."]
     return "\n".join(lines)

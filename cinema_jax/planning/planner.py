@@ -22,6 +22,7 @@ from cinema_jax.errors import InputError
 from cinema_jax.planning import hosts, program, report
 from cinema_jax.planning.hosts import GIB, Hosts
 from cinema_jax.planning.report import Report
+from cinema_jax.training.beginning import check_samples
 from cinema_jax.training.phases import check_batches
 from cinema_jax.training.run import Run
 
@@ -43,6 +44,10 @@ class Target:
     slices: int = 0
     # Between a host and the disk or bucket, bytes a second.
     bandwidth: float = hosts.BANDWIDTH
+
+    def count(self, run: Run) -> int:
+        """How many slices."""
+        return self.slices or max(1, run.config.mesh.slice)
 
 
 def devices(topology: str, slices: int = 1) -> list[Any]:
@@ -67,9 +72,7 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
 
 def mesh_of(run: Run, target: Target) -> Mesh:
     """The config's mesh over the chips of all slices; raises as it would there."""
-    mesh = run.config.mesh
-    slices = target.slices or max(1, mesh.slice)
-    return sharding.make_mesh(**vars(mesh), devices=devices(target.topology, slices))
+    return sharding.make_mesh(**vars(run.config.mesh), devices=devices(target.topology, target.count(run)))
 
 
 def train_program(run: Run, stage: str, mesh: Mesh) -> program.Program:
@@ -78,7 +81,9 @@ def train_program(run: Run, stage: str, mesh: Mesh) -> program.Program:
     Raises:
         InputError: `train` would refuse this mesh with this config, be it for another of its stages.
     """
-    check_batches(run.config, dict.fromkeys((*run.config.stages, stage)), mesh)
+    stages = dict.fromkeys((*run.config.stages, stage))
+    check_batches(run.config, stages, mesh)
+    check_samples(run.config, stages)
     return program.train_program(run, stage, mesh)
 
 

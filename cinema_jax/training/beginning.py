@@ -1,7 +1,7 @@
 """What can be known to be wrong with a run before anything is encoded or trained, each in one sentence."""
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from cinema_jax import parts
 from cinema_jax.config import Config
@@ -23,7 +23,7 @@ def check(run: Run) -> None:
     """
     todo = [stage for stage in run.config.stages if run.finished(stage) is None]
     check_microbatches(run.config, todo)
-    _check_samples(run.config, todo)
+    check_samples(run.config, todo)
     _check_parts(run, todo)
     if run.config.data.source == "folder":
         for one in run.buckets:
@@ -33,8 +33,9 @@ def check(run: Run) -> None:
         _check_texts(run, todo)
 
 
-def _check_samples(config: Config, todo: Sequence[str]) -> None:
-    for stage in todo:
+def check_samples(config: Config, stages: Iterable[str]) -> None:
+    """Raises `InputError` where a stage is to draw contact sheets without the parts that generate a video."""
+    for stage in stages:
         missing = set(needed_parts(config)).difference(STAGES[stage].needed(config))
         if (every := getattr(config, stage).sample_every) and missing:
             raise InputError(

@@ -47,8 +47,9 @@ from cinema_jax.training.watch import check_unreadable
 
 logger = logging.getLogger(__name__)
 
-# Fields of config.data on which records depend; the last, because a held-out clip gives its beginning.
-DEPENDS = ("frames", "height", "width", "fps", "max_references", "validation_fraction")
+# Fields of config.data on which records depend; the last two, because a box may show a margin, and because a held-out
+# clip gives its beginning.
+DEPENDS = ("frames", "height", "width", "fps", "max_references", "crop_references", "validation_fraction")
 # Clips [batch_size frames height width 3] to latents in bf16; may return before they are computed.
 Encode = Callable[[np.ndarray], Any]
 

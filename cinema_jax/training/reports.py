@@ -122,9 +122,8 @@ def show_sheet(
     requests = [Request(c.prompt, c.references, seed=index) for index, c in told.items()]
     videos, rows = generate(sampler, requests, description), []
     for (index, conditions), video in zip(told.items(), videos, strict=True):
-        seen = sampler.preprocessor.conditions("", conditions.references)["references"]
         groups = [
-            Group("references", list(seen[: len(conditions.references)])),
+            Group("references", list(sampler.preprocessor.seen(conditions.references))),
             real_video(sampler, source, index),
             Group("generated video", spread(video, 4)),
         ]

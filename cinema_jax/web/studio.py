@@ -104,7 +104,7 @@ class Studio:
         Raises:
             InputError: one cannot be read, or there are too many.
         """
-        return self.sampler.preprocessor.conditions("", _references(pictures))["references"][: len(pictures)]
+        return self.sampler.preprocessor.seen(_references(pictures))
 
     def make(
         self, order: Order, output: Path, tell: Callable[[Report], Any], stop: threading.Event | None = None

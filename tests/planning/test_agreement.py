@@ -20,6 +20,10 @@ CASES = {
         {"mllm.microbatches": 16},
         "config.mllm.microbatches is 16; it must divide",
     ),
+    "contact sheets without what draws them": (
+        {"pretrain.sample_every": 5},
+        "config.pretrain.sample_every is 5, but pretrain has no aligner, mllm to generate videos with",
+    ),
     "data": ({"mesh.data": 3}, "mesh slice 1 x data 3 x fsdp 1 x context 1 x tensor 1 does not fit 8 devices"),
     "slices": ({"mesh.slice": 3}, "mesh slice 3 x data -1 x fsdp 1 x context 1 x tensor 1 does not fit 8 devices"),
     "two fillers": ({"mesh.fsdp": -1}, "at most one axis may be -1"),
@@ -41,7 +45,7 @@ from cinema_jax import sharding
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
 from cinema_jax.planning import planner
-from cinema_jax.training import loop, state
+from cinema_jax.training import beginning, loop, state
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 
@@ -70,6 +74,12 @@ def first_step(run):
         make_step(trainer.stage, trainer.cinema, trainer.optimizer, current).trace(current, trainer.frozen, batch)
 
 
+def begin(run):
+    # As the command does.
+    beginning.check(run)
+    loop.train(run)
+
+
 def verdict(action):
     try:
         action()
@@ -87,7 +97,7 @@ with tempfile.TemporaryDirectory() as parts:
             target = planner.Target("v5e:2x4", slices=1)
             by_plan = verdict(lambda: planner.plan_hosts(Run(config, Path(planned)), "pretrain", target))
             run = Run.open(config, Path(trained))
-            by_train = verdict(lambda: loop.train(run) if sentence else first_step(run))
+            by_train = verdict(lambda: begin(run) if sentence else first_step(run))
             found[name] = [by_plan, by_train]
 print(json.dumps(found))
 """

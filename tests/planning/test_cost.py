@@ -7,6 +7,7 @@ import pytest
 from tiny import random_run
 
 from cinema_jax.planning import cost
+from cinema_jax.planning.planner import Target
 from cinema_jax.training.remaining import stage_flops
 from cinema_jax.training.run import Run
 
@@ -18,7 +19,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(run):
-    return cost.costs(run, "v5e:4x4", slices=0, price=2.0, utilisation=0.5)
+    return cost.costs(run, Target("v5e:4x4"), price=2.0, utilisation=0.5)
 
 
 def test_hours_follow_from_what_the_steps_compute_and_the_chips_peak(run, found):
@@ -35,7 +36,7 @@ def test_hours_follow_from_what_the_steps_compute_and_the_chips_peak(run, found)
 
 
 def test_two_slices_halve_the_hours_and_cost_the_same(run, found):
-    for one, two in zip(found, cost.costs(run, "v5e:4x4", slices=2, price=2.0, utilisation=0.5), strict=True):
+    for one, two in zip(found, cost.costs(run, Target("v5e:4x4", 2), price=2.0, utilisation=0.5), strict=True):
         np.testing.assert_allclose(two.hours, one.hours / 2)
         np.testing.assert_allclose(two.cost, one.cost)
 
@@ -56,7 +57,9 @@ def test_of_several_buckets_a_step_is_their_mean(run, tmp_path):
     assert two > one
 
 
-def test_the_table_names_each_stage_and_the_sum(found):
-    lines = cost.table(found, "v5e:4x4", 2.0, 0.5).splitlines()
+def test_the_table_names_each_stage_the_sum_and_what_is_not_in_it(run, found):
+    lines = cost.table(found, run, Target("v5e:4x4"), 2.0, 0.5).splitlines()
     assert lines[0] == "v5e:4x4 at 50% of the chips' peak, 2 for a chip and hour:"
     assert [line.split()[0] for line in lines[3:7]] == ["pretrain", "align", "finetune", "all"]
+    assert "Not counted: vae, mllm, t5." in lines
+    assert cost.table(found, run, Target("v5e:4x4", 2), 2.0, 0.5).startswith("2 x v5e:4x4 at 50%")
