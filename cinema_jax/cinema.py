@@ -13,8 +13,8 @@ from cinema_jax import parts, sharding, weights
 from cinema_jax.config import Config
 from cinema_jax.diffusion.discrete import as_velocity
 from cinema_jax.errors import InputError
-from cinema_jax.models.cogvideox.transformer import TIMESTEPS
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.models.layers import TIMESTEPS
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 from cinema_jax.numerics import at_least_fp32
 
