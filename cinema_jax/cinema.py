@@ -92,8 +92,8 @@ class Cinema:
         return jax.lax.map(encode, references.swapaxes(0, 1)).swapaxes(0, 1)
 
     def encode_caption(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """T5 features of all positions, padding included and unmasked, as CogVideoX was trained."""
-        return self.part(params, "t5")(tokens, None)
+        """What the text encoder says of all positions; of padding, what its transformer was trained with."""
+        return self.part(params, "t5").features(tokens)
 
     def read_prompt(self, params: Params, batch: Batch) -> Float[Array, "B T D"]:
         """The aligner's tokens for prompts and references as the MLLM reads them."""

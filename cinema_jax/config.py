@@ -114,6 +114,11 @@ class ConditionConfig:
     mllm_max_pixels: int = option(112 * 112, "Pixel cap of one reference as the MLLM sees it.")
     mllm_min_pixels: int = option(56 * 56, "Smaller references are enlarged to this many pixels for the MLLM.")
     text_tokens: int = option(226, "Tokens of the text block: T5's length and the AlignerNet's latents.")
+    clean_text: bool = option(
+        False,
+        "Whether texts are cleaned before T5 reads them, as Wan was trained: wrongly decoded characters repaired, "
+        "HTML's escapes undone, all white space single.",
+    )
     text_dropout: float = option(0.1, "How often training replaces the prompt by the empty one, and that alone.")
     reference_dropout: float = option(0.05, "How often it leaves the references out, and those alone.")
     joint_dropout: float = option(

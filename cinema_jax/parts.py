@@ -100,9 +100,9 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
     "t5": (
         Kind(
             T5Config,
-            ("t5",),
+            ("t5", "umt5"),
             t5.T5Encoder,
-            lambda c: t5_weights.TABLE,
+            t5_weights.table,
             t5_weights.config_from_hf,
             t5_weights.config_to_hf,
             after_reading=lambda tensors, config: t5_weights.untie(tensors),
