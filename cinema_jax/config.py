@@ -153,8 +153,9 @@ class FlowConfig:
     )
     spacing: Spacing = option(
         "uniform",
-        "Of the sampler's times, before the shift; cosine is denser at both ends. schedule, for v_prediction: evenly "
-        "over the timesteps of the noise schedule, without the shift.",
+        "Of the sampler's times, before the shift; cosine is denser at both ends. timesteps: as Wan is sampled, with "
+        "whole timesteps for the network. schedule, for v_prediction: evenly over the timesteps of the noise schedule, "
+        "without the shift.",
     )
     sample_steps: int = option(20, "Sampler steps, each one network evaluation.")
     subject_weight: float = option(
@@ -438,6 +439,10 @@ def _validate(config: Config) -> None:
     if config.flow.solver in DISCRETE_SOLVERS and config.flow.prediction != "v_prediction":
         raise InputError(
             f"config.flow.solver is {config.flow.solver!r}, which needs config.flow.prediction=v_prediction"
+        )
+    if config.flow.spacing == "timesteps" and config.flow.prediction != "velocity":
+        raise InputError(
+            "config.flow.spacing is 'timesteps', which is that of a flow: it needs config.flow.prediction=velocity"
         )
     for name in ("times", "spacing"):
         if getattr(config.flow, name) == "schedule" and config.flow.prediction != "v_prediction":
