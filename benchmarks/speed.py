@@ -118,7 +118,7 @@ def t5() -> Iterator[Row]:
     config = T5Config(d_model=1024, d_kv=64, d_ff=2816, num_layers=8, num_heads=16)
     original = transformers.T5EncoderModel(transformers.T5Config(**t5_weights.config_to_hf(config))).eval()
     model = nnx.eval_shape(lambda: T5Encoder(config, rngs=nnx.Rngs(0)))
-    graph, state = with_weights_of(original, model, t5_weights.TABLE, t5_weights.untie)
+    graph, state = with_weights_of(original, model, t5_weights.table(config), t5_weights.untie)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 226), np.int32)
     forward = jax.jit(lambda state, tokens: nnx.merge(graph, state)(tokens))
     ours = lambda: forward(state, tokens)  # noqa: E731

@@ -13,8 +13,8 @@ from cinema_jax import parts, sharding, weights
 from cinema_jax.config import Config
 from cinema_jax.diffusion.discrete import as_velocity
 from cinema_jax.errors import InputError
-from cinema_jax.models.cogvideox.transformer import TIMESTEPS
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.models.layers import TIMESTEPS
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 from cinema_jax.numerics import at_least_fp32
 
@@ -92,8 +92,8 @@ class Cinema:
         return jax.lax.map(encode, references.swapaxes(0, 1)).swapaxes(0, 1)
 
     def encode_caption(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """T5 features of all positions, padding included and unmasked, as CogVideoX was trained."""
-        return self.part(params, "t5")(tokens, None)
+        """What the text encoder says of all positions; of padding, what its transformer was trained with."""
+        return self.part(params, "t5").features(tokens)
 
     def read_prompt(self, params: Params, batch: Batch) -> Float[Array, "B T D"]:
         """The aligner's tokens for prompts and references as the MLLM reads them."""

@@ -114,6 +114,11 @@ class ConditionConfig:
     mllm_max_pixels: int = option(112 * 112, "Pixel cap of one reference as the MLLM sees it.")
     mllm_min_pixels: int = option(56 * 56, "Smaller references are enlarged to this many pixels for the MLLM.")
     text_tokens: int = option(226, "Tokens of the text block: T5's length and the AlignerNet's latents.")
+    clean_text: bool = option(
+        False,
+        "Whether texts are cleaned before T5 reads them, as Wan was trained: wrongly decoded characters repaired, "
+        "HTML's escapes undone, all white space single.",
+    )
     text_dropout: float = option(0.1, "How often training replaces the prompt by the empty one, and that alone.")
     reference_dropout: float = option(0.05, "How often it leaves the references out, and those alone.")
     joint_dropout: float = option(
@@ -148,8 +153,9 @@ class FlowConfig:
     )
     spacing: Spacing = option(
         "uniform",
-        "Of the sampler's times, before the shift; cosine is denser at both ends. schedule, for v_prediction: evenly "
-        "over the timesteps of the noise schedule, without the shift.",
+        "Of the sampler's times, before the shift; cosine is denser at both ends. timesteps: as Wan is sampled, with "
+        "whole timesteps for the network. schedule, for v_prediction: evenly over the timesteps of the noise schedule, "
+        "without the shift.",
     )
     sample_steps: int = option(20, "Sampler steps, each one network evaluation.")
     subject_weight: float = option(
@@ -433,6 +439,10 @@ def _validate(config: Config) -> None:
     if config.flow.solver in DISCRETE_SOLVERS and config.flow.prediction != "v_prediction":
         raise InputError(
             f"config.flow.solver is {config.flow.solver!r}, which needs config.flow.prediction=v_prediction"
+        )
+    if config.flow.spacing == "timesteps" and config.flow.prediction != "velocity":
+        raise InputError(
+            "config.flow.spacing is 'timesteps', which is that of a flow: it needs config.flow.prediction=velocity"
         )
     for name in ("times", "spacing"):
         if getattr(config.flow, name) == "schedule" and config.flow.prediction != "v_prediction":

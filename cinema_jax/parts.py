@@ -35,9 +35,12 @@ from cinema_jax.models.qwen_vl.config import Qwen2VLConfig
 from cinema_jax.models.t5 import model as t5
 from cinema_jax.models.t5 import weights as t5_weights
 from cinema_jax.models.t5.config import T5Config
-from cinema_jax.models.wan import vae as wan
-from cinema_jax.models.wan import weights as wan_weights
+from cinema_jax.models.wan import transformer as wan
+from cinema_jax.models.wan import transformer_weights as wan_weights
+from cinema_jax.models.wan import vae as wan_vae
+from cinema_jax.models.wan import weights as wan_vae_weights
 from cinema_jax.models.wan.config import WanVAEConfig
+from cinema_jax.models.wan.transformer_config import WanConfig
 from cinema_jax.shards import read_along, write_tensors
 from cinema_jax.stored import Stored, open_stored
 from cinema_jax.tensors import Tensor, WeightError, open_tensors
@@ -78,10 +81,10 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
         Kind(
             WanVAEConfig,
             ("AutoencoderKLWan",),
-            wan.WanVAE,
-            lambda c: wan_weights.TABLE,
-            wan_weights.config_from_hf,
-            wan_weights.config_to_hf,
+            wan_vae.WanVAE,
+            lambda c: wan_vae_weights.TABLE,
+            wan_vae_weights.config_from_hf,
+            wan_vae_weights.config_to_hf,
             stem=DIFFUSERS,
         ),
         Kind(
@@ -97,9 +100,9 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
     "t5": (
         Kind(
             T5Config,
-            ("t5",),
+            ("t5", "umt5"),
             t5.T5Encoder,
-            lambda c: t5_weights.TABLE,
+            t5_weights.table,
             t5_weights.config_from_hf,
             t5_weights.config_to_hf,
             after_reading=lambda tensors, config: t5_weights.untie(tensors),
@@ -136,6 +139,16 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             cogvideox_weights.config_from_hf,
             cogvideox_weights.config_to_hf,
             stem=DIFFUSERS,
+        ),
+        Kind(
+            WanConfig,
+            ("WanTransformer3DModel",),
+            wan.WanTransformer,
+            wan_weights.table,
+            wan_weights.config_from_hf,
+            wan_weights.config_to_hf,
+            stem=DIFFUSERS,
+            after_reading=lambda tensors, config: wan_weights.plain_names(tensors),
         ),
     ),
 }

@@ -21,7 +21,7 @@ from cinema_jax.diffusion import flow
 from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Solver, Spacing
 from cinema_jax.diffusion.discrete import discrete_start, discrete_step, discrete_steps, dynamic_guidance
 from cinema_jax.diffusion.guidance import Branch, branch_factors, guidance_coefficients, guided
-from cinema_jax.diffusion.samplers import sample_steps, solver_step, solver_steps, time_grid
+from cinema_jax.diffusion.samplers import sample_steps, solver_step, solver_steps, time_grid, timestep_grid
 from cinema_jax.errors import InputError
 from cinema_jax.models.layers import platform
 from cinema_jax.models.qwen_vl.processing import collate
@@ -156,10 +156,12 @@ class Sampler:
             of_steps = [tuple(dynamic_guidance(scale, count, int(t)) for scale in scales) for t in timesteps]
         return branches, np.array([branch_factors(branches, *scales) for scales in of_steps], np.float32)
 
-    def _flow_steps(self, settings: Settings) -> Float[np.ndarray, "steps 9"]:
+    def _flow_steps(self, settings: Settings) -> Float[np.ndarray, "steps 10"]:
         config = self.cinema.config
         if settings.spacing == "schedule":
             return solver_steps(settings.solver, config.schedule.time_grid(settings.steps))
+        if settings.spacing == "timesteps":
+            return solver_steps(settings.solver, *timestep_grid(settings.steps, config.flow.shift))
         # Under its lowest noise level a network on a discrete schedule knows nothing.
         smallest = config.schedule.flow_times()[0] if config.flow.prediction == "v_prediction" else 0.0
         grid = time_grid(settings.steps, shift=config.flow.shift, smallest=float(smallest), spacing=settings.spacing)

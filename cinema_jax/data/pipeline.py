@@ -13,6 +13,7 @@ from cinema_jax.config import Config, dropout
 from cinema_jax.data.augment import augment_reference
 from cinema_jax.data.example import Conditions, LocatedSource, Reference, Source
 from cinema_jax.data.images import cropped, fitted, letterbox, on_white
+from cinema_jax.data.texts import clean
 from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.processing import Processor
@@ -45,7 +46,7 @@ class Preprocessor:
     def text(self, text: str) -> tuple[Int32[np.ndarray, "T"], int]:
         """T5 token ids of `text`, padded to the text block, and how many of them are real."""
         length = self.config.condition.text_tokens
-        tokens = list(self.t5_tokenizer(text)["input_ids"])
+        tokens = list(self.t5_tokenizer(self._cleaned(text))["input_ids"])
         if not tokens or tokens[-1] != self.t5_tokenizer.eos_token_id:
             tokens.append(self.t5_tokenizer.eos_token_id)
         if len(tokens) > length:
@@ -56,7 +57,11 @@ class Preprocessor:
     def text_lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens `text` makes of each, if it has room."""
         end = self.t5_tokenizer.eos_token_id
-        return [len(ids) + (ids[-1:] != [end]) for ids in self.t5_tokenizer(list(texts))["input_ids"]]
+        cleaned = list(map(self._cleaned, texts))
+        return [len(ids) + (ids[-1:] != [end]) for ids in self.t5_tokenizer(cleaned)["input_ids"]]
+
+    def _cleaned(self, text: str) -> str:
+        return clean(text) if self.config.condition.clean_text else text
 
     def answering(self, prompt: str, images: Sequence[np.ndarray], answer: str, alone: bool = False) -> Arrays:
         """What the MLLM reads, continued by an answer that it should learn; with `alone`, room for one image only.

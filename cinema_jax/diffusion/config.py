@@ -4,7 +4,7 @@ from typing import Literal
 
 # unipc and euler follow the flow; ddim and dpm are CogVideoX' own, for networks that predict v.
 Solver = Literal["unipc", "euler", "ddim", "dpm"]
-Spacing = Literal["uniform", "cosine", "schedule"]
+Spacing = Literal["uniform", "cosine", "schedule", "timesteps"]
 Times = Literal["logit_normal", "uniform", "schedule"]
 Prediction = Literal["velocity", "v_prediction"]
 FLOW_SOLVERS: tuple[Solver, ...] = ("unipc", "euler")

@@ -17,6 +17,8 @@ from cinema_jax.diffusion.flow import shift_times
 
 # At time 1 there is no signal, and its logarithm is infinite.
 _LARGEST = 1 - 1e-6
+# Timesteps of a flow that was trained on numbered ones.
+_TIMESTEPS = 1000
 
 
 def time_grid(
@@ -52,6 +54,22 @@ def time_grid(
     return jnp.append(jnp.maximum(times, smallest).at[0].set(1.0), 0.0)
 
 
+def timestep_grid(steps: int, shift: float) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n-1"]]:
+    """The `steps + 1` times of a flow sampled as Wan is, and what the network is told at each step but the last time.
+
+    Those of diffusers' `UniPCMultistepScheduler` with `use_flow_sigmas`: the time that is told is a whole number of
+    thousandths, rounded down.
+
+    Raises:
+        ValueError: for less than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; sampling needs at least 1")
+    times = np.linspace(1.0, 1 / _TIMESTEPS, steps + 1)[:-1]
+    times = np.minimum(shift * times / (1 + (shift - 1) * times), _LARGEST)
+    return np.append(times, 0.0), np.floor(times * _TIMESTEPS) / _TIMESTEPS
+
+
 class Trajectory(NamedTuple):
     """Where sampling is, and what a step of second order needs of the steps before."""
 
@@ -68,13 +86,16 @@ def start(noise: Float[Array, "B *shape"]) -> Trajectory:
     return Trajectory(noise, noise, jnp.zeros_like(noise), jnp.zeros_like(noise))
 
 
-def solver_steps(solver: Solver, times: Float[Array | np.ndarray, "n"]) -> Float[np.ndarray, "n-1 9"]:
-    """Each step's time and factors, for `solver_step`.
+def solver_steps(
+    solver: Solver, times: Float[Array | np.ndarray, "n"], told: Float[np.ndarray, "n-1"] | None = None
+) -> Float[np.ndarray, "n-1 10"]:
+    """The time that the network is told in each step, the step's time, and its factors, for `solver_step`.
 
     Args:
         solver: "euler", of first order, or "unipc" (arXiv 2302.04867): the multistep predictor and corrector of second
             order in data prediction with B(h) = exp(-h) - 1, of first order in the first and the last step.
         times: falling, from at most 1 to at least 0.
+        told: what the network is told in their place; the times themselves if None.
 
     Raises:
         ValueError: for times without a step, or that do not fall from 1 to 0.
@@ -84,14 +105,18 @@ def solver_steps(solver: Solver, times: Float[Array | np.ndarray, "n"]) -> Float
         raise ValueError(f"times has {len(times)} entries; sampling needs at least 2, for one step")
     if not (np.diff(times) < 0).all() or times[0] > 1 or times[-1] < 0:
         raise ValueError(f"times goes from {times[0]:g} to {times[-1]:g}; it must fall, and lie in [0, 1]")
-    if solver == "euler":
-        share = times[1:] / times[:-1]
-        keep = np.tile([1.0, 0.0, 0.0, 0.0, 0.0], (len(share), 1))
-        return np.column_stack([times[:-1], keep, share, 1 - share, 0 * share]).astype(np.float32)
-    return _unipc(times)
+    factors = _euler(times) if solver == "euler" else _unipc(times)
+    told = times[:-1] if told is None else told
+    return np.column_stack([told, times[:-1], factors]).astype(np.float32)
 
 
-def _unipc(times: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n-1 9"]:
+def _euler(times: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n-1 8"]:
+    share = times[1:] / times[:-1]
+    keep = np.tile([1.0, 0.0, 0.0, 0.0, 0.0], (len(share), 1))
+    return np.column_stack([keep, share, 1 - share, 0 * share])
+
+
+def _unipc(times: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n-1 8"]:
     signal, noise = 1 - np.minimum(times, _LARGEST), np.minimum(times, _LARGEST)
     with np.errstate(divide="ignore"):
         snr = np.log(signal) - np.log(noise)  # half the logarithm of the signal-to-noise ratio; infinite at time 0
@@ -113,16 +138,16 @@ def _unipc(times: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n-1 9"]:
         h = snr[i + 1] - snr[i]
         gain = -signal[i + 1] * np.expm1(-h)
         slope = 0.5 * h / (snr[i - 1] - snr[i]) if order == 2 else 0.0
-        rows.append([times[i], *corrector, noise[i + 1] / noise[i], gain * (1 - slope), gain * slope])
-    return np.asarray(rows, np.float32)
+        rows.append([*corrector, noise[i + 1] / noise[i], gain * (1 - slope), gain * slope])
+    return np.asarray(rows)
 
 
 def solver_step(
-    velocity: Callable[[Array, Array], Array], state: Trajectory, step: Float[Array | np.ndarray, "9"]
+    velocity: Callable[[Array, Array], Array], state: Trajectory, step: Float[Array | np.ndarray, "10"]
 ) -> Trajectory:
     """One step, one call of `velocity(z, time: B)`; `step` is a row of `solver_steps`."""
-    time, *factors = (step[i] for i in range(9))
-    v = velocity(state.z, jnp.broadcast_to(time, state.z.shape[:1]))
+    told, time, *factors = (step[i] for i in range(10))
+    v = velocity(state.z, jnp.broadcast_to(told, state.z.shape[:1]))
     x = state.z - time * v.astype(state.z.dtype)
     terms = (state.z, state.origin, x, state.x1, state.x2)
     z = sum(factor * term for factor, term in zip(factors[:5], terms, strict=True))
@@ -131,14 +156,14 @@ def solver_step(
 
 
 def solve(
-    velocity: Callable[[Array, Array], Array], noise: Float[Array, "B *shape"], steps: Float[Array | np.ndarray, "n 9"]
+    velocity: Callable[[Array, Array], Array], noise: Float[Array, "B *shape"], steps: Float[Array | np.ndarray, "n 10"]
 ) -> Float[Array, "B *shape"]:
     """All steps as one `lax.scan`: the network is compiled once, whatever their number."""
     return jax.lax.scan(lambda state, step: (solver_step(velocity, state, step), None), start(noise), steps)[0].z
 
 
 def sample_steps(
-    step: Callable[[Trajectory, Array], Trajectory], noise: Float[Array, "B *shape"], steps: Float[np.ndarray, "n 9"]
+    step: Callable[[Trajectory, Array], Trajectory], noise: Float[Array, "B *shape"], steps: Float[np.ndarray, "n 10"]
 ) -> Iterator[Float[Array, "B *shape"]]:
     """The same as a Python loop that yields the state after every step, for progress bars and previews.
 

@@ -15,6 +15,8 @@ from cinema_jax.models.activations import REMAT
 from cinema_jax.numerics import at_least_fp32
 from cinema_jax.sharding import gathered_layer
 
+# Flow time is in [0, 1]; networks read it in steps of 1000.
+TIMESTEPS = 1000.0
 # What a CPU gets written out: at most so many layers, as compilation takes longer with each, ...
 _WRITTEN_OUT = 8
 # ... of at most so many parameters for each number that passes through.
@@ -104,13 +106,14 @@ class Linear(nnx.Linear):
 
 
 def layer_norm(
-    x: Float[Array, "... D"], scale: Float[ArrayLike, "D"], bias: Float[ArrayLike, "D"] | None, eps: float
+    x: Float[Array, "... D"], scale: Float[ArrayLike, "D"] | None, bias: Float[ArrayLike, "D"] | None, eps: float
 ) -> Float[Array, "... D"]:
     """Normalise the last axis to mean 0 and variance 1, in fp32; the result has the dtype of `x`."""
     y = at_least_fp32(x)
     # Two passes: E[x^2] - E[x]^2 cancels where the mean is large.
     y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    y = y if scale is None else y * scale
     return (y if bias is None else y + bias).astype(x.dtype)
 
 

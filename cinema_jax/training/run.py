@@ -117,8 +117,9 @@ class Run:
 
     def _changes(self) -> list[amending.Difference]:
         """The fields in which the run that the folder holds differs from this one."""
-        new = json.loads(json.dumps(to_dict(self.config)))
-        return list(amending.differences(parts.read_json(self.workdir / "config.json"), new))
+        # A field that is newer than the folder had its default there.
+        old, new = parse(parts.read_json(self.workdir / "config.json")), self.config
+        return list(amending.differences(*(json.loads(json.dumps(to_dict(config))) for config in (old, new))))
 
     @classmethod
     def load(cls, workdir: Path, init: str = "") -> "Run":

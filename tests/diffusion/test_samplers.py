@@ -15,7 +15,7 @@ from diffusers import UniPCMultistepScheduler
 
 from cinema_jax.diffusion.config import FLOW_SOLVERS
 from cinema_jax.diffusion.flow import shift_times
-from cinema_jax.diffusion.samplers import sample_steps, solve, solver_step, solver_steps, time_grid
+from cinema_jax.diffusion.samplers import sample_steps, solve, solver_step, solver_steps, time_grid, timestep_grid
 
 MU, SIGMA = jnp.array([[1.5, -0.5]]), jnp.array([[0.3, 0.8]])
 NOISE = jnp.array([[-2.0, 0.3], [0.1, 1.0], [1.7, -0.8]])
@@ -60,6 +60,36 @@ def test_unipc_is_that_of_diffusers(steps, shift):
         v = np.array(gaussian_velocity(jnp.asarray(z.numpy()), jnp.full(len(z), float(sigma))))
         z = scheduler.step(torch.from_numpy(v), time, z).prev_sample
     got = follow(gaussian_velocity, scheduler.sigmas.numpy(), "unipc")
+    np.testing.assert_allclose(got, z.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0])
+@pytest.mark.parametrize("steps", [1, 2, 10, 40, 50])
+def test_times_and_timesteps_of_wan_are_those_of_diffusers(steps, shift):
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler.set_timesteps(steps)
+    times, told = timestep_grid(steps, shift)
+    np.testing.assert_array_equal(times.astype(np.float32), scheduler.sigmas.numpy())
+    np.testing.assert_array_equal(np.round(1000 * told), scheduler.timesteps.numpy())
+    rows = solver_steps("unipc", times, told)
+    # As the network reads it: no rounding may turn 999 into 998.
+    np.testing.assert_allclose(1000 * rows[:, 0], scheduler.timesteps.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [3.0, 5.0])
+def test_a_network_that_is_told_timesteps_is_sampled_as_by_diffusers(shift):
+    """The network is told another time than the one that the step is made of."""
+
+    def velocity(z, time):
+        return jnp.sin(3 * z) * time[:, None] + jnp.cos(20 * time)[:, None]
+
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler.set_timesteps(10)
+    z = torch.from_numpy(np.array(NOISE))
+    for timestep in scheduler.timesteps:
+        v = np.array(velocity(jnp.asarray(z.numpy()), jnp.full(len(z), float(timestep) / 1000)))
+        z = scheduler.step(torch.from_numpy(v), timestep, z).prev_sample
+    got = solve(velocity, NOISE, solver_steps("unipc", *timestep_grid(10, shift)))
     np.testing.assert_allclose(got, z.numpy(), atol=2e-5)
 
 

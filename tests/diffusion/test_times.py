@@ -91,3 +91,10 @@ def test_a_flow_has_no_schedule(name):
     values["flow"][name] = "schedule"
     with pytest.raises(InputError, match=rf"config\.flow\.{name} is 'schedule', which needs a noise schedule"):
         parse(values)
+
+
+def test_a_noise_schedule_has_no_timesteps_of_a_flow():
+    values = to_dict(Config())
+    values["flow"] |= {"spacing": "timesteps", "prediction": "v_prediction"}
+    with pytest.raises(InputError, match=r"config\.flow\.spacing is 'timesteps', which is that of a flow"):
+        parse(values)

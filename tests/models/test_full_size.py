@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
 from cinema_jax import parts, weights
 from cinema_jax.config import parse
+from cinema_jax.models.wan import transformer_weights as wan_weights
 from configs import cogvideox_2b, cogvideox_5b
 
 QWEN2 = {
@@ -58,6 +60,15 @@ def cogvideox(layers, heads, rotary):
     return config
 
 
+def wan(layers, heads, ffn, images=False):
+    """The transformer/config.json of a released Wan2.1."""
+    config = {"_class_name": "WanTransformer3DModel", "num_layers": layers, "num_attention_heads": heads}
+    config |= {"attention_head_dim": 128, "ffn_dim": ffn, "freq_dim": 256, "text_dim": 4096, "eps": 1e-6}
+    config |= {"patch_size": [1, 2, 2], "in_channels": 36 if images else 16, "out_channels": 16}
+    config |= {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024}
+    return config | {"image_dim": 1280 if images else None, "added_kv_proj_dim": 128 * heads if images else None}
+
+
 T5 = {"model_type": "t5", "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_layers": 24, "num_heads": 64}
 T5 |= {
     "vocab_size": 32128,
@@ -65,14 +76,17 @@ T5 |= {
     "is_encoder_decoder": False,
     "tie_word_embeddings": False,
 }
+UMT5 = T5 | {"model_type": "umt5", "vocab_size": 256384}
 VAE = {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": 16, "scaling_factor": 1.15258426}
 DIFFUSERS = {
     "CogVideoXTransformer3DModel": diffusers.CogVideoXTransformer3DModel,
     "AutoencoderKLCogVideoX": diffusers.AutoencoderKLCogVideoX,
     "AutoencoderKLWan": diffusers.AutoencoderKLWan,
+    "WanTransformer3DModel": diffusers.WanTransformer3DModel,
 }
 TRANSFORMERS = {
     "t5": (transformers.T5Config, transformers.T5EncoderModel),
+    "umt5": (transformers.UMT5Config, transformers.UMT5EncoderModel),
     "qwen2_vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration),
     "qwen2_5_vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
 }
@@ -82,7 +96,11 @@ RELEASED = {
     "CogVideoX-5b transformer": (cogvideox(42, 48, True), 5_570_283_072),
     "CogVideoX VAE": (VAE, 215_583_907),
     "Wan2.1 VAE": ({"_class_name": "AutoencoderKLWan"}, 126_892_531),
+    "Wan2.1-T2V-1.3B transformer": (wan(30, 12, 8960), 1_418_996_800),
+    "Wan2.1-T2V-14B transformer": (wan(40, 40, 13824), 14_288_491_584),
+    "Wan2.1-I2V-14B transformer": (wan(40, 40, 13824, images=True), 16_394_878_784),
     "T5 v1.1 XXL": (T5, 4_762_310_656),
+    "UMT5-XXL": (UMT5, 5_680_910_336),
     "Qwen2-VL-2B": (qwen("qwen2_vl", 1536, 8960, 28, 12, 2, 151936, True), 2_208_985_600),
     "Qwen2-VL-7B": (qwen("qwen2_vl", 3584, 18944, 28, 28, 4, 152064, False), 8_291_375_616),
     "Qwen2.5-VL-3B": (qwen("qwen2_5_vl", 2048, 11008, 36, 16, 2, 151936, True), 3_754_622_976),
@@ -125,6 +143,19 @@ def test_the_table_covers_a_released_checkpoint_exactly(name, tmp_path):
     assert again.keys() == expected.keys()
     count = sum(math.prod(x.shape) for x in expected.values())
     assert count == sum(x.numel() for x in theirs.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", ["Wan2.1-T2V-1.3B transformer", "Wan2.1-I2V-14B transformer"])
+def test_original_names_are_those_that_diffusers_converts(name):
+    config = wan_weights.config_from_hf(RELEASED[name][0])
+    _, shapes = parts.structure("dit", config)
+    zeros = {path.removeprefix("dit/"): np.broadcast_to(np.zeros((), np.int8), x.shape) for path, x in shapes.items()}
+    written = weights.publish(zeros, wan_weights.original_table(config))
+    converted = convert_wan_transformer_to_diffusers(
+        {key: torch.empty(x.shape, device="meta") for key, x in written.items()}
+    )
+    wanted = original(RELEASED[name][0]).state_dict()
+    assert {key: x.shape for key, x in converted.items()} == {key: x.shape for key, x in wanted.items()}
 
 
 @pytest.mark.parametrize(("module", "name"), [(cogvideox_2b, "Qwen2-VL-2B"), (cogvideox_5b, "Qwen2-VL-7B")])

@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from flax import nnx
 from released_tokenizers import released_tokenizer
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -21,7 +22,7 @@ from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.tokenizer import load_tokenizer
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.t5.model import T5Encoder, relative_position_buckets
-from cinema_jax.models.t5.weights import TABLE, config_from_hf, config_to_hf, tie, untie
+from cinema_jax.models.t5.weights import config_from_hf, config_to_hf, table, tie, untie
 from cinema_jax.shards import write_tensors
 from cinema_jax.tensors import WeightError
 from cinema_jax.weights import export_weights, flatten, import_weights, load_into
@@ -33,12 +34,21 @@ CONFIGS = {
     "narrow": dataclasses.replace(TINY, d_model=24, d_kv=6, num_heads=6, num_layers=2, d_ff=40),
     "few-buckets": dataclasses.replace(TINY, relative_attention_num_buckets=8, relative_attention_max_distance=20),
     "one-layer": dataclasses.replace(TINY, num_layers=1, num_heads=1, layer_norm_epsilon=1e-3),
+    "umt5": dataclasses.replace(TINY, model_type="umt5"),
+    "umt5, few buckets": dataclasses.replace(
+        TINY, model_type="umt5", num_layers=2, relative_attention_num_buckets=8, relative_attention_max_distance=20
+    ),
+}
+CLASSES = {
+    "t5": (transformers.T5Config, transformers.T5EncoderModel),
+    "umt5": (transformers.UMT5Config, transformers.UMT5EncoderModel),
 }
 
 
-def original(config: T5Config) -> transformers.T5EncoderModel:
+def original(config: T5Config) -> transformers.T5EncoderModel | transformers.UMT5EncoderModel:
     torch.manual_seed(0)
-    model = transformers.T5EncoderModel(transformers.T5Config(**config_to_hf(config))).eval()
+    settings, network = CLASSES[config.model_type]
+    model = network(settings(**config_to_hf(config))).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Norms start at 1, biases are too small to matter; neither would show an error.
@@ -55,7 +65,7 @@ def tensors_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def ours(config: T5Config, model: torch.nn.Module) -> T5Encoder:
     encoder = nnx.eval_shape(lambda: T5Encoder(config, rngs=nnx.Rngs(0)))
-    load_into(encoder, import_weights(untie(tensors_of(model)), TABLE, flatten(encoder)))
+    load_into(encoder, import_weights(untie(tensors_of(model)), table(config), flatten(encoder)))
     return encoder
 
 
@@ -108,14 +118,17 @@ def test_buckets_are_those_of_transformers_at_every_distance(buckets, distance):
     np.testing.assert_array_equal(relative_position_buckets(600, buckets, distance), expected)
 
 
-def test_exported_weights_load_into_transformers_strictly(encoder, tmp_path):
-    tensors = export_weights({path: np.asarray(x) for path, x in flatten(encoder).items()}, TABLE)
-    strict = original(TINY)
+@pytest.mark.parametrize("name", ["tiny", "umt5"])
+def test_exported_weights_load_into_transformers_strictly(name, tmp_path):
+    config = CONFIGS[name]
+    encoder = T5Encoder(config, rngs=nnx.Rngs(0))
+    tensors = export_weights({path: np.asarray(x) for path, x in flatten(encoder).items()}, table(config))
+    strict = original(config)
     strict.load_state_dict({name: torch.tensor(x) for name, x in tie(tensors).items()}, strict=True)
     # In a folder one copy of the embedding is enough.
     write_tensors(tmp_path / "model.safetensors", tensors)
-    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(TINY)))
-    folder, report = transformers.T5EncoderModel.from_pretrained(tmp_path, output_loading_info=True)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
+    folder, report = CLASSES[config.model_type][1].from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     tokens = np.arange(20)[None]
     for model in strict, folder.eval():
@@ -124,12 +137,28 @@ def test_exported_weights_load_into_transformers_strictly(encoder, tmp_path):
         assert relative_error(np.asarray(features(encoder, tokens)), expected) < 1e-4
 
 
-def test_config_survives_the_way_through_config_json():
-    assert config_from_hf(config_to_hf(CONFIGS["few-buckets"])) == CONFIGS["few-buckets"]
+@pytest.mark.parametrize("name", ["few-buckets", "umt5"])
+def test_config_survives_the_way_through_config_json(name):
+    assert config_from_hf(config_to_hf(CONFIGS[name])) == CONFIGS[name]
+
+
+def test_what_a_video_transformer_is_told_has_padding_in_t5_and_zeros_for_it_in_umt5():
+    """As `WanPipeline._get_t5_prompt_embeds` and `CogVideoXPipeline._get_t5_prompt_embeds` make them."""
+    lengths = np.array([9, 1])
+    tokens = np.where(np.arange(12) < lengths[:, None], np.random.default_rng(0).integers(1, 60, (2, 12)), 0)
+    for name in ("tiny", "umt5"):
+        model = original(CONFIGS[name])
+        encoder = ours(CONFIGS[name], model)
+        mask = torch.tensor((tokens != 0).astype(np.int64)) if name == "umt5" else None
+        with torch.no_grad():
+            expected = model(torch.tensor(tokens), attention_mask=mask).last_hidden_state.numpy()
+        if name == "umt5":
+            expected[tokens == 0] = 0
+        assert relative_error(np.asarray(encoder.features(jnp.asarray(tokens))), expected) < 1e-4
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("model_type", "umt5"), ("feed_forward_proj", "relu"), ("feed_forward_proj", "gated-silu")]
+    ("field", "value"), [("model_type", "mt5"), ("feed_forward_proj", "relu"), ("feed_forward_proj", "gated-silu")]
 )
 def test_foreign_config_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field} is '{value}'"):
@@ -140,7 +169,7 @@ def test_foreign_config_is_refused_by_name(field, value):
 def test_either_copy_of_the_embedding_is_enough(missing, encoder):
     tensors = tensors_of(original(TINY))
     del tensors[missing]
-    import_weights(untie(tensors), TABLE, flatten(encoder))
+    import_weights(untie(tensors), table(TINY), flatten(encoder))
 
 
 def test_differing_copies_of_the_embedding_are_refused():
@@ -160,7 +189,7 @@ def test_padding_does_not_reach_real_positions_when_masked(encoder):
 def test_fresh_weights_have_the_spread_of_transformers_initialisers(encoder):
     torch.manual_seed(0)
     model = transformers.T5EncoderModel(transformers.T5Config(**config_to_hf(TINY)))
-    wanted = import_weights(untie(tensors_of(model)), TABLE, flatten(encoder))
+    wanted = import_weights(untie(tensors_of(model)), table(TINY), flatten(encoder))
     for path, x in flatten(encoder).items():
         # Four standard errors of the ratio of two sample deviations.
         assert x.std() == pytest.approx(np.std(wanted[path]), rel=4 / x.size**0.5), path
@@ -246,3 +275,18 @@ def test_features_of_released_tokens_match_transformers(t5_folder, preprocessor)
         expected = model(torch.tensor(np.stack([as_in_diffusers(t5_folder, p) for p in prompts]))).last_hidden_state
     tokens = np.stack([preprocessor.text(prompt)[0] for prompt in prompts])
     assert relative_error(np.asarray(features(ours(config, model), tokens)), expected.numpy()) < 1e-4
+
+
+def test_text_blocks_are_those_of_wan():
+    """Cleaned and cut into tokens as `WanPipeline` does it, by the released tokenizer of Wan2.1."""
+    values = default()
+    values.condition.text_tokens, values.condition.clean_text = 512, True
+    tokenizer = load_tokenizer(released_tokenizer("UMT5"))
+    preprocessor = Preprocessor(parse(values), None, tokenizer)
+    settings = {"padding": "max_length", "max_length": 512, "truncation": True, "add_special_tokens": True}
+    prompts = [prompt for name, prompt in PROMPTS.items() if name != "just fits"]
+    for prompt in [*prompts, "Tom &amp;amp; Jerry", "a cafÃ© â€“ at night\r\n", "\u3000full width ！"]:
+        expected = tokenizer(prompt_clean(prompt), **settings, return_tensors="np")["input_ids"][0]
+        tokens, length = preprocessor.text(prompt)
+        np.testing.assert_array_equal(tokens, expected)
+        assert preprocessor.text_lengths([prompt]) == [length]

@@ -58,6 +58,16 @@ def test_a_workdir_in_use_is_not_taken_over(tmp_path):
         Run.open(parse(values(seed=3)), tmp_path)
 
 
+def test_a_field_that_is_newer_than_the_folder_had_its_default_there(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "older")
+    config = json.loads((workdir / "config.json").read_text())
+    del config["condition"]["clean_text"]
+    (workdir / "config.json").write_text(json.dumps(config))
+    Run.open(parse(values(stages=("mllm",))), workdir)
+    with pytest.raises(InputError, match=r"config\.condition\.clean_text is False there and True here"):
+        Run.open(parse(values(stages=("mllm",), condition__clean_text=True)), workdir)
+
+
 def test_changes_are_refused_without_amend_which_is_named(workdir):
     with pytest.raises(InputError, match=r"config\.t5\.steps is 2 there and 9 here\. .*--amend"):
         Run.open(parse(values(t5__steps=9)), workdir)

@@ -6,11 +6,12 @@ spatial positions of a video of their own size.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+
+from cinema_jax.models.patches import join_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +54,6 @@ class TokenLayout:
         return jnp.arange(self.total) >= self.text + self.video
 
 
-def _join_axes(tables: Sequence[np.ndarray], order: tuple[int, int, int]) -> Float[Array, "S D"]:
-    """Tables `(positions, channels)` of time, height and width as one of their grid: channels by axis, in this `order`.
-
-    Joined by XLA, because the table of a whole video would be a constant of a hundred megabytes in the program.
-    """
-    grid = tuple(map(len, tables))
-    parts = []
-    for axis in order:
-        table = np.expand_dims(tables[axis], [i for i in range(3) if i != axis])
-        parts.append(jnp.broadcast_to(table, (*grid, table.shape[-1])))
-    return jnp.concatenate(parts, axis=-1).reshape(math.prod(grid), -1)
-
-
 def _sincos_axis(positions: np.ndarray, size: int) -> np.ndarray:
     """`size / 2` sines, then the cosines, of each position."""
     angles = np.outer(positions, 10000.0 ** -(np.arange(size // 2) / (size / 2)))
@@ -86,7 +74,7 @@ def sincos_positions(
         _sincos_axis(np.arange(height) / spatial_scale, size // 8 * 3),
         _sincos_axis(np.arange(width) / spatial_scale, size // 8 * 3),
     )
-    return _join_axes(axes, order=(0, 2, 1))
+    return join_axes(axes, order=(0, 2, 1))
 
 
 def index_vectors(count: int, size: int) -> Float[np.ndarray, "count size"]:
@@ -126,4 +114,4 @@ def rotary_positions(
         angles(np.linspace(top, bottom * (height - 1) / height, height), size // 8 * 3),
         angles(np.linspace(left, right * (width - 1) / width, width), size // 8 * 3),
     )
-    return tuple(_join_axes([f(angle) for angle in axes], order=(0, 1, 2)) for f in (np.cos, np.sin))
+    return tuple(join_axes([f(angle) for angle in axes], order=(0, 1, 2)) for f in (np.cos, np.sin))

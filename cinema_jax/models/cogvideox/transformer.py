@@ -18,10 +18,17 @@ from cinema_jax.models.activations import context_devices, named
 from cinema_jax.models.attention import attention
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.embeddings import TokenLayout, index_vectors, rotary_positions, sincos_positions
-from cinema_jax.models.layers import LayerNorm, Linear, TimestepEmbedding, rotate_pairs, scan_layers, stack_layers
+from cinema_jax.models.layers import (
+    TIMESTEPS,
+    LayerNorm,
+    Linear,
+    TimestepEmbedding,
+    rotate_pairs,
+    scan_layers,
+    stack_layers,
+)
+from cinema_jax.models.patches import PatchEmbed
 
-# Flow time is in [0, 1]; the network was trained on steps of 1000.
-TIMESTEPS = 1000.0
 _QK_NORM_EPS = 1e-6
 
 
@@ -37,23 +44,6 @@ class _Context:
     # Cosines and sines of the rotary angles.
     rotary: tuple[Float[Array, "S R"], Float[Array, "S R"]] | None
     lengths: Int[Array, "B"] | None
-
-
-class PatchEmbed(nnx.Module):
-    """Square patches of single frames as tokens: a convolution with a stride of its own size."""
-
-    def __init__(self, patch_size: int, in_channels: int, width: int, *, rngs: nnx.Rngs):
-        shape = (patch_size * patch_size * in_channels, width)
-        kernel = nnx.initializers.xavier_uniform()(rngs.params(), shape)
-        self.kernel = nnx.Param(kernel.reshape(patch_size, patch_size, in_channels, width))
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def __call__(self, x: Float[Array, "B F H W C"]) -> Float[Array, "B S D"]:
-        """Tokens in the order frames, rows, columns."""
-        p, _, channels, width = self.kernel.shape
-        b, f, h, w, _ = x.shape
-        x = x.reshape(b, f, h // p, p, w // p, p, channels).transpose(0, 1, 2, 4, 3, 5, 6)
-        return x.reshape(b, -1, p * p * channels) @ self.kernel[...].reshape(-1, width) + self.bias[...]
 
 
 class ModulatedNorm(nnx.Module):

@@ -1,6 +1,7 @@
 """Configuration of the T5 encoder. No jax here: data worker processes import this file."""
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,13 @@ class T5Config:
     # ... and all distances from here on share the last one.
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
+    # "umt5": each layer has biases of its own for relative distances, and padding is hidden and comes out as zeros, as
+    # Wan was trained with it. "t5": layers share theirs, and padding takes part, as CogVideoX was.
+    model_type: Literal["t5", "umt5"] = "t5"
 
     def __post_init__(self):
+        if self.model_type not in ("t5", "umt5"):
+            raise ValueError(f'model_type is {self.model_type!r}; it must be "t5" or "umt5"')
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if buckets < 4 or buckets % 4:
             raise ValueError(f"relative_attention_num_buckets is {buckets}; it must be a positive multiple of 4")

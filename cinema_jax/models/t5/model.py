@@ -1,7 +1,7 @@
-"""The T5 v1.1 text encoder (arXiv 1910.10683; v1.1: gated GELU, no sharing with the output layer).
+"""The T5 v1.1 text encoder (arXiv 1910.10683; v1.1: gated GELU, no sharing with the output layer), and UMT5's.
 
-Same mathematics as transformers' `T5EncoderModel` in evaluation mode. Published T5 v1.1 was trained without dropout, so
-there is none here.
+Same mathematics as transformers' `T5EncoderModel` and `UMT5EncoderModel` in evaluation mode. Published T5 v1.1 was
+trained without dropout, so there is none here.
 """
 
 import math
@@ -33,6 +33,15 @@ def relative_position_buckets(length: int, num_buckets: int, max_distance: int) 
     return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, np.minimum(far, half - 1))
 
 
+def _bias(table: Float[Array, "buckets N"], buckets: Int[np.ndarray, "T T"]) -> Float[Array, "1 N T T"]:
+    return jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None]
+
+
+def _bias_table(config: T5Config, rngs: nnx.Rngs) -> nnx.Param:
+    shape = (config.relative_attention_num_buckets, config.num_heads)
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+
+
 def _dense(inputs: int, outputs: int, std: float, rngs: nnx.Rngs) -> Linear:
     return Linear(inputs, outputs, use_bias=False, kernel_init=nnx.initializers.normal(std), rngs=rngs)
 
@@ -53,11 +62,22 @@ class T5Block(nnx.Module):
         self.wi_1 = _dense(c.d_model, c.d_ff, c.d_model**-0.5, rngs)
         self.wo = _dense(c.d_ff, c.d_model, c.d_ff**-0.5, rngs)
         self.num_heads = c.num_heads
+        if c.model_type == "umt5":
+            self.relative_attention_bias = _bias_table(c, rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], bias: Float[Array, "1 N T T"], lengths: Int[Array, "B"] | None
+        self,
+        x: Float[Array, "B T D"],
+        bias: Float[Array, "1 N T T"] | None,
+        buckets: Int[np.ndarray, "T T"],
+        lengths: Int[Array, "B"] | None,
     ) -> Float[Array, "B T D"]:
-        """One layer; `bias` is added to the unscaled logits, keys at or past `lengths` are masked."""
+        """One layer; keys at or past `lengths` are masked.
+
+        Args:
+            bias: is added to the unscaled logits; None: the layer's own, by the `buckets` of its distances.
+        """
+        bias = _bias(self.relative_attention_bias[...], buckets) if bias is None else bias
         y = self.attention_norm(x)
         q, k, v = (project(y).reshape(*y.shape[:2], self.num_heads, -1) for project in (self.q, self.k, self.v))
         y = attention(q, k, v, kv_lengths=lengths, bias=bias, scale=1.0)
@@ -74,17 +94,24 @@ class T5Encoder(nnx.Module):
         self.config = c
         # Plain parameters: `nnx.Embed` fixes its output's dtype when it is built, whatever the weights become later.
         self.token_embedding = nnx.Param(jax.random.normal(rngs.params(), (c.vocab_size, c.d_model)))
-        # Published inside block 0; all blocks use it.
-        bias_shape = (c.relative_attention_num_buckets, c.num_heads)
-        self.relative_attention_bias = nnx.Param(jax.random.normal(rngs.params(), bias_shape) * c.d_model**-0.5)
+        if c.model_type == "t5":
+            # Published inside block 0; all blocks use it.
+            self.relative_attention_bias = _bias_table(c, rngs)
         self.blocks = stack_layers(lambda rngs: T5Block(c, rngs=rngs), c.num_layers, rngs)
         self.final_norm = RMSNorm(c.d_model, eps=c.layer_norm_epsilon)
 
-    def position_bias(self, length: int) -> Float[Array, "1 N T T"]:
-        """What every block adds to its logits, queries before keys."""
-        c = self.config
-        buckets = relative_position_buckets(length, c.relative_attention_num_buckets, c.relative_attention_max_distance)
-        return jnp.take(self.relative_attention_bias[...], buckets, axis=0).transpose(2, 0, 1)[None]
+    def features(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What a video transformer is told of texts that are padded with 0.
+
+        T5's features of all positions, padding included and unmasked, as CogVideoX was trained; UMT5's without padding,
+        in whose place are zeros, as Wan was.
+        """
+        if self.config.model_type == "t5":
+            return self(tokens)
+        lengths = jnp.sum(tokens != 0, axis=1)
+        real = jnp.arange(tokens.shape[1]) < lengths[:, None]
+        # Selected, not multiplied: what stands in padding need not be finite.
+        return jnp.where(real[..., None], self(tokens, lengths), 0)
 
     def __call__(
         self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"] | None = None, *, remat: str = "none"
@@ -97,7 +124,10 @@ class T5Encoder(nnx.Module):
                 tokens: that is how CogVideoX computes its 226 text features, and what its transformer expects.
             remat: what the backward pass finds of each layer; see `scan_layers`.
         """
-        bias = self.position_bias(tokens.shape[1])
+        c = self.config
+        distances = c.relative_attention_num_buckets, c.relative_attention_max_distance
+        buckets = relative_position_buckets(tokens.shape[1], *distances)
+        bias = _bias(self.relative_attention_bias[...], buckets) if c.model_type == "t5" else None
         x = named(jnp.take(self.token_embedding[...], tokens, axis=0), "looked_up")
-        x = scan_layers(self.blocks, x, lambda block, x: block(x, bias, lengths), remat=remat)
+        x = scan_layers(self.blocks, x, lambda block, x: block(x, bias, buckets, lengths), remat=remat)
         return self.final_norm(x)
