@@ -52,7 +52,7 @@ class Loops:
         self.trainer, self.metrics = trainer, metrics
         self.current = state.create(trainer.initial, trainer.optimizer, trainer.mesh, seed=0)
         self.step = make_step(trainer.stage, trainer.cinema, trainer.optimizer, self.current)
-        self.examples = trainer.examples("train")
+        self.examples = trainer.training_examples(0)
         _, self.batch = next(trainer.batches(self.examples, 0))
 
     def bare(self) -> None:

@@ -93,7 +93,7 @@ def measure(name: str) -> None:
         trainer = Trainer(Run.open(parse(values), Path(folder)), STAGES[name], mesh)
         current = state.create(trainer.initial, trainer.optimizer, mesh, seed=0)
         step = make_step(trainer.stage, trainer.cinema, trainer.optimizer, current)
-        _, batch = next(trainer.batches(trainer.examples("train"), 0))
+        _, batch = next(trainer.batches(trainer.training_examples(0), 0))
         flops = matmul_flops(step, current, trainer.frozen, batch)
 
         def advance():

@@ -30,6 +30,7 @@ BOUNDS = {
     "data.train_videos": NONE_OR_MORE,
     "data.validation_videos": NONE_OR_MORE,
     "data.keep_background": SHARE,
+    "data.other_view": SHARE,
     "data.workers": NONE_OR_MORE,
     "data.threads": NONE_OR_MORE,
     "condition.text_tokens": ONE_OR_MORE,
@@ -47,6 +48,7 @@ BOUNDS = {
     "vae.importance": WEIGHT,
     "align.mse_weight": WEIGHT,
     "align.cosine_weight": WEIGHT,
+    "finetune.captions": SHARE,
 }
 # Of every stage.
 STAGE_BOUNDS = {

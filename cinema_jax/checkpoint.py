@@ -67,9 +67,10 @@ class Checkpoints:
     Args:
         directory: where the steps lie, on disk or `gs://`; made if missing.
         keep: how many of the last checkpoints are kept.
+        keep_every: those whose step is a multiple of this are kept as well; 0: none.
     """
 
-    def __init__(self, directory: epath.PathLike, *, keep: int = 3):
+    def __init__(self, directory: epath.PathLike, *, keep: int = 3, keep_every: int = 0):
         if keep < 1:
             raise ValueError(f"keep = {keep} checkpoints must be 1 or more")
         self.directory = _absolute(directory)
@@ -77,7 +78,10 @@ class Checkpoints:
         self._set_incomplete_aside()
         # Read once: with several processes, one may already be replacing a step when another looks.
         self._found = frozenset(complete_steps(self.directory))
-        policy = ocp.training.preservation_policies.LatestN(keep)
+        policies = ocp.training.preservation_policies
+        policy = policies.LatestN(keep)
+        if keep_every:
+            policy = policies.AnyPreservationPolicy([policy, policies.EveryNSteps(keep_every)])
         self._orbax = ocp.training.Checkpointer(
             self.directory, preservation_policy=policy, cleanup_tmp_directories=True
         )

@@ -26,6 +26,8 @@ from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.training.config import OptimizerConfig
 
 STAGES = ("vae", "mllm", "t5", "pretrain", "align", "finetune")
+# Those that may begin with shorter clips.
+ON_CLIPS = ("pretrain", "finetune")
 # Those whose examples are texts and references of videos: they drop some, and can be planned without data.
 CONDITIONED = ("pretrain", "align", "finetune")
 
@@ -71,7 +73,8 @@ class DataConfig:
     buckets: tuple[tuple[int, int, int, int], ...] = option(
         (),
         "Several sizes in one run, each (frames, height, width, references): a clip trains in the bucket of the "
-        "nearest aspect ratio for which it has enough frames. Empty: one size, frames, height, width, max_references.",
+        "nearest aspect ratio for which it has enough frames, and of those the one of fewest references that has room "
+        "for its subjects: absent references cost nothing. Empty: one size, frames, height, width, max_references.",
     )
     train_videos: int = option(0, "How many training videos are encoded and used; 0: all of the source.")
     validation_videos: int = option(64, "How many held-out videos the evaluation uses.")
@@ -79,7 +82,16 @@ class DataConfig:
     keep_background: float = option(
         0.2, "How often training shows a reference with its background, where it has one, and not cut out."
     )
+    other_view: float = option(
+        0.0,
+        "How often a subject that has both is shown by a view from elsewhere, and otherwise by one of the clip itself; "
+        "0: by any of its views, all alike.",
+    )
     augment: AugmentConfig = section(AugmentConfig, "How references are augmented, anew each epoch.")
+    augment_same_clip: AugmentConfig | None = option(
+        None,
+        "The same of references that are cut out of the clip itself, in place of `augment`; None: as all others.",
+    )
     workers: int = option(0, "Processes that prepare examples, where decoding holds Python's lock; 0: only threads.")
     threads: int = option(2, "Threads that prepare batches.")
 
@@ -194,11 +206,24 @@ class StageConfig:
     )
     checkpoint_every: int = option(100, "Steps between checkpoints.")
     keep: int = option(2, "Number of checkpoints that are kept.")
+    keep_every: int = option(0, "Checkpoints whose step is a multiple of this are kept as well, all of them; 0: none.")
+    curriculum: tuple[tuple[int, int, int, float], ...] = option(
+        (),
+        "Phases before the main one, each (frames, last step, batch_size, learning_rate): until that step clips have "
+        "at most so many frames, 1 being single images. After the last of them the stage goes on to `steps` with its "
+        "own batch, rate and clips. Where there are any, a picture file is a clip of one frame. For `pretrain` and "
+        "`finetune`.",
+    )
     dropout: tuple[float, ...] = option(
         (),
         "The shares of text_dropout, reference_dropout and joint_dropout in this stage; empty: those of "
         "`config.condition`. For `pretrain`, `align` and `finetune`.",
     )
+
+    @property
+    def earlier_rates(self) -> list[tuple[int, float]]:
+        """Of each phase before the main one, how many steps are done at its end, and its learning rate."""
+        return [(end, rate) for _, end, _, rate in self.curriculum]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +284,17 @@ class AlignStageConfig(StageConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class FinetuneStageConfig(StageConfig):
+    """The stage that trains the AlignerNet and the transformer together."""
+
+    captions: float = option(
+        0.0,
+        "How often an example has its caption in place of its prompt: vague prompts alone would let the transformer "
+        "forget detailed ones.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """The device mesh; -1 fills one axis with the devices left over."""
 
@@ -306,8 +342,8 @@ class Config:
         lambda: PretrainStageConfig(trainable=("dit/.*",)), "Stage: captions to video."
     )
     align: AlignStageConfig = section(lambda: AlignStageConfig(trainable=("aligner/.*",)), "Stage: MLLM to T5 space.")
-    finetune: StageConfig = section(
-        lambda: StageConfig(trainable=("aligner/.*", "dit/.*")), "Stage: references and prompt to video."
+    finetune: FinetuneStageConfig = section(
+        lambda: FinetuneStageConfig(trainable=("aligner/.*", "dit/.*")), "Stage: references and prompt to video."
     )
     mesh: MeshConfig = section(MeshConfig, "The device mesh.")
     evaluate_identities: int = option(64, "Number of held-out videos in the measurement at the end of training.")
@@ -404,6 +440,37 @@ def _check_dropout(config: Config, stage: str) -> None:
         raise InputError(f"{name} is {shares}, but this stage drops nothing: leave it empty")
 
 
+def _check_curriculum(config: Config, stage: str) -> None:
+    """Whether the phases of a stage follow each other and leave steps for the main one."""
+    section, before = getattr(config, stage), 0
+    if section.curriculum and stage not in ON_CLIPS:
+        raise InputError(
+            f"config.{stage}.curriculum is {section.curriculum}; only {' and '.join(ON_CLIPS)} may have one"
+        )
+    for i, (frames, end, batch_size, rate) in enumerate(section.curriculum):
+        name = f"config.{stage}.curriculum[{i}]"
+        _frames(f"{name}[0] (frames)", frames)
+        if stage in config.stages and not before < end < section.steps:
+            raise InputError(
+                f"{name}[1] (last step) is {end}; it must be above {before} and below config.{stage}.steps, "
+                f"{section.steps}: give the phases other ends, or none with config.{stage}.curriculum=()"
+            )
+        if batch_size < 1:
+            raise InputError(f"{name}[2] (batch_size) is {batch_size}; it must be at least 1")
+        if not 0 < rate < float("inf"):
+            raise InputError(f"{name}[3] (learning_rate) is {rate}; it must be above 0 and finite")
+        before = end
+
+
+def _check_kept(config: Config, stage: str) -> None:
+    section = getattr(config, stage)
+    if section.keep_every < 0 or section.keep_every % section.checkpoint_every:
+        raise InputError(
+            f"config.{stage}.keep_every is {section.keep_every}; it must be 0 or a multiple of "
+            f"config.{stage}.checkpoint_every, {section.checkpoint_every}"
+        )
+
+
 def _validate(config: Config) -> None:
     check_bounds(config, STAGES)
     for i, stage in enumerate(config.stages):
@@ -451,6 +518,8 @@ def _validate(config: Config) -> None:
             )
     for stage in ("", *STAGES):
         _check_dropout(config, stage)
+    for stage in STAGES:
+        _check_curriculum(config, stage)
     if not 0 < config.t5.corruption < 1:
         raise InputError(f"config.t5.corruption is {config.t5.corruption}; it must lie between 0 and 1")
     pretrain = config.pretrain
@@ -475,6 +544,7 @@ def _validate(config: Config) -> None:
                 raise InputError(
                     f"config.{stage}.{name} is {getattr(getattr(config, stage), name)}; it must be at least 1"
                 )
+        _check_kept(config, stage)
         section = getattr(config, stage)
         if isinstance(section, ImageFirstStageConfig) and not 0 <= section.image_steps <= section.steps:
             raise InputError(

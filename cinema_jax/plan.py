@@ -47,6 +47,12 @@ UTILISATION = flags.DEFINE_float(
     lower_bound=0.01,
     upper_bound=1.0,
 )
+SHARES = flags.DEFINE_list(
+    "shares",
+    [],
+    "With --price: how many of the steps are of each of config.data.buckets, in their order, for example 25,35,40; "
+    "else as many of one as of another.",
+)
 SLICES = flags.DEFINE_integer("slices", 0, "Number of slices; 0: as in config.mesh.slice, or one.", lower_bound=0)
 BANDWIDTH = flags.DEFINE_float(
     "bandwidth", 1.0, "Bandwidth between a host and its disk or bucket, in GB (10^9 bytes) a second.", lower_bound=1e-6
@@ -79,7 +85,7 @@ def _plan(run: Any) -> None:
 
     target = planner.Target(TOPOLOGY.value, SLICES.value, BANDWIDTH.value * 1e9)
     if PRICE.value is not None:
-        found = cost.costs(run, target, PRICE.value, UTILISATION.value)
+        found = cost.costs(run, target, PRICE.value, UTILISATION.value, _shares())
         table = cost.table(found, run, target, PRICE.value, UTILISATION.value)
         _print([dataclasses.asdict(one) for one in found], [table], True)
         return
@@ -87,8 +93,9 @@ def _plan(run: Any) -> None:
         print(planner.placement_table(run, STAGE.value, target))
         return
     if HOSTS.value:
-        asked = [planner.plan_hosts(bucket, STAGE.value, target) for bucket in run.buckets]
-        _print([dataclasses.asdict(one) for one in asked], map(hosts.table, asked), bool(run.config.data.buckets))
+        planner.check(run, STAGE.value, target)
+        asked = [planner.plan_hosts(one, STAGE.value, target) for one in planner.variants(run, STAGE.value)]
+        _print([dataclasses.asdict(one) for one in asked], map(hosts.table, asked), len(asked) > 1)
         _refuse([one.excess for one in asked if not one.fits])
         return
     if SEARCH.value:
@@ -96,12 +103,21 @@ def _plan(run: Any) -> None:
     elif SAMPLER.value:
         results = planner.plan_sampler(run, TOPOLOGY.value)
     else:
-        results = [planner.plan_step(bucket, STAGE.value, target) for bucket in run.buckets]
-    several = SEARCH.value or SAMPLER.value or bool(run.config.data.buckets)
+        planner.check(run, STAGE.value, target)
+        largest = planner.largest(planner.variants(run, STAGE.value))
+        results = [planner.plan_step(one, STAGE.value, target, run) for one in largest]
+    several = SEARCH.value or SAMPLER.value or len(results) > 1
     chip = chip_of(TOPOLOGY.value)
     _print([result.as_json() for result in results], (report.table(result, chip) for result in results), several)
     _refuse([result.excess for result in results if not result.fits])
     _refuse([result.hosts.excess for result in results if result.hosts and not result.hosts.fits])
+
+
+def _shares() -> list[float]:
+    try:
+        return [float(share) for share in SHARES.value]
+    except ValueError:
+        raise InputError(f"--shares is {','.join(SHARES.value)}; it must be numbers such as 25,35,40") from None
 
 
 def _print(values: Sequence[Any], tables: Iterable[str], several: bool) -> None:

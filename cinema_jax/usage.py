@@ -65,7 +65,7 @@ CONFIGS = {
         *("who", "pictures", "videos", "prompted_pictures", "prompted_videos", "more_videos", "captioned_videos"),
         *("new_t5", "ordered", "roles", "more_roles", "crowds", "more_crowds", "demo"),
     ),
-    "configs/cogvideox_2b.py": (),
+    "configs/cogvideox_2b.py": ("align", "control", "times", "entity_time", "index", "no_align", "t5"),
     "configs/cogvideox_5b.py": (),
 }
 HELP = ("--help", "-h", "-help", "-?", "--helpshort", "--helpfull")

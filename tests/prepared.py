@@ -37,7 +37,7 @@ def make_folder(root: Path) -> Path:
     write_clip(root / "other.mp4", frames=6)
     references = [
         {"image": "a.png", "mask": "mask.png", "subject": "one", "noun": "bärchen"},
-        {"image": "b.png", "subject": "one"},
+        {"image": "b.png", "subject": "one", "same_clip": True},
         {"video": "other.mp4", "frame": 3, "box": [5, 6, 30, 28], "subject": "two"},
     ]
     lines = []

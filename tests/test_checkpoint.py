@@ -73,6 +73,14 @@ def test_the_last_checkpoints_are_kept(tmp_path, mesh):
     assert checkpoint.complete_steps(tmp_path) == [2, 3]
 
 
+def test_some_are_kept_for_good(tmp_path, mesh):
+    for steps in (range(1, 5), range(5, 8)):
+        with Checkpoints(tmp_path, keep=1, keep_every=3) as checkpoints:
+            for step in steps:
+                checkpoints.save(new_state(mesh, step), {})
+    assert checkpoint.complete_steps(tmp_path) == [3, 6, 7]
+
+
 def test_state_may_be_donated_while_it_is_saved(tmp_path, mesh):
     scramble = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 + 7, state), donate_argnums=0)
     with Checkpoints(tmp_path) as checkpoints:

@@ -24,6 +24,8 @@ class AugmentConfig:
     saturation: float = 0.15
     # Probability of mirroring. 0 keeps lettering readable and asymmetric subjects as they are.
     flip: float = 0.0
+    # Up to this share of the picture is cut off at one of its sides, as if the subject stood half out of it. In [0, 1).
+    crop: float = 0.0
     # Larger pictures are first shrunk to this many pixels on the longer side: bounds the time a photograph takes.
     max_side: int = 1024
 
@@ -34,12 +36,13 @@ class AugmentConfig:
             value = getattr(self, field)
             _check(field, value, 0 <= value < 1, "at least 0 and below 1")
         _check("flip", self.flip, 0 <= self.flip <= 1, "a probability between 0 and 1")
+        _check("crop", self.crop, 0 <= self.crop < 1, "at least 0 and below 1")
         _check("max_side", self.max_side, self.max_side >= 16, "at least 16 pixels")
 
     @classmethod
     def none(cls) -> "AugmentConfig":
         """No change at all (but for `max_side`): validation and generation."""
-        return cls(min_scale=1.0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0, flip=0.0)
+        return cls(min_scale=1.0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0, flip=0.0, crop=0.0)
 
 
 def augment_reference(reference: Reference, rng: np.random.Generator, config: AugmentConfig) -> Reference:
@@ -55,10 +58,12 @@ def augment_reference(reference: Reference, rng: np.random.Generator, config: Au
     factors = 1.0 + rng.uniform(-1.0, 1.0, 3) * (config.brightness, config.contrast, config.saturation)
     flip = rng.uniform() < config.flip
     place = rng.uniform(size=2)
+    side, cut = rng.integers(4) if config.crop else 0, rng.uniform(0, config.crop) if config.crop else 0.0
 
     layers = Image.fromarray(reference.image).convert("RGBA")
     if reference.mask is not None:
         layers.putalpha(Image.fromarray(reference.mask))
+    layers = _cut(layers, int(side), cut)
     layers = _resized(layers, min(1.0, config.max_side / max(layers.size)))
     if flip:
         layers = layers.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -72,6 +77,14 @@ def augment_reference(reference: Reference, rng: np.random.Generator, config: Au
 def _check(field: str, value: float | int, accepted: bool, expected: str) -> None:
     if not accepted:
         raise ValueError(f"AugmentConfig.{field} is {value}; it must be {expected}")
+
+
+def _cut(layers: Image.Image, side: int, share: float) -> Image.Image:
+    """Without a share of it at the left, top, right or bottom; whole where nothing would be left to see."""
+    box = [0, 0, *layers.size]
+    box[side] += (1, 1, -1, -1)[side] * round(layers.size[side % 2] * share)
+    rest = layers.crop(tuple(box))
+    return rest if rest.getchannel("A").getbbox() else layers
 
 
 def _resized(layers: Image.Image, factor: float) -> Image.Image:

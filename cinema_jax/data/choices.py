@@ -120,6 +120,8 @@ def choose_views(
     max_references: int,
     second_view: float | int,
     rng: np.random.Generator,
+    same_clip: Sequence[bool] = (),
+    other_view: float | int = 0.0,
 ) -> list[int]:
     """Which references an example shows: a random view of each subject.
 
@@ -130,6 +132,9 @@ def choose_views(
         subjects: of each reference that there is.
         nouns: what each shows; a subject without one is called by its own name.
         second_view: how often a subject with several views is shown by two, as long as `max_references` allows.
+        same_clip: of each reference, whether it is cut out of the clip itself.
+        other_view: how often a subject with views from the clip and from elsewhere is shown by one from elsewhere
+            first, and otherwise by one of the clip; 0: by any.
     """
     views: dict[str, list[int]] = {}
     for reference, subject in enumerate(subjects):
@@ -142,7 +147,11 @@ def choose_views(
         order = rng.permutation(len(views[name]))
         both = len(order) > 1 and room > 0 and rng.uniform() < second_view
         room -= int(both)
-        chosen[name] = [views[name][i] for i in order[: 1 + int(both)]]
+        shown = [views[name][i] for i in order]
+        if other_view and len({same_clip[reference] for reference in shown}) > 1:
+            own_first = rng.uniform() >= other_view
+            shown.sort(key=lambda reference: same_clip[reference] != own_first)
+        chosen[name] = shown[: 1 + int(both)]
     called = [next((noun for i in views[name] if (noun := nouns[i])), name) for name in names]
     kept = [reference for name in names for reference in chosen[name]]
     return [kept[i] for i in rng.permutation(len(kept))] if names_all(prompt, called) else kept

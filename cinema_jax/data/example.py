@@ -25,6 +25,8 @@ class Reference:
     noun: str | None = None
     # Whether the picture shows something outside its mask; not so where the mask is the picture's own transparency.
     background: bool = True
+    # Whether it is cut out of the very clip that it goes with: a model could learn to paste it.
+    same_clip: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cinema_jax.data.choices import Split, choose_views, ends_of, entries_of_spl
 from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.data.images import check_aspect, read_image, read_mask, with_margin
 from cinema_jax.data.manifest import Entry, ReferenceEntry, manifest_file, read_manifest
-from cinema_jax.data.video import frame_at, probe, read_frames
+from cinema_jax.data.video import VideoInfo, frame_at, probe, read_frames
 from cinema_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Folder:
         second_view: float | int = 0.0,
         buckets: Sequence[Bucket] = (),
         bucket: int = 0,
+        others: Sequence[int] = (),
+        other_view: float | int = 0.0,
         follow_links: bool = False,
         margin: float | int = 0.0,
     ):
@@ -59,7 +61,8 @@ class Folder:
         Clips are `frames` frames at `fps`, covering `height x width`. `validation_fraction` of the groups, chosen by
         their hash (so they stay when the folder grows), are validation. `second_view`: probability that
         an entity with several views is shown by two of them, as long as `max_references` allows. With `buckets` only
-        clips that belong to number `bucket` of them are there, perhaps none; the videos' headers are read for that.
+        clips that belong to number `bucket` of them, or to one of the `others`, are there, perhaps none; the videos'
+        headers are read for that. `other_view`: see `choices.choose_views`.
         `follow_links`: see `read_manifest`. `margin`: how much more than its box a reference shows on each side, as a
         share of the box's sides.
         """
@@ -67,6 +70,7 @@ class Folder:
             raise InputError(f"second_view is {second_view}; it must be a probability between 0 and 1")
         self._frames, self._height, self._width, self._fps = frames, height, width, fps
         self._max_references, self._second_view, self._margin = max_references, second_view, margin
+        self._other_view = other_view
         entries = read_manifest(path, max([max_references, *(each.references for each in buckets)]), follow_links)
         # What is too short for one bucket may do for another, and is counted where it does for none.
         for entry in () if buckets else entries:
@@ -84,7 +88,7 @@ class Folder:
         self._held = frozenset(name for name, group in self._groups.items() if group in held)
         self._entries = entries_of_split(path, entries, groups, held, split)
         if buckets:
-            self._entries = _of_bucket(self._entries, buckets, bucket, fps)
+            self._entries = _of_buckets(self._entries, buckets, (bucket, *others), fps)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -136,7 +140,10 @@ class Folder:
         entry = self._entries[index]
         subjects = [reference.subject for reference in entry.references]
         nouns = [reference.noun for reference in entry.references]
-        chosen = choose_views(entry.prompt, subjects, nouns, self._max_references, self._second_view, rng)
+        same_clip = [reference.same_clip for reference in entry.references]
+        chosen = choose_views(
+            entry.prompt, subjects, nouns, self._max_references, self._second_view, rng, same_clip, self._other_view
+        )
         references = tuple(_read_reference(entry.references[i], self._margin) for i in chosen)
         return Conditions(entry.caption, entry.prompt, references)
 
@@ -149,28 +156,35 @@ class Folder:
         return self._entries[index].prompt
 
 
-def _of_bucket(entries: Sequence[Entry], buckets: Sequence[Bucket], bucket: int, fps: float | int) -> tuple[Entry, ...]:
-    """The clips of a bucket. One that cannot be read is in the first, where reading it says what is wrong."""
-    found: list[list[Entry]] = [[] for _ in buckets]
-    unfit = []
+def _of_buckets(
+    entries: Sequence[Entry], buckets: Sequence[Bucket], wanted: Sequence[int], fps: float | int
+) -> tuple[Entry, ...]:
+    """The clips of some buckets. One that cannot be read is in the first, where reading it says what is wrong."""
+    found, unfit = [], []
     for entry, info in zip(entries, probe_all([entry.video for entry in entries]), strict=True):
-        if info is None:
-            found[0].append(entry)
-            continue
-        seconds = (info.duration if entry.end is None else min(entry.end, info.duration)) - entry.start
-        # Half a frame of slack: the last frame need only begin before the end.
-        frames = seconds * fps + 0.5
-        subjects = len({reference.subject for reference in entry.references})
-        place = choose(buckets, info.height, info.width, frames, subjects)
-        (unfit if place is None else found[place]).append(entry)
-    if unfit and bucket == 0:
+        place = 0 if info is None else _bucket_of(entry, info, buckets, fps)
+        if place is None:
+            unfit.append(entry)
+        elif place in wanted:
+            found.append(entry)
+    if unfit and 0 in wanted:
         logger.warning(
-            "%d of %d clips fit no bucket, being too short or of too many subjects, and are left out: %s",
+            "%d of %d clips fit no bucket of %s, being too short or of too many subjects, and are left out there: %s",
             len(unfit),
             len(entries),
+            ", ".join(bucket.name for bucket in buckets),
             ", ".join(entry.id for entry in unfit[:10]) + (", ..." if len(unfit) > 10 else ""),
         )
-    return tuple(found[bucket])
+    return tuple(found)
+
+
+def _bucket_of(entry: Entry, info: VideoInfo, buckets: Sequence[Bucket], fps: float | int) -> int | None:
+    seconds = (info.duration if entry.end is None else min(entry.end, info.duration)) - entry.start
+    # Half a frame of slack: the last frame need only begin before the end. A picture is read as a video of one frame
+    # and of next to no duration.
+    frames = max(1.0, seconds * fps + 0.5) if seconds > 0 else 0.0
+    subjects = len({reference.subject for reference in entry.references})
+    return choose(buckets, info.height, info.width, frames, subjects)
 
 
 def _check_length(path: Path, entry: Entry, frames: int, fps: float | int) -> None:
@@ -205,7 +219,7 @@ def _read_reference(entry: ReferenceEntry, margin: float) -> Reference:
         if mask is not None and not mask.any():
             raise InputError(f"{name}: box {list(entry.box)} holds nothing of the subject's mask")
         check_aspect(name, image.shape[1], image.shape[0])
-    return Reference(np.ascontiguousarray(image), mask, entry.subject, entry.noun, background)
+    return Reference(np.ascontiguousarray(image), mask, entry.subject, entry.noun, background, entry.same_clip)
 
 
 def _size(layer: np.ndarray) -> str:

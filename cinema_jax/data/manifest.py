@@ -15,7 +15,7 @@ NAME = "manifest.jsonl"
 # All problems are collected; more than this many lines help nobody.
 MAX_PROBLEMS = 10
 ENTRY_FIELDS = ("id", "video", "start", "end", "group", "caption", "prompt", "references")
-REFERENCE_FIELDS = ("image", "mask", "video", "frame", "box", "subject", "noun")
+REFERENCE_FIELDS = ("image", "mask", "video", "frame", "box", "subject", "noun", "same_clip")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class ReferenceEntry:
     frame: int
     # x0, y0, x1, y1 in pixels of the upright picture, x1 and y1 not included. None: all of it.
     box: tuple[int, int, int, int] | None
+    # Whether it is cut out of the clip that it goes with: as said, or else a frame of the same video is.
+    same_clip: bool
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _entry(find: Find, text: str, line: int, max_references: int) -> Entry:
     references = record.get("references", [])
     if not isinstance(references, list):
         raise _Problem(f'"references" is {_shown(references)}; it must be a list of objects')
-    parsed = tuple(_reference(find, item, f"references[{i}].") for i, item in enumerate(references))
+    parsed = tuple(_reference(find, item, f"references[{i}].", video) for i, item in enumerate(references))
     subjects = {reference.subject for reference in parsed}
     if len(subjects) > max_references:
         raise _Problem(f'"references" names {len(subjects)} subjects; at most {max_references} are configured')
@@ -151,7 +153,7 @@ def _entry(find: Find, text: str, line: int, max_references: int) -> Entry:
     )
 
 
-def _reference(find: Find, record: object, prefix: str) -> ReferenceEntry:
+def _reference(find: Find, record: object, prefix: str, clip: Path) -> ReferenceEntry:
     if not isinstance(record, dict):
         raise _Problem(f'"{prefix[:-1]}" is {_shown(record)}; it must be an object such as {{"image": "a.png", ...}}')
     _known(record, REFERENCE_FIELDS, prefix)
@@ -161,14 +163,18 @@ def _reference(find: Find, record: object, prefix: str) -> ReferenceEntry:
         raise _Problem(f'"{prefix}mask" goes with "image" only; a frame of a video takes a "box"')
     if "image" in record and "frame" in record:
         raise _Problem(f'"{prefix}frame" goes with "video" only')
+    if not isinstance(same_clip := record.get("same_clip", False), bool):
+        raise _Problem(f'"{prefix}same_clip" is {_shown(same_clip)}; it must be true or false')
+    video = _file(find, record, "video", prefix) if "video" in record else None
     return ReferenceEntry(
         subject=_text(record, "subject", prefix),
         noun=_text(record, "noun", prefix) if "noun" in record else None,
         image=_file(find, record, "image", prefix) if "image" in record else None,
         mask=_file(find, record, "mask", prefix) if "mask" in record else None,
-        video=_file(find, record, "video", prefix) if "video" in record else None,
+        video=video,
         frame=_frame(record, prefix) if "video" in record else 0,
         box=_box(record["box"], f"{prefix}box") if "box" in record else None,
+        same_clip=same_clip if "same_clip" in record else video == clip,
     )
 
 

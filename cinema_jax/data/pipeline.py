@@ -16,6 +16,7 @@ from cinema_jax.data.images import cropped, fitted, letterbox, on_white
 from cinema_jax.data.texts import clean
 from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError
+from cinema_jax.models.qwen_vl.config import VisionConfig
 from cinema_jax.models.qwen_vl.processing import Processor
 
 Arrays = dict[str, np.ndarray]
@@ -32,6 +33,20 @@ class DescribingSource(Source, Protocol):
     def portrait_task(self, index: int, rng: np.random.Generator) -> tuple[Sequence[np.ndarray], str, str]:
         """One picture."""
         ...
+
+
+def mllm_room(config: Config, vision: VisionConfig) -> tuple[int, int]:
+    """Tokens and patches of the MLLM's input: in a bucket of few references there is no room for others.
+
+    A picture is as large as beside the most references that any bucket has, and as much room is left for the text.
+    """
+    data, condition = config.data, config.condition
+    if not data.buckets:
+        return condition.mllm_tokens, condition.mllm_patches
+    one = condition.mllm_max_pixels // vision.pixel_unit**2 * vision.merge_unit
+    most = min(condition.mllm_patches, max(references for *_, references in data.buckets) * one)
+    patches = min(condition.mllm_patches, data.max_references * one)
+    return condition.mllm_tokens - max(0, most - patches) // vision.merge_unit, patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,12 +218,14 @@ class Examples:
         return arrays if self.latents is None else arrays | self._video(row)
 
     def finetune(self, row: int, rng: np.random.Generator) -> Arrays:
-        """A prompt, references and the video."""
+        """A prompt or a caption, references and the video."""
         conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
         drop_text, drop_references = self._drop("finetune", rng)
-        arrays = self.preprocessor.laid_out(
-            "" if drop_text else conditions.prompt, () if drop_references else conditions.references
-        )
+        captions, text = self.preprocessor.config.finetune.captions, conditions.prompt
+        # Without captions nothing is drawn: runs of before go on as they were.
+        if captions and rng.random() < captions and self.augment:
+            text = conditions.caption
+        arrays = self.preprocessor.laid_out("" if drop_text else text, () if drop_references else conditions.references)
         return arrays | self._video(row)
 
     def _told(self, conditions: Conditions, rng: np.random.Generator) -> str:
@@ -250,7 +267,8 @@ class Examples:
         for i, reference in enumerate(references):
             if rng.random() < data.keep_background and reference.background:
                 reference = dataclasses.replace(reference, mask=None)
-            references[i] = augment_reference(reference, rng, data.augment)
+            own = data.augment_same_clip if reference.same_clip else None
+            references[i] = augment_reference(reference, rng, own or data.augment)
         return dataclasses.replace(conditions, references=tuple(references))
 
     def _video(self, row: int) -> Arrays:

@@ -22,10 +22,13 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from cinema_jax.data.choices import choose_views, entries_of_split, held_out
 from cinema_jax.data.example import Conditions, Reference
+from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError
 
 # What the data set is called in file names, and its only split: held-out examples are chosen when it is read.
 NAME, SPLIT = "videos", "train"
+# Of a folder of buckets: how many clips belong to each.
+BUCKETS = "buckets.json"
 # Beside the records and what TensorFlow Datasets needs: what they depend on, the name of every record, in order, and by
 # what each is held out.
 KEY, IDS, GROUPS, INFO = "prepare.json", "ids.json", "groups.json", "dataset_info.json"
@@ -49,6 +52,8 @@ def record_features(shape: Sequence[int]) -> tfds.features.FeaturesDict:
         "noun": features.Text(),
         # Whether `image` shows something outside `mask`.
         "background": features.Scalar(np.bool_),
+        # Whether it is cut out of the clip itself.
+        "same_clip": features.Scalar(np.bool_),
     }
     return features.FeaturesDict(
         {
@@ -71,6 +76,7 @@ def encode_reference(reference: Reference) -> dict[str, Any]:
         "subject": reference.subject,
         "noun": reference.noun or "",
         "background": reference.background,
+        "same_clip": reference.same_clip,
     }
 
 
@@ -108,14 +114,15 @@ class Records:
         split: str = "train",
         validation_fraction: float | int = 0.05,
         of_bucket: bool = False,
+        other_view: float | int = 0.0,
     ):
         """Opens a folder, on disk or `gs://`.
 
         Raises `InputError` if it is not whole, was prepared by an older version, for clips of another length, size or
         rate or for more references, or if a split would be empty (but of one bucket of several it may be); splits are
-        those that `Folder` makes of the same videos.
+        those that `Folder` makes of the same videos. `other_view`: see `choices.choose_views`.
         """
-        self._folder, self._max_references = epath.Path(path), max_references
+        self._folder, self._max_references, self._other_view = epath.Path(path), max_references, other_view
         if not (self._folder / INFO).exists():
             raise InputError(
                 f"{path} holds no {INFO}: it must be a folder that cinema_jax.prepare has finished; run that to its end"
@@ -177,13 +184,15 @@ class Records:
         subjects = [text.decode() for text in field("subject")]
         nouns = [text.decode() or None for text in field("noun")]
         images, masks, masked, background = (field(name) for name in ("image", "mask", "masked", "background"))
+        # Records of before do not say.
+        same_clip = [bool(same) for same in field("same_clip")] or [False] * len(subjects)
 
         def reference(i: int) -> Reference:
             mask = _pixels(masks[i]) if masked[i] else None
-            return Reference(_pixels(images[i]), mask, subjects[i], nouns[i], bool(background[i]))
+            return Reference(_pixels(images[i]), mask, subjects[i], nouns[i], bool(background[i]), same_clip[i])
 
         prompt = self._value(index, "prompt").decode()
-        chosen = choose_views(prompt, subjects, nouns, self._max_references, 0.0, rng)
+        chosen = choose_views(prompt, subjects, nouns, self._max_references, 0.0, rng, same_clip, self._other_view)
         return Conditions(self.caption(index), prompt, tuple(map(reference, chosen)))
 
     @property
@@ -214,10 +223,79 @@ class Records:
         return _values(self._example(index), field)[0]
 
 
+class Joined:
+    """Several folders' records, one after the other, as one source."""
+
+    def __init__(self, parts: Sequence[Records]):
+        self._parts = tuple(parts)
+        self._sizes = tuple(map(len, parts))
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def _at(self, index: int) -> tuple[Records, int]:
+        part, row = bucket_of(self._sizes, index)
+        return self._parts[part], row
+
+    def id(self, index: int) -> str:
+        part, row = self._at(index)
+        return part.id(row)
+
+    def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
+        """Raises `InputError`: there is none."""
+        part, row = self._at(index)
+        return part.video(row)
+
+    def frame(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
+        """Raises `InputError`: there is none."""
+        return self.video(index)[0]
+
+    def caption(self, index: int) -> str:
+        """The detailed description of video `index`."""
+        part, row = self._at(index)
+        return part.caption(row)
+
+    def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
+        """What the folder of video `index` gives."""
+        part, row = self._at(index)
+        return part.conditions(row, rng)
+
+    @property
+    def latents(self) -> "VideoLatents":
+        """Of every example."""
+        return VideoLatents(self)
+
+    def read_latents(self, index: int) -> BFloat16[np.ndarray, "F H W C"]:
+        """Of example `index`."""
+        part, row = self._at(index)
+        return part.read_latents(row)
+
+    def check_vae(self, vae: str) -> None:
+        """Raises `InputError` if another VAE made any of the latents."""
+        for part in self._parts:
+            part.check_vae(vae)
+
+
+def open_records(folders: Sequence[str], *, of_bucket: bool, **settings: Any) -> Records | Joined:
+    """The records of a folder, or of several; of buckets those that `prepare` found clips for.
+
+    Raises `InputError` as `Records` does; `settings` are its own.
+    """
+    there = [folder for folder in folders if not (of_bucket and _is_empty(epath.Path(folder)))]
+    found = [Records(folder, of_bucket=of_bucket, **settings) for folder in there]
+    return found[0] if len(folders) == len(found) == 1 else Joined(found)
+
+
+def _is_empty(folder: epath.Path) -> bool:
+    """Whether `prepare` has found no clip for a bucket; older versions refused such buckets and have no list."""
+    told = folder.parent / BUCKETS
+    return told.exists() and json.loads(told.read_text()).get(folder.name) == 0
+
+
 class VideoLatents(Sequence):
     """The latents of all examples of `records`, each read when it is asked for."""
 
-    def __init__(self, records: Records):
+    def __init__(self, records: Records | Joined):
         self._records = records
 
     def __len__(self) -> int:
@@ -237,7 +315,8 @@ def _read(records: ArrayRecordDataSource, index: int) -> tf_example_pb2.Example:
 
 def _values(example: tf_example_pb2.Example, field: str) -> Sequence:
     feature = example.features.feature[field]
-    return getattr(feature, feature.WhichOneof("kind")).value
+    kind = feature.WhichOneof("kind")
+    return getattr(feature, kind).value if kind else ()
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -17,6 +17,7 @@ from cinema_jax.cinema import Cinema
 from cinema_jax.data.loader import LoaderConfig
 from cinema_jax.planning import program
 from cinema_jax.planning.program import Program
+from cinema_jax.training.phases import label
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 
@@ -154,7 +155,7 @@ def measure(
     start, running = _memory(run, loading, planned.cinema, random, max(written.values()), max(held.values()))
     drawn, limit = start.get(DRAWN, 0.0), chip_of(topology).host_gb.get(max(chips.values()))
     return Hosts(
-        stage=stage + (f" of bucket {run.bucket_name}" if run.bucket_name else ""),
+        stage=label(run, stage) + (f" of bucket {run.bucket_name}" if run.bucket_name else ""),
         topology=topology,
         mesh=dict(mesh.shape),
         hosts=len(chips),

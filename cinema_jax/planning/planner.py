@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cinema_jax.planning import hosts, program, report
 from cinema_jax.planning.hosts import GIB, Hosts
 from cinema_jax.planning.report import Report
 from cinema_jax.training.beginning import check_samples
-from cinema_jax.training.phases import check_batches
+from cinema_jax.training.phases import check_batches, label, phases, run_in
 from cinema_jax.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,30 @@ def mesh_of(run: Run, target: Target) -> Mesh:
     return sharding.make_mesh(**vars(run.config.mesh), devices=devices(target.topology, target.count(run)))
 
 
+def variants(run: Run, stage: str) -> list[Run]:
+    """The run as each program of a stage's steps sees it: in each phase, and of that in each bucket."""
+    return [one for phase in phases(run.config, stage) for one in run_in(run, stage, phase).buckets]
+
+
+def largest(runs: Iterable[Run]) -> list[Run]:
+    """Of those that differ in their number of references alone the one of most: which needs most of everything."""
+    found: dict[Any, Run] = {}
+    for one in runs:
+        data = one.config.data
+        size = (one.most_frames, data.frames, data.height, data.width)
+        if size not in found or data.max_references > found[size].config.data.max_references:
+            found[size] = one
+    return list(found.values())
+
+
+def check(run: Run, stage: str, target: Target) -> None:
+    """Raises as `train_program` does, of all phases of all stages."""
+    mesh = mesh_of(run, target)
+    stages = dict.fromkeys((*run.config.stages, stage))
+    check_batches(run.config, stages, mesh)
+    check_samples(run.config, stages)
+
+
 def train_program(run: Run, stage: str, mesh: Mesh) -> program.Program:
     """The train step of a stage on `mesh`.
 
@@ -107,13 +131,20 @@ def plan_hosts(run: Run, stage: str, target: Target) -> Hosts:
         return hosts.measure(run, stage, target.topology, mesh, planned, bound, target.bandwidth)
 
 
-def plan_step(run: Run, stage: str, target: Target) -> Report:
-    """Compile the train step of a stage."""
+def plan_step(run: Run, stage: str, target: Target, whole: Run | None = None) -> Report:
+    """Compile the train step of a stage.
+
+    Args:
+        whole: of which `run` is a bucket or a phase: its held-out clips lie on the chips meanwhile. None: `run` itself.
+    """
     mesh = mesh_of(run, target)
     with jax.set_mesh(mesh):
         planned = train_program(run, stage, mesh)
-        name = f"{stage} step" + (f" of bucket {run.bucket_name}" if run.bucket_name else "")
-        size, held_out = getattr(run.config, stage).batch_size, hosts.held_out_bytes(run, stage, planned.cinema, mesh)
+        name = f"{label(run, stage)} step" + (f" of bucket {run.bucket_name}" if run.bucket_name else "")
+        size, held_out = (
+            getattr(run.config, stage).batch_size,
+            hosts.held_out_bytes(whole or run, stage, planned.cinema, mesh),
+        )
         result = _compile(run, name, target.topology, mesh, planned, size, held_out)
         bound = hosts.Bound(max(filter(None, result.seconds.values())), result.bound or "compute alone")
         asked = hosts.measure(run, stage, target.topology, mesh, planned, bound, target.bandwidth)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from cinema_jax import sharding
 from cinema_jax.axes import WEIGHTS
 from cinema_jax.cinema import Cinema
+from cinema_jax.data.pipeline import mllm_room
 from cinema_jax.diffusion.guidance import guidance_coefficients
 from cinema_jax.diffusion.samplers import start
 from cinema_jax.sampling import Sampler, needed_parts
@@ -58,7 +59,7 @@ def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     stage, config = STAGES[stage_name], getattr(run.config, stage_name)
     cinema = Cinema(run.config, part_configs(run, stage.needed(run.config)))
     trained, frozen = stage.trained(run.config, cinema.shapes)
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, config.steps, config.earlier_rates)
     params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.state_dtype) for path in trained}
     held = jax.eval_shape(cinema.held, {path: cinema.shapes[path] for path in frozen})
     abstract_state, held = state.abstract(params, optimizer, mesh), sharding.abstract(held, mesh, WEIGHTS)
@@ -100,7 +101,7 @@ def example_shapes(cinema: Cinema, stage: str, held_out: bool = False) -> dict[s
     if condition.conditioner == "t5":
         shapes["prompt_tokens"] = tokens
     if "mllm" in cinema.part_configs:
-        length, patches = condition.mllm_tokens, condition.mllm_patches
+        length, patches = mllm_room(cinema.config, cinema.part_configs["mllm"].vision)
         shapes |= {
             "tokens": ((length,), jnp.int32),
             "lengths": ((), jnp.int32),

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 HISTORY = "history.jsonl"
 # Fields that say how a run is carried out, not what comes out: a run may be continued with other values.
 FREE_FIELDS = (
-    *("log_every", "eval_every", "sample_every", "checkpoint_every", "keep", "threads", "workers"),
+    *("log_every", "eval_every", "sample_every", "checkpoint_every", "keep", "keep_every", "threads", "workers"),
     *("mesh", "remat", "microbatches"),
 )
 # Fields that decide how videos are sampled, and nothing of what is trained.
@@ -157,7 +157,9 @@ def _refusal(change: Difference, config: Config, done: Mapping[str, int], workdi
 
 def _tell_schedule(stage: str, done: int, before: Config, after: Config) -> None:
     old, new = (getattr(config, stage) for config in (before, after))
-    rates = [float(learning_rate(section.optimizer, section.steps)(done)) for section in (old, new)]
+    rates = [
+        float(learning_rate(section.optimizer, section.steps, section.earlier_rates)(done)) for section in (old, new)
+    ]
     logger.info(
         "%s goes on from step %d to %d (%d before): its %s schedule is now that of a run of this length, so the "
         "learning rate goes on at %.3g (%.3g before)",

@@ -1,6 +1,7 @@
 """What can be known to be wrong with a run before anything is encoded or trained, each in one sentence."""
 
 import functools
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from cinema_jax import parts
@@ -9,9 +10,11 @@ from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_ma
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.sampling import needed_parts
-from cinema_jax.training.phases import check_microbatches
+from cinema_jax.training.phases import check_microbatches, every_run
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
+
+logger = logging.getLogger(__name__)
 
 
 def check(run: Run) -> None:
@@ -26,11 +29,12 @@ def check(run: Run) -> None:
     check_samples(run.config, todo)
     _check_parts(run, todo)
     if run.config.data.source == "folder":
-        for one in run.buckets:
+        for one in every_run(run, todo):
             for split in ("train", "validation"):
-                if not len(one.source(split)) and split == "train":
-                    raise one.no_clip()
-        _check_texts(run, todo)
+                found = [bucket.bucket_name for bucket, _ in one.sources(split)]
+                if empty := [bucket.bucket_name for bucket in one.buckets if bucket.bucket_name not in found]:
+                    logger.info("%s: no clip belongs to %s, which is left out", split, ", ".join(empty))
+            _check_texts(one, todo)
 
 
 def check_samples(config: Config, stages: Iterable[str]) -> None:
@@ -73,17 +77,21 @@ def check_weights(stage: str, origins: Mapping[str, str], trained: Collection[st
 
 
 def _check_texts(run: Run, todo: Sequence[str]) -> None:
-    data, preprocessor = run.config.data, run.preprocessor()
+    data, found = run.config.data, {}
     file, entries = manifest_file(data.path), read_manifest(data.path, data.max_references, data.follow_links)
-    found = []
-    for texts, room, field, name in _readings(run, todo, preprocessor, entries):
-        for entry, length in zip(entries, texts, strict=True):
-            if length > room:
-                found.append(
-                    (entry.line, f'{file}:{entry.line}: "{name}" takes {length} tokens; {field} has room for {room}')
-                )
+    for one in run.buckets:
+        sources = [one.source(split) for split in ("train", "validation")] if one.bucket is not None else []
+        names = {source.id(i) for source in sources for i in range(len(source))}
+        own = [entry for entry in entries if one.bucket is None or entry.id in names]
+        for texts, room, field, name in _readings(one, todo, one.preprocessor(), own):
+            for entry, length in zip(own, texts, strict=True):
+                if length > room:
+                    where = f" in {one.bucket_name}" if one.bucket is not None and "mllm" in field else ""
+                    found[
+                        f'{file}:{entry.line}: "{name}" takes {length} tokens; {field} has room for {room}{where}'
+                    ] = entry.line
     if found:
-        messages = [message for _, message in sorted(found)]
+        messages = sorted(found, key=found.get)
         more = [f"... and {len(messages) - MAX_PROBLEMS} more"] if len(messages) > MAX_PROBLEMS else []
         raise InputError("\n".join([*messages[:MAX_PROBLEMS], *more]))
 
@@ -103,7 +111,9 @@ def _readings(
         return
     counts = [len({reference.subject for reference in entry.references}) for entry in entries]
     most: Callable = preprocessor.processor.most_tokens
-    field = "config.condition.mllm_tokens"
-    yield most(prompts, counts), condition.mllm_tokens, field, "prompt with its references"
-    if "align" in todo:
-        yield most(captions, [0] * len(entries)), condition.mllm_tokens, field, "caption"
+    room, field = preprocessor.processor.max_length, "config.condition.mllm_tokens"
+    yield most(prompts, counts), room, field, "prompt with its references"
+    if "finetune" in todo and run.config.finetune.captions:
+        yield most(captions, counts), room, field, "caption with its references"
+    elif "align" in todo:
+        yield most(captions, [0] * len(entries)), room, field, "caption"

@@ -22,7 +22,7 @@ from cinema_jax import distributed, peers, sharding
 from cinema_jax.config import Config
 from cinema_jax.errors import InputError
 from cinema_jax.training import beginning, facts, links, rehearsal, watchdog
-from cinema_jax.training.phases import check_batches
+from cinema_jax.training.phases import Phase, check_batches
 from cinema_jax.training.run import Run
 
 GB = 1e9
@@ -75,6 +75,7 @@ class Check:
         self.stages = [name for name in run.config.stages if run.finished(name) is None]
         self.lines: list[str] = []
         self._names: dict[int, str] = {}
+        self._batches: dict[str, rehearsal.Share] = {}
 
     def tell(self, what: str, sentence: str) -> None:
         """A line of the report."""
@@ -118,33 +119,39 @@ class Check:
         self.tell("links", f"{axes}: sums and gathers are right, {time.perf_counter() - started:.1f} s with compiling")
 
     def data(self, stage: str) -> None:
-        """Each host loads its rows of the next batch of a stage."""
+        """Each host loads its rows of the next batch of a stage, in each of its phases that are not over."""
+        batches = [self._batch_of(stage, *one) for one in rehearsal.phases_left(self.run, stage)]
+        # The one with the longest clips, or most of them, is tried.
+        self._batches[stage] = max(batches, key=_clips)
+
+    def _batch_of(self, stage: str, phase: Phase, step: int) -> rehearsal.Share:
         watchdog.begin(f"the check of the data of {stage}")
-        found, wrong = attempt(lambda: rehearsal.first_batch(self.run, stage, self.mesh))
-        self._end_if_wrong(distributed.exchange(f"data of {stage}", found.problems if found else wrong))
-        self._end_if_differing(f"the examples of the next batch of {stage}", facts.digest(found.ids))
-        said = distributed.exchange(f"time for {stage}", found.seconds)
+        found, wrong = attempt(lambda: rehearsal.next_batch(self.run, stage, self.mesh, phase, step))
+        self._end_if_wrong(distributed.exchange(f"data of {phase.purpose}", found.problems if found else wrong))
+        self._end_if_differing(f"the examples of the next batch of {phase.purpose}", facts.digest(found.ids))
+        said = distributed.exchange(f"time for {phase.purpose}", found.seconds)
         slowest = max(said, key=said.get)
         rate = len(found.rows) / said[slowest]
         rows = sharding.host_rows(self.mesh, found.size)
         shares = "; ".join(f"process {i} rows {_ranges(held)}" for i, held in rows.items())
-        self.tell("data", f"{stage}, step {found.step + 1}, batch of {found.size}: {shares}")
+        self.tell("data", f"{phase.purpose}, step {found.step + 1}, batch of {found.size}: {shares}")
         self.tell(
             "", f"the slowest host ({self._names[slowest]}) loads its share at {rate:.2f} examples/s, with starting"
         )
-        if stage == self.stages[0]:
-            self._batch = found
+        return found
 
     def step(self, stage: str) -> None:
         """The real program with random weights: compiled, run, and its state written, read and compared."""
         size = rehearsal.state_bytes(self.run, stage, self.mesh)
-        kept = getattr(self.run.config, stage).keep + 1
-        needed = f"{kept} checkpoints of {size / GB:.3f} GB ({stage}: keep {kept - 1}, and one being written)"
+        config = getattr(self.run.config, stage)
+        forever = config.steps // config.keep_every if config.keep_every else 0
+        kept, ever = config.keep + 1 + forever, f", {forever} by keep_every" if forever else ""
+        needed = f"{kept} checkpoints of {size / GB:.3f} GB ({stage}: keep {config.keep}{ever}, and one being written)"
         there = f"{self.run.workdir} has {self._free / GB:.3f} GB free"
         self._end_unless("space", self._free >= kept * size, f"{there}, and needs room for {needed}")
         with jax.set_mesh(self.mesh):
             watchdog.begin(f"compiling the step of {stage}")
-            taken = rehearsal.take_step(self.run, stage, self.mesh, self._batch)
+            taken = rehearsal.take_step(self.run, stage, self.mesh, self._batches[stage])
             self._end_unless("loss", math.isfinite(taken.loss), f"the loss of {stage} is {taken.loss}")
             self._end_if_differing(f"the loss of {stage}", taken.loss.hex())
             self.tell(
@@ -202,6 +209,11 @@ class Check:
     def _end_if_differing(self, what: str, value: Any) -> None:
         said = distributed.exchange(what, value)
         self._end_if_wrong(differences({i: {what: each} for i, each in said.items()}))
+
+
+def _clips(batch: rehearsal.Share) -> int:
+    """How large the videos of a whole batch are, where it has any."""
+    return batch.size * batch.arrays["latents"][0].size if "latents" in batch.arrays else 0
 
 
 def attempt(action: Callable[[], Any]) -> tuple[Any, list[str]]:

@@ -13,6 +13,7 @@ import jax
 
 import cinema_jax
 from cinema_jax.config import to_dict
+from cinema_jax.training.phases import every_run
 from cinema_jax.training.run import Run
 
 VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -66,12 +67,10 @@ def code() -> str:
 def of_data(run: Run) -> dict[str, Any]:
     """How many examples there are, and a digest of their names in order; raises InputError as opening them does."""
     found: dict[str, Any] = {"the finished stages": [name for name in run.config.stages if run.finished(name)]}
-    for bucket in run.buckets:
+    for bucket in (bucket for one in every_run(run, run.config.stages) for bucket in one.buckets):
         for split in ("train", "validation"):
             source = bucket.source(split)
-            name = " ".join(
-                word for word in ("the", split, "data", bucket.bucket_name and f"of {bucket.bucket_name}") if word
-            )
+            name = f"the {split} data{f' of {bucket.records_folder}' if bucket.records_folder else ''}"
             ids = digest([source.id(index) for index in range(len(source))])
             found[name] = f"{len(source)} examples, names {ids}"
     return found

@@ -27,7 +27,7 @@ from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
 from cinema_jax.training.metrics import MetricsWriter, Sink
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.phases import Phase, batch_shapes, check_batches, phase_of, phases
+from cinema_jax.training.phases import Phase, batch_shapes, check_batches, phase_of, phases, run_in
 from cinema_jax.training.profile import Profile
 from cinema_jax.training.progress import PERFORMANCE, Progress
 from cinema_jax.training.remaining import Remaining
@@ -102,7 +102,7 @@ class Trainer:
         self.frozen_digests = results.digests_of_frozen(self.digests, params, trained)
         frozen = self.cinema.held({path: x for path, x in params.items() if path not in trained})
         self.frozen = sharding.place(frozen, mesh, WEIGHTS)
-        self.optimizer = make_optimizer(self.config.optimizer, self.config.steps)
+        self.optimizer = make_optimizer(self.config.optimizer, self.config.steps, self.config.earlier_rates)
         self.initial = {path: params[path].astype(self.cinema.state_dtype) for path in trained}
         self.work = WorkCounter(stage, self.cinema, trained)
         self.remaining = Remaining(run, stage.name)
@@ -122,9 +122,11 @@ class Trainer:
     def run_stage(self) -> None:
         """Train to the last step, from the last checkpoint if there is one; evaluate; write the weights."""
         workdir, name = self.run.workdir, self.stage.name
-        with Checkpoints(workdir / "checkpoints" / name, keep=self.config.keep) as checkpoints:
+        with Checkpoints(
+            workdir / "checkpoints" / name, keep=self.config.keep, keep_every=self.config.keep_every
+        ) as checkpoints:
             current = self._initial_state(checkpoints)
-            examples, held_out = self.examples("train"), self._held_out()
+            examples, held_out = self.training_examples(int(current.step)), self._held_out()
             start = int(current.step)
             self.goodput.begin(name, start)
             with MetricsWriter(
@@ -140,7 +142,7 @@ class Trainer:
                 logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
                 watchdog.begin(f"the closing report of {name}")
                 configs, params, written = self._write_parts({**self.frozen, **current.ema}, held_out)
-                report = reports.stage_report(self.run.buckets[0], name, configs, params, metrics)
+                report = reports.stage_report(self.run.shown, name, configs, params, metrics)
             self.run.finish(
                 name,
                 {"steps": self.config.steps, **closing, **report}
@@ -172,7 +174,7 @@ class Trainer:
                 last, signal = done == config.steps, self.interruption.agreed()
                 also = {}
                 if last or done % config.log_every == 0:
-                    self._share_unreadable(len(examples))
+                    self._share_unreadable(examples)
                     also = {PERFORMANCE + name: x for name, x in slowest.of_all(batches.waited).items()}
                 progress.add(done, batch, values, replaced=len(self.unreadable), **also)
                 if last or (config.eval_every and done % config.eval_every == 0):
@@ -182,7 +184,7 @@ class Trainer:
                 if last or signal or done % config.checkpoint_every == 0:
                     watchdog.begin(f"the checkpoint of step {done} of {self.stage.name}")
                     with progress.pause("checkpoint"):
-                        self._share_unreadable(len(examples))
+                        self._share_unreadable(examples)
                         checkpoints.save(current, self._description())
                     self.goodput.write(saved_step=done)
                 if signal and not last:
@@ -191,7 +193,7 @@ class Trainer:
                 if config.sample_every and done % config.sample_every == 0 and not last:
                     watchdog.begin(f"the contact sheet of step {done} of {self.stage.name}")
                     with progress.pause("evaluation"):
-                        first, weights = self.run.buckets[0], {**self.frozen, **current.ema}
+                        first, weights = self.run.shown, {**self.frozen, **current.ema}
                         sampler = sampler_of(first, self.cinema.part_configs, weights)
                         reports.show_sheet(first, sampler, metrics, done)
                 watchdog.step(f"the data of step {done + 1} of {self.stage.name}")
@@ -199,22 +201,25 @@ class Trainer:
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
 
-    def _step(self, current: TrainState, examples: Mixture) -> TrainStep:
-        """The step; of several buckets, compiled for all of their shapes at once."""
+    def _step(self, current: TrainState, examples: Sequence[Mixture]) -> TrainStep:
+        """The step; of several buckets, or of clips of several lengths, compiled for all of their shapes at once."""
         step = make_step(self.stage, self.cinema, self.optimizer, current)
-        if len(examples.buckets) == 1:
+        left = [(phase, mixture) for phase, mixture in zip(self.phases, examples, strict=True) if mixture.buckets]
+        if all(len(mixture.buckets) == 1 and phase.frames is None for phase, mixture in left):
             return step
         watchdog.begin(f"compiling the steps of {self.stage.name}")
         batches, place = {}, sharding.batch_sharding(self.mesh)
-        for number, bucket in enumerate(examples.buckets):
-            for phase in self.phases:
+        for phase, mixture in left:
+            for number, bucket in enumerate(mixture.buckets):
                 shapes = batch_shapes(bucket, phase)
-                batches[f"{phase.kind}, bucket {number}"] = {
+                batches[f"{phase.purpose}, bucket {number}"] = {
                     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()
                 }
         return for_shapes(step, (current, self.frozen), batches)
 
-    def _progress(self, current: TrainState, examples: Mixture, supply: Supply, metrics: MetricsWriter) -> Progress:
+    def _progress(
+        self, current: TrainState, examples: Sequence[Mixture], supply: Supply, metrics: MetricsWriter
+    ) -> Progress:
         return Progress(
             metrics,
             supply,
@@ -253,15 +258,21 @@ class Trainer:
         logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
         return restored
 
-    def examples(self, split: str, augment: bool = True) -> Mixture:
-        """The split's examples, their videos encoded if the stage trains on them; of several buckets, those of each."""
-        found = []
-        for run in self.run.buckets:
-            source = run.source(split)
-            if len(source):
-                found.append(self._examples(run, source, split, augment))
-            elif split == "train":
-                raise run.no_clip()
+    def training_examples(self, done: int) -> tuple[Mixture, ...]:
+        """Those of each of the stage's phases; of one that is over after `done` steps, none."""
+        found: dict[int | None, Mixture] = {}
+        for phase in self.phases:
+            if done < phase.end and phase.frames not in found:
+                found[phase.frames] = self.examples("train", run=run_in(self.run, self.stage.name, phase))
+        return tuple(found.get(phase.frames, Mixture(())) for phase in self.phases)
+
+    def examples(self, split: str, augment: bool = True, run: Run | None = None) -> Mixture:
+        """The split's examples, their videos encoded if the stage trains on them; of several buckets, those of each.
+
+        `run`: as it is in the phase whose examples they are; None: in the main one.
+        """
+        run = run or self.run
+        found = [self._examples(one, source, split, augment) for one, source in run.sources(split)]
         names = [[each.source.id(index) for index in each.indices] for each in found]
         distributed.agree(f"the {split} data", names)
         return Mixture(tuple(found))
@@ -323,41 +334,45 @@ class Trainer:
             before += count
         return batches
 
-    def batches(self, examples: Mixture, start: int) -> Iterator[tuple[int, Batch]]:
-        """Training batches from step `start` on, on the devices."""
-        for first, last, kind, size, _ in self.phases:
-            if start >= last:
+    def batches(self, examples: Sequence[Mixture], start: int) -> Iterator[tuple[int, Batch]]:
+        """Training batches from step `start` on, on the devices; `examples` of each phase."""
+        for phase, mixture in zip(self.phases, examples, strict=True):
+            if start >= phase.end:
                 continue
-            loader = self._loader(examples, kind, size)
-            for step, batch in loader.steps(max(start, first), last):
-                yield step, sharding.global_batch(batch, self.mesh, size)
+            if phase.frames is not None or phase.first:
+                logger.info("%s: to step %d in batches of %d", phase.purpose, phase.end, phase.batch_size)
+            loader = self._loader(mixture, phase)
+            for step, batch in loader.steps(max(start, phase.first), phase.end):
+                yield step, sharding.global_batch(batch, self.mesh, phase.batch_size)
 
-    def _share_unreadable(self, records: int) -> None:
+    def _share_unreadable(self, examples: Sequence[Mixture]) -> None:
         """What every process has replaced, in every process; raises InputError where it is too much."""
         for told in distributed.gather(self.unreadable):
             self.unreadable |= told
-        check_unreadable(self.unreadable, records, "records")
+        check_unreadable(self.unreadable, max(map(len, examples)), "records")
 
-    def _loader(self, examples: Mixture, kind: str, size: int, rows: Sequence[int] | None = None) -> Loader:
+    def _loader(self, examples: Mixture, phase: Phase, rows: Sequence[int] | None = None) -> Loader:
         def replaced(global_index: int, row: int, message: str) -> None:
             record = examples.id(row)
             logger.warning("%s was replaced: %s", record, message)
             self.unreadable[record] = message
 
-        data = self.run.config.data
-        config = LoaderConfig(size, self.seed, num_threads=data.threads, num_workers=data.workers, purpose=kind)
-        make = functools.partial(examples.make, kind)
+        data, size = self.run.config.data, phase.batch_size
+        config = LoaderConfig(
+            size, self.seed, num_threads=data.threads, num_workers=data.workers, purpose=phase.purpose
+        )
+        make = functools.partial(examples.make, phase.kind)
         rows = rows or sharding.local_rows(self.mesh, size)
         return Loader(examples.sizes, make, config, rows=rows, on_failure=replaced)
 
-    def _not_finite(self, steps: list[int], examples: Mixture) -> InputError:
+    def _not_finite(self, steps: list[int], examples: Sequence[Mixture]) -> InputError:
         """The end of a run whose loss or gradient is not finite any more; writes down what it was shown."""
         shown = {}
         for step in steps:
             phase = phase_of(step, self.phases)
-            whole = range(phase.batch_size)
-            rows = self._loader(examples, phase.kind, phase.batch_size, whole).entries(step)
-            shown[step + 1] = [examples.id(row) for row in rows]
+            mixture = examples[self.phases.index(phase)]
+            rows = self._loader(mixture, phase, range(phase.batch_size)).entries(step)
+            shown[step + 1] = [mixture.id(row) for row in rows]
         file = self.run.workdir / "not_finite.json"
         if distributed.is_first():
             parts.write_json(file, {"stage": self.stage.name, "examples": shown})

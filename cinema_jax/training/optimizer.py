@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,19 +28,30 @@ class Optimizer:
     learning_rate: Callable[[Any], Any]
 
 
-def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
-    """The schedule: step (0 = first update) to learning rate, for a stage of `steps` updates."""
+def learning_rate(
+    config: OptimizerConfig, steps: int, before: Sequence[tuple[int, float]] = ()
+) -> Callable[[Any], Any]:
+    """The schedule: step (0 = first update) to learning rate, for a stage of `steps` updates.
+
+    Args:
+        before: of each phase before the main one, how many updates are done at its end, and its own rate, which is
+            constant. What the config says of a decay is then of the main phase alone, and the warm-up of the first one.
+    """
+    begin = max([config.warmup_steps, *(end for end, _ in before)])
 
     def schedule(step):
         step = jnp.asarray(step, float)
         # The first update already moves: warm-up counts from 1.
         warmup = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
-        if config.schedule == "constant":
-            return config.learning_rate * warmup
-        # The last update is number `steps - 1`.
-        progress = jnp.clip((step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1), 0.0, 1.0)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return config.learning_rate * warmup * (config.final_fraction + (1 - config.final_fraction) * cosine)
+        rate = config.learning_rate * warmup
+        if config.schedule == "cosine":
+            # The last update is number `steps - 1`.
+            progress = jnp.clip((step - begin) / max(steps - 1 - begin, 1), 0.0, 1.0)
+            cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+            rate = rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
+        for end, peak in reversed(before):
+            rate = jnp.where(step < end, peak * warmup, rate)
+        return rate
 
     return schedule
 
@@ -59,8 +70,8 @@ def _named(pattern: str, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: bool(re.fullmatch(pattern, path_name(path))), params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
-    """The optimizer of a stage of `steps` updates."""
+def make_optimizer(config: OptimizerConfig, steps: int, before: Sequence[tuple[int, float]] = ()) -> Optimizer:
+    """The optimizer of a stage of `steps` updates; `before` as in `learning_rate`."""
     moves = _muon(config) if config.name == "muon" else optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -68,7 +79,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         *(optax.masked(optax.scale(factor), functools.partial(_named, pattern)) for pattern, factor in config.rates),
     )
-    return Optimizer(transform, learning_rate(config, steps))
+    return Optimizer(transform, learning_rate(config, steps, before))
 
 
 def _muon(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """The phases of a stage, and whether a mesh can run them: `train` asks before it starts, `plan` before it compiles."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from cinema_jax.config import Config, ImageFirstStageConfig
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
+from cinema_jax.training.run import Run
 
 
 class Phase(NamedTuple):
@@ -25,17 +27,46 @@ class Phase(NamedTuple):
     batch_size: int
     # The field that says how large its batches are.
     field: str
+    # Most frames of its clips; None: as many as the config says.
+    frames: int | None = None
+
+    @property
+    def purpose(self) -> str:
+        """Keeps its examples' random numbers apart from those of the stage's other phases."""
+        return self.kind if self.frames is None else f"{self.kind}, up to {self.frames} frames"
 
 
 def phases(config: Config, stage: str) -> tuple[Phase, ...]:
     """Those of a stage, in order."""
-    section = getattr(config, stage)
-    images = min(section.image_steps, section.steps) if isinstance(section, ImageFirstStageConfig) else 0
-    both = (
-        Phase(0, images, f"{stage}_image", getattr(section, "image_batch_size", 0), f"config.{stage}.image_batch_size"),
-        Phase(images, section.steps, stage, section.batch_size, f"config.{stage}.batch_size"),
-    )
-    return tuple(phase for phase in both if phase.first < phase.end)
+    section, found, first = getattr(config, stage), [], 0
+    if isinstance(section, ImageFirstStageConfig):
+        images, field = min(section.image_steps, section.steps), f"config.{stage}.image_batch_size"
+        found.append(Phase(0, images, f"{stage}_image", section.image_batch_size, field))
+        first = images
+    for i, (frames, end, size, _) in enumerate(section.curriculum):
+        found.append(Phase(first, end, stage, size, f"config.{stage}.curriculum[{i}][2] (batch_size)", frames))
+        first = end
+    found.append(Phase(first, section.steps, stage, section.batch_size, f"config.{stage}.batch_size"))
+    return tuple(phase for phase in found if phase.first < phase.end)
+
+
+def run_in(run: Run, stage: str, phase: Phase) -> Run:
+    """The run as one phase of a stage trains it: with that phase's clips, and its batch."""
+    if phase.frames is None:
+        return run
+    section = dataclasses.replace(getattr(run.config, stage), batch_size=phase.batch_size, curriculum=())
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, **{stage: section})).up_to(phase.frames)
+
+
+def every_run(run: Run, stages: Iterable[str]) -> list[Run]:
+    """The run itself, and as it is in those phases of the stages that have other clips; each set of clips once."""
+    each = (run_in(run, stage, phase) for stage in stages for phase in phases(run.config, stage))
+    return list({one.most_frames: one for one in (run, *each)}.values())
+
+
+def label(run: Run, stage: str) -> str:
+    """What is planned of a stage: its name, with its phase where that has shorter clips."""
+    return stage if run.most_frames is None else f"{stage} up to {run.most_frames} frames"
 
 
 def phase_of(step: int, found: Iterable[Phase]) -> Phase:
@@ -45,7 +76,7 @@ def phase_of(step: int, found: Iterable[Phase]) -> Phase:
 
 def batch_shapes(examples: Examples, phase: Phase) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of a phase's batches, from one example."""
-    alone, config = Mixture((examples,)), LoaderConfig(1, num_threads=0, purpose=phase.kind)
+    alone, config = Mixture((examples,)), LoaderConfig(1, num_threads=0, purpose=phase.purpose)
     ((_, one),) = Loader(alone.sizes, functools.partial(alone.make, phase.kind), config).steps(0, 1)
     return {name: jax.ShapeDtypeStruct((phase.batch_size, *x.shape[1:]), x.dtype) for name, x in one.items()}
 

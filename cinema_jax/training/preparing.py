@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,6 +43,7 @@ from cinema_jax.data.manifest import manifest_file
 from cinema_jax.errors import InputError, passing_error
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import read_ahead, vae_key
+from cinema_jax.training.phases import every_run
 from cinema_jax.training.run import Run
 from cinema_jax.training.watch import check_unreadable
 
@@ -70,9 +72,7 @@ def prepare(
     """
     run = Run(config, Path(output))
     # First, because a mistake in the manifest is found at once.
-    sources = [(one, one.clips(manifest, "all")) for one in run.buckets]
-    if empty := [one for one, source in sources if not len(source)]:
-        raise empty[0].no_clip()
+    sources = _sources(run, manifest, output)
     configs, params, origins = run.load_parts(["vae"])
     if origins["vae"] == "random":
         raise InputError("the vae has no weights: name them as config.weights.vae, or a checkpoint as config.init")
@@ -91,10 +91,30 @@ def prepare(
             "buckets": [list(sizes) for sizes in data.buckets],
             "clips": hashlib.sha256(json.dumps([source.id(i) for i in range(len(source))]).encode()).hexdigest()[:16],
         }
-        folder = Output(epath.Path(output) / one.bucket_name)
+        folder = Output(epath.Path(output) / one.records_folder)
         work = Preparation(source, folder, key, shard_size, retry_rejected)
         whole = work.run(encode, process, together, data.threads) and whole
     return whole
+
+
+def _sources(run: Run, manifest: Path, output: str) -> list[tuple[Run, Folder]]:
+    """The clips of every bucket, in each phase that has clips of its own; of none where there is none.
+
+    Writes down how many each bucket has, for those who read the records. Raises `InputError` where a phase has none.
+    """
+    found = []
+    for one in every_run(run, run.config.stages):
+        own = [(bucket, bucket.clips(manifest, "all")) for bucket in one.buckets]
+        if not any(len(source) for _, source in own):
+            raise one.buckets[0].no_clip()
+        if own[0][0].bucket is not None:
+            counts = {bucket.bucket_name: len(source) for bucket, source in own}
+            place = Output(epath.Path(output) / os.path.dirname(own[0][0].records_folder))
+            with place.lock("buckets"):
+                if not (place.path / records.BUCKETS).exists():
+                    place.publish_json(records.BUCKETS, counts)
+        found += [(bucket, source) for bucket, source in own if len(source)]
+    return found
 
 
 def make_encode(cinema: Cinema, params: Params) -> Encode:

@@ -26,7 +26,7 @@ from cinema_jax.errors import InputError
 from cinema_jax.training import state
 from cinema_jax.training.beginning import check_weights
 from cinema_jax.training.optimizer import Optimizer, make_optimizer
-from cinema_jax.training.phases import phase_of, phases
+from cinema_jax.training.phases import Phase, phases, run_in
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.state import TrainState
@@ -86,17 +86,20 @@ class Unencoded(Sequence):
         return np.zeros(self._shape, np.float32)
 
 
-def first_batch(run: Run, stage: str, mesh: Mesh) -> Share:
-    """Load this process's rows of the next batch of a stage."""
+def phases_left(run: Run, stage: str) -> list[tuple[Phase, int]]:
+    """The phases of a stage that are not over, each with its next step."""
+    done = max(complete_steps(run.workdir / "checkpoints" / stage), default=0)
+    done = min(done, getattr(run.config, stage).steps - 1)
+    return [(phase, max(done, phase.first)) for phase in phases(run.config, stage) if phase.end > done]
+
+
+def next_batch(run: Run, stage: str, mesh: Mesh, phase: Phase, step: int) -> Share:
+    """Load this process's rows of a batch of a phase."""
     started = time.perf_counter()
-    config, data = getattr(run.config, stage), run.config.data
-    step = max(complete_steps(run.workdir / "checkpoints" / stage), default=0)
-    step = min(step, config.steps - 1)
-    phase = phase_of(step, phases(run.config, stage))
-    kind, size = phase.kind, phase.batch_size
-    mixture = examples(run, stage)
+    data, kind, size = run.config.data, phase.kind, phase.batch_size
+    mixture = examples(run_in(run, stage, phase), stage)
     seed = state.stage_seed(run.config.seed, stage)
-    loading = LoaderConfig(size, seed, num_threads=data.threads, num_workers=data.workers, purpose=kind)
+    loading = LoaderConfig(size, seed, num_threads=data.threads, num_workers=data.workers, purpose=phase.purpose)
     make, rows = functools.partial(mixture.make, kind), sharding.local_rows(mesh, size)
     loader = Loader(mixture.sizes, make, loading, rows=rows)
     ((_, arrays),) = loader.steps(step, step + 1)
@@ -111,10 +114,8 @@ def first_batch(run: Run, stage: str, mesh: Mesh) -> Share:
 def examples(run: Run, stage: str) -> Mixture:
     """A stage's training data; of latents that are not made yet, zeros."""
     found = []
-    for bucket in run.buckets:
-        source, preprocessor = bucket.source("train"), bucket.preprocessor()
-        if not len(source):
-            raise bucket.no_clip()
+    for bucket, source in run.sources("train"):
+        preprocessor = bucket.preprocessor()
         if not STAGES[stage].latents:
             found.append(Examples(source, preprocessor, range(len(source))))
             continue
@@ -145,7 +146,7 @@ def _abstract(run: Run, stage: str, mesh: Mesh) -> tuple[Cinema, Optimizer, dict
 
     params = {path: jax.ShapeDtypeStruct(cinema.shapes[path].shape, cinema.state_dtype) for path in trained}
     held = jax.eval_shape(cinema.held, {path: cinema.shapes[path] for path in frozen})
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, config.steps, config.earlier_rates)
     return cinema, optimizer, sharding.abstract(params, mesh), sharding.abstract(held, mesh, WEIGHTS)
 
 

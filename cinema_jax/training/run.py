@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from cinema_jax import distributed, parts
-from cinema_jax.config import Config, parse, to_dict
+from cinema_jax.config import ON_CLIPS, Config, parse, to_dict
 from cinema_jax.data.buckets import Bucket
 from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
 from cinema_jax.data.critters.grammar import vocabulary
@@ -33,7 +33,7 @@ from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.example import Source
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.images import MARGIN
-from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.data.pipeline import Preprocessor, mllm_room
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.pipelines import FOLDERS, is_pipeline, pipeline_config
@@ -57,6 +57,10 @@ class Run:
     workdir: Path
     # With `config.data.buckets`, the one whose shapes `config.data` has.
     bucket: int | None = None
+    # Others of its size, whose clips it has too.
+    others: tuple[int, ...] = ()
+    # With `curriculum`, most frames of a clip in a phase before the main one.
+    most_frames: int | None = None
     # Of a checkpoint that is loaded, perhaps on another machine than it was trained on: what lies there in the place of
     # `config.init`, or "". None: the run is trained here, where its config is right.
     init: str | None = None
@@ -64,8 +68,45 @@ class Run:
     @property
     def buckets(self) -> tuple["Run", ...]:
         """This run at the shapes of each bucket; itself where there are none."""
+        run = self._in_buckets
+        return tuple(run._in_bucket(i) for i in range(len(run.config.data.buckets))) or (self,)
+
+    @property
+    def _in_buckets(self) -> "Run":
+        """This run; with one bucket where it has none and a stage begins with shorter clips, or pictures."""
+        shorter = any(getattr(self.config, stage).curriculum for stage in ON_CLIPS)
+        return self.up_to(self.most_frames) if shorter and not self.config.data.buckets else self
+
+    def up_to(self, frames: int | None) -> "Run":
+        """This run with clips of at most so many frames, for a phase before the main one; None: as long as they are.
+
+        Longer buckets are cut to that. Without any there is one, of the config's size, so that clips which are too
+        short for it are left out.
+        """
         data = self.config.data
-        return tuple(self._in_bucket(i) for i in range(len(data.buckets))) or (self,)
+        sizes = data.buckets or ((data.frames, data.height, data.width, max(1, data.max_references)),)
+        cut = dict.fromkeys((min(frames or size[0], size[0]), *size[1:]) for size in sizes)
+        data = dataclasses.replace(data, frames=min(frames or data.frames, data.frames), buckets=tuple(cut))
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data), most_frames=frames)
+
+    @property
+    def shown(self) -> "Run":
+        """What people are shown: the first bucket's size, with the clips of all that differ in references alone."""
+        run = self._in_buckets
+        buckets = run.config.data.buckets
+        if not buckets:
+            return self
+        alike = [i for i, sizes in enumerate(buckets) if sizes[:3] == buckets[0][:3]]
+        roomiest = max(alike, key=lambda i: buckets[i][3])
+        others = tuple(i for i in alike if i != roomiest)
+        return dataclasses.replace(run._in_bucket(roomiest), others=others)
+
+    def sources(self, split: str) -> list[tuple["Run", Source]]:
+        """The buckets that have clips of a split, and these. Raises InputError where there is nothing to train on."""
+        found = [(one, source) for one in self.buckets if len(source := one.source(split))]
+        if not found and split == "train":
+            raise self.buckets[0].no_clip()
+        return found
 
     def _in_bucket(self, number: int) -> "Run":
         frames, height, width, references = self.config.data.buckets[number]
@@ -77,6 +118,12 @@ class Run:
     def bucket_name(self) -> str:
         """For instance 49x480x720x4; empty where there are no buckets."""
         return "" if self.bucket is None else Bucket(*self.config.data.buckets[self.bucket]).name
+
+    @property
+    def records_folder(self) -> str:
+        """Where its records lie among those that `prepare` makes: "", a bucket's, or one in a phase's."""
+        phase = "" if self.most_frames is None else f"up_to_{self.most_frames}_frames"
+        return os.path.join(phase, self.bucket_name)
 
     @classmethod
     def open(cls, config: Config, workdir: Path, amend: bool = False) -> "Run":
@@ -335,13 +382,14 @@ class Run:
 
     def processor(self) -> Processor:
         """What turns texts and pictures into what the MLLM reads."""
-        condition = self.config.condition
+        condition, vision = self.config.condition, self.part_config("mllm").vision
+        tokens, patches = mllm_room(self.config, vision)
         return Processor(
             self.tokenizer(),
-            self.part_config("mllm").vision,
+            vision,
             self.template,
-            max_length=condition.mllm_tokens,
-            max_patches=condition.mllm_patches,
+            max_length=tokens,
+            max_patches=patches,
             max_pixels=condition.mllm_max_pixels,
             min_pixels=condition.mllm_min_pixels,
         )
@@ -360,10 +408,12 @@ class Run:
         if data.source == "records":
             size |= {"max_references": data.max_references, "validation_fraction": data.validation_fraction}
             # Imported here: TensorFlow Datasets costs every process 0.2 s and 32 MiB.
-            from cinema_jax.data.records import Records
+            from cinema_jax.data.records import open_records
 
-            path = os.path.join(data.path, self.bucket_name)
-            return Records(path, split=split, of_bucket=bool(self.bucket_name), **size)
+            every = [dataclasses.replace(self, bucket=i) for i in (self.bucket, *self.others)]
+            folders = [os.path.join(data.path, one.records_folder) for one in every]
+            size |= {"other_view": data.other_view}
+            return open_records(folders, split=split, of_bucket=bool(self.bucket_name), **size)
         cutouts = split_cutouts(find_cutouts(data.subjects), split) if data.subjects else None
         # Each bucket draws scenes of its own.
         seed = self.config.seed + (self.bucket or 0)
@@ -383,13 +433,16 @@ class Run:
             max_references=data.max_references,
             buckets=() if self.bucket is None else [Bucket(*sizes) for sizes in data.buckets],
             bucket=self.bucket or 0,
+            others=self.others,
+            other_view=data.other_view,
             follow_links=data.follow_links,
             margin=MARGIN if data.crop_references else 0.0,
         )
 
     def no_clip(self) -> InputError:
-        """What is wrong where a bucket is empty."""
-        return InputError(f"config.data.buckets: no clip belongs to {self.bucket_name}; leave it out")
+        """What is wrong where all buckets are empty."""
+        names = ", ".join(Bucket(*sizes).name for sizes in self.config.data.buckets)
+        return InputError(f"config.data.buckets: no clip belongs to any of {names}")
 
 
 def outer_sizes(part: str, part_config: Callable[[str], Any], config: Config) -> dict[str, int]:

@@ -195,11 +195,17 @@ def flow_loss(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions],
 
 
 def training_times(config: Config, stage: str, keys: Key[Array, "B"], indices: Int[Array, "B"]) -> Float[Array, "B"]:
-    """The times of a batch, as `config.flow` wants them; `indices` are the samples' global example indices."""
+    """The times of a batch, or of one of its microbatches, as `config.flow` wants them.
+
+    Args:
+        indices: the samples' global example indices.
+    """
     how, own = config.flow, getattr(config, stage)
     if how.times == "logit_normal" and not how.stratified:
         return flow.logit_normal_times(keys, mean=how.time_mean, std=how.time_std, shift=how.shift)
-    shares = flow.shares(keys, indices if how.stratified else None, own.batch_size)
+    # Not the config's: the phases of a stage have batches of their own.
+    batch_size = len(indices) * own.microbatches
+    shares = flow.shares(keys, indices if how.stratified else None, batch_size)
     return flow.times_at(
         shares,
         mean=how.time_mean,

@@ -111,7 +111,7 @@ class WorkCounter:
         # Steps on each shape, in all and since the last call of `rates`.
         self._seen: Counter[Any] = Counter()
         self._steps: Counter[Any] = Counter()
-        # Of a step on the shape seen last, once it has been looked at.
+        # Of a step, in the mean of those since the last call, once all their shapes have been looked at.
         self.step_flops: int | None = None
         self._chips = jax.device_count()
         self._peak = peak_tflops(jax.devices()[0].device_kind)
@@ -132,7 +132,8 @@ class WorkCounter:
         if not all(key in self._found and self._found[key].done() for key in steps):
             return {}
         done = [(count, self._found[key].result()) for key, count in steps.items()]
-        self.step_flops = done[-1][1].flops if done else self.step_flops
+        if done:
+            self.step_flops = round(sum(count * one.flops for count, one in done) / sum(count for count, _ in done))
         tflops = sum(count * one.flops for count, one in done) / seconds / self._chips / 1e12
         rates = {"tflops_per_chip": tflops}
         if self._peak:

@@ -132,3 +132,25 @@ def test_photographs_are_shrunk_first_and_the_generator_advances_alike_for_all_p
 def test_values_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"AugmentConfig\.{field} is {value}; it must be"):
         AugmentConfig(**{field: value})
+
+
+def test_a_cut_takes_up_to_so_much_off_one_side_and_never_the_whole_subject():
+    config = replace(AugmentConfig.none(), crop=0.25)
+    sizes, sides = [], set()
+    for seed in range(60):
+        changed = augment_reference(disc(), np.random.default_rng(seed), config)
+        height, width = changed.image.shape[:2]
+        assert 60 in (height, width)
+        assert changed.mask is not None
+        assert changed.mask.shape == (height, width)
+        sizes.append(min(height, width))
+        rows, columns = np.nonzero(changed.mask)
+        sides |= {name for name, at in (("top", rows.min()), ("left", columns.min())) if at < 8}
+    assert 45 <= min(sizes) < 48
+    assert sides == {"top", "left"}
+    corner = disc()
+    assert corner.mask is not None
+    corner.mask[:, 3:] = 0
+    corner.mask[20:40, :3] = 255
+    most = replace(config, crop=0.9)
+    assert all(augment_reference(corner, np.random.default_rng(seed), most).mask.any() for seed in range(40))

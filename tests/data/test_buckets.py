@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from clips import write_clip
+from PIL import Image
 
 from cinema_jax.data.buckets import Bucket, choose
 from cinema_jax.data.folder import Folder
@@ -41,6 +42,26 @@ WIDE, TALL, SHORT, SMALL, ALONE = (
 )
 def test_a_clip_belongs_to_the_bucket_of_the_nearest_shape(buckets, clip, expected):
     assert choose(buckets, *clip) == expected
+
+
+def test_a_picture_is_a_clip_of_one_frame_and_no_longer_one(tmp_path):
+    """Whatever its duration says: a PNG is .04 s long."""
+    Image.new("RGB", (64, 32), (9, 99, 9)).save(tmp_path / "still.png")
+    Image.new("RGB", (64, 32), (99, 9, 9)).save(tmp_path / "still.jpg")
+    write_clip(tmp_path / "clip.mp4", 16, 8, (32, 64))
+    (tmp_path / "manifest.jsonl").write_text(
+        "".join(f'{{"video": "{name}", "caption": "a"}}\n' for name in ("still.png", "still.jpg", "clip.mp4"))
+    )
+    buckets, size = (Bucket(9, 32, 64, 1), Bucket(1, 32, 64, 1)), {"height": 32, "width": 64, "fps": 8}
+    clips, stills = (
+        Folder(tmp_path, split="all", buckets=buckets, bucket=i, frames=bucket.frames, **size)
+        for i, bucket in enumerate(buckets)
+    )
+    assert [clips.id(0), stills.id(0), stills.id(1)] == ["clip.mp4@0", "still.png@0", "still.jpg@0"]
+    assert (len(clips), len(stills)) == (1, 2)
+    assert np.abs(stills.video(0)[0].astype(int) - (9, 99, 9)).max() < 4
+    both = Folder(tmp_path, split="all", buckets=buckets, bucket=0, others=(1,), frames=1, **size)
+    assert [both.id(i) for i in range(3)] == ["still.png@0", "still.jpg@0", "clip.mp4@0"]
 
 
 def test_one_bucket_is_ordered_as_ever():

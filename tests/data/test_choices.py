@@ -88,3 +88,18 @@ def test_references_are_shuffled_only_where_the_prompt_names_them(prompt, kept):
         for seed in range(30)
     }
     assert orders == ({("1", "2")} if kept else {("1", "2"), ("2", "1")})
+
+
+@settings(deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=6), st.floats(0.1, 1), st.integers(0, 1000))
+def test_a_second_view_follows_the_first_and_subjects_with_one_kind_of_view_are_as_ever(same_clip, share, seed):
+    subjects, nouns = ["a"] * len(same_clip), [None] * len(same_clip)
+
+    def chosen(second, *more):
+        return choose_views("they meet", subjects, nouns, 2, second, np.random.default_rng(seed), *more)
+
+    assert chosen(1.0, same_clip, share)[:1] == chosen(0.0, same_clip, share)
+    if len(set(same_clip)) == 1:
+        assert chosen(0.0, same_clip, share) == chosen(0.0)
+    if share == 1:
+        assert not same_clip[chosen(0.0, same_clip, 1.0)[0]] or all(same_clip)

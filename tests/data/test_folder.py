@@ -104,6 +104,19 @@ def test_the_manifests_order_is_kept_where_the_prompt_does_not_name_all_subjects
     }
 
 
+def test_a_frame_of_the_same_video_is_of_the_same_clip_and_a_picture_is_not_unless_somebody_says_so(folder):
+    frame = {"frame": 1, "subject": "a"}
+    references = [{"video": "a.mp4", **frame}, {"video": "b.mp4", **frame}, red(), red(same_clip=True)]
+    references.append({"video": "a.mp4", "same_clip": False, **frame})
+    write(folder, {"video": "a.mp4", "caption": "c", "references": references})
+    assert [each.same_clip for each in load(folder).references(0)] == [True, False, False, True, False]
+    for share in (0.0, 0.25, 1.0):
+        data = load(folder, other_view=share)
+        shown = [data.conditions(0, np.random.default_rng(seed)).references[0].same_clip for seed in range(200)]
+        # Two of five views are of the clip.
+        assert np.mean(shown) == pytest.approx(1 - share if share else 0.4, abs=0.1)
+
+
 def test_second_views_come_as_often_as_asked_and_only_while_there_is_room(folder):
     assert all(sorted(names) == ["0a", "0b", "1a"] for names in views(folder, second_view=1.0))
     assert all(len(names) == 2 for names in views(folder, second_view=1.0, max_references=2))
@@ -249,6 +262,7 @@ GOOD = {"video": "a.mp4", "caption": "c"}
         ({**GOOD, "references": [{"video": "b.mp4", "subject": "a"}]}, r'field "references\[0\].frame" is missing'),
         ({**GOOD, "references": [{"video": "b.mp4", "frame": -1, "subject": "a"}]}, "frame number"),
         ({**GOOD, "references": [{"video": "b.mp4", "frame": 1, "mask": "mask.png", "subject": "a"}]}, '"image" only'),
+        ({**GOOD, "references": [red(same_clip=1)]}, r'"references\[0\].same_clip" is 1; it must be true or false'),
         ({**GOOD, "references": [red(box=[0, 0, 5])]}, r'"references\[0\].box" is \[0, 0, 5\]; it must be \[x0'),
         ({**GOOD, "references": [red(box=[5, 0, 5, 4])]}, "x0 < x1"),
         ({**GOOD, "references": [red(box=[0.0, 0, 5, 4])]}, "it must be"),

@@ -8,7 +8,7 @@ from tiny import tiny_config
 
 from cinema_jax.data.augment import AugmentConfig
 from cinema_jax.data.example import Reference
-from cinema_jax.data.pipeline import Examples, covered
+from cinema_jax.data.pipeline import Examples, Preprocessor, covered
 from cinema_jax.errors import InputError
 from cinema_jax.training.run import Run
 
@@ -186,3 +186,60 @@ def test_without_cropping_the_readers_see_what_the_packaged_demo_was_trained_on(
     preprocessor = Run(tiny_config(), tmp_path).preprocessor()
     assert preprocessor.cropped(reference) is reference
     assert shown(preprocessor.conditions("a", (reference,))["references"][0]) == (20, 10)
+
+
+@pytest.mark.parametrize(("captions", "augment"), [(0.0, True), (0.5, True), (1.0, True), (1.0, False)])
+def test_finetune_reads_captions_as_often_as_asked_and_prompts_when_it_is_evaluated(
+    tmp_path, monkeypatch, captions, augment
+):
+    config = tiny_config()
+    condition = dataclasses.replace(config.condition, text_dropout=0.0, reference_dropout=0.0, joint_dropout=0.0)
+    finetune = dataclasses.replace(config.finetune, captions=captions)
+    run = Run(dataclasses.replace(config, condition=condition, finetune=finetune), tmp_path)
+    source, preprocessor = run.source("train"), run.preprocessor()
+    examples = Examples(source, preprocessor, range(4), np.zeros((4, 2, 4, 4, 4), np.float32), augment=augment)
+    made, read, draw = [], [], source.conditions
+    monkeypatch.setattr(source, "conditions", lambda *arguments: made.append(draw(*arguments)) or made[-1])
+    monkeypatch.setattr(Preprocessor, "laid_out", lambda _, text, references: read.append(text) or {})
+    for seed in range(100):
+        examples("finetune", 0, np.random.default_rng(seed))
+    of_captions = np.mean([text == told.caption for text, told in zip(read, made, strict=True)])
+    assert of_captions == pytest.approx(captions * augment, abs=0.15)
+    assert all(text in (told.caption, told.prompt) for text, told in zip(read, made, strict=True))
+
+
+def test_what_is_cut_out_of_the_clip_itself_is_augmented_by_rules_of_its_own(tmp_path):
+    config = tiny_config()
+    flipped = dataclasses.replace(AugmentConfig.none(), flip=1.0)
+    data = dataclasses.replace(
+        config.data, keep_background=0.0, augment=AugmentConfig.none(), augment_same_clip=flipped
+    )
+    run = Run(dataclasses.replace(config, data=data), tmp_path)
+    source = run.source("train")
+    examples, told = Examples(source, run.preprocessor(), range(2)), source.conditions(0, np.random.default_rng(0))
+    for same_clip in (False, True):
+        references = tuple(dataclasses.replace(each, same_clip=same_clip) for each in told.references)
+        changed = examples._augmented(dataclasses.replace(told, references=references), np.random.default_rng(0))
+        for before, after in zip(references, changed.references, strict=True):
+            np.testing.assert_array_equal(after.image, before.image[:, ::-1] if same_clip else before.image)
+
+
+def test_the_llms_input_has_no_room_for_absent_references_and_as_much_as_ever_for_each_and_for_the_text(tmp_path):
+    config = tiny_config()
+    sizes = tuple((5, 32, 32, references) for references in (3, 2, 1))
+    data = dataclasses.replace(config.data, buckets=sizes)
+    run = Run(dataclasses.replace(config, data=data), tmp_path)
+    whole = run.preprocessor()
+    references = run.source("train").conditions(0, np.random.default_rng(0)).references
+    for bucket, (*_, count) in zip(run.buckets, sizes, strict=True):
+        small, shown = bucket.preprocessor(), (references * 3)[:count]
+        ours, theirs = (each.conditions("they meet", shown) for each in (small, whole))
+        # Patches of 8 x 8 pixels, of which a picture has at most 32 x 32.
+        absent = (3 - count) * 16
+        assert len(theirs["patches"]) - len(ours["patches"]) == absent
+        assert len(theirs["tokens"]) - len(ours["tokens"]) == absent // 4
+        assert ours["lengths"] == theirs["lengths"]
+        for name in ("tokens", "patches", "patch_segments", "patch_positions"):
+            np.testing.assert_array_equal(ours[name], theirs[name][: len(ours[name])])
+        # What is cut off is padding.
+        assert not theirs["patch_segments"][len(ours["patches"]) :].any()

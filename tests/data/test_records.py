@@ -42,7 +42,8 @@ def same(one, other):
     """Whether two references are the same to the last pixel."""
     masks = [reference.mask for reference in (one, other)]
     return (
-        (one.subject, one.noun, one.background) == (other.subject, other.noun, other.background)
+        (one.subject, one.noun, one.background, one.same_clip)
+        == (other.subject, other.noun, other.background, other.same_clip)
         and np.array_equal(one.image, other.image)
         and (masks[0] is None) == (masks[1] is None)
         and (masks[0] is None or np.array_equal(*masks))

@@ -69,7 +69,7 @@ def first_step(run):
         shape = planner.program.example_shapes(trainer.cinema, "pretrain")["latents"][0]
         latents = np.zeros((4, *shape), np.float32)
         examples = loop.Examples(run.source("train"), run.preprocessor(), range(4), latents)
-        _, batch = next(trainer.batches(loop.Mixture((examples,)), 0))
+        _, batch = next(trainer.batches((loop.Mixture((examples,)),), 0))
         current = state.abstract(trainer.initial, trainer.optimizer, mesh)
         make_step(trainer.stage, trainer.cinema, trainer.optimizer, current).trace(current, trainer.frozen, batch)
 

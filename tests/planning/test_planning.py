@@ -126,7 +126,7 @@ def test_a_planned_batch_is_what_the_trainer_makes(stage, tmp_path):
     if STAGES[stage].latents:
         shape = program.example_shapes(trainer.cinema, stage)["latents"][0]
         examples = loop.Examples(run.source("train"), run.preprocessor(), range(4), np.zeros((4, *shape), np.float32))
-    _, batch = next(trainer.batches(loop.Mixture((examples,)), 0))
+    _, batch = next(trainer.batches((loop.Mixture((examples,)),), 0))
     planned = program.abstract_batch(trainer.cinema, stage, config.batch_size, mesh)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         name: (x.shape, np.dtype(x.dtype)) for name, x in planned.items()
@@ -312,6 +312,8 @@ SMALL = {
     "data.height": 96,
     "data.width": 144,
     "data.frames": 9,
+    "data.buckets": (),
+    "finetune.curriculum": (),
     "data.reference_height": 96,
     "data.reference_width": 144,
     "condition.mllm_patches": 256,

@@ -116,7 +116,7 @@ def main(folder: Path) -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         first = loop.Trainer(Run(config(folder), folder / "one"), STAGES["finetune"], mesh)
-        batches = [jax.device_get(batch) for _, batch in first.batches(first.examples("train"), 0)]
+        batches = [jax.device_get(batch) for _, batch in first.batches(first.training_examples(0), 0)]
     several = [Steps(first, batches, sizes) for sizes in MESHES]
     (folder / "lowered.txt").write_text(several[0].lowered.as_text())
     with ThreadPoolExecutor(2) as pool:

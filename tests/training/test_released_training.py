@@ -73,6 +73,8 @@ def shrunk(values, folder):
     data.reference_height, data.reference_width, data.augment.max_side = HEIGHT, WIDTH, 48
     # What is compared with PyTorch's own numbers must not be rounded to bf16.
     values.precision = "float32"
+    data.buckets = ((FRAMES, HEIGHT, WIDTH, 2), (FRAMES, HEIGHT, WIDTH, 1))
+    values.finetune.curriculum, values.finetune.keep_every = ((1, 1, 2, 1e-3),), 0
     data.max_references, data.validation_videos, data.validation_fraction, data.workers = 2, 2, 0.4, 0
     condition.text_tokens, condition.mllm_tokens = TEXT_TOKENS, 320
     condition.mllm_max_pixels = condition.mllm_min_pixels = 28 * 28

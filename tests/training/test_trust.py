@@ -151,8 +151,7 @@ def loop_rows(tmp_path: Path) -> list[int]:
     mesh = loop.sharding.make_mesh()
     with jax.set_mesh(mesh):
         trainer = loop.Trainer(run, loop.STAGES["mllm"], mesh)
-        examples = trainer.examples("train")
-        return trainer._loader(examples, "mllm_image", 2).entries(0)
+        return trainer._loader(trainer.examples("train"), trainer.phases[0]).entries(0)
 
 
 def test_dropped_updates_must_be_in_a_row():
