@@ -7,8 +7,19 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # No test may ask the hub: names that hypothesis makes up look like repositories.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Most of the suite's time is compilation, and tiny programs need no optimisation.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Most of the suite's time is compilation, and tiny programs need no optimisation. XLA's older emitter of kernels takes
+# half the time of the newer one, which builds a compiler for each; and two workers leave no processor for many threads.
+# Each once, though every process has them from the one that started it: compiled programs are found by these words.
+os.environ["XLA_FLAGS"] = " ".join(
+    dict.fromkeys(
+        [
+            *os.environ.get("XLA_FLAGS", "").split(),
+            "--xla_backend_optimization_level=0",
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_cpu_parallel_codegen_split_count=4",
+        ]
+    )
+)
 # What one test has compiled, all others have, in the suite's other processes too, until the first of them ends.
 os.environ.setdefault("CINEMA_TESTS_PID", str(os.getpid()))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp("_compiled")

@@ -1,7 +1,9 @@
 """A whole configuration at the smallest sizes that still have every part."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +81,21 @@ def process_environment(devices: int = 0) -> dict[str, str]:
     return environment
 
 
-# For processes that compile for TPUs which are not there.
+# For processes that compile for TPUs which are not there. libtpu refuses flags of CPUs.
 TPU_ENVIRONMENT = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+
+
+@contextlib.contextmanager
+def environment_of_tpus() -> Iterator[None]:
+    """In this process for TPUs that are not there: libtpu reads it when it is first asked for something."""
+    before = dict(os.environ)
+    os.environ.update(TPU_ENVIRONMENT)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

@@ -111,6 +111,8 @@ class Trainer:
         self.unreadable: dict[str, str] = {}
         # Of the metrics that only some samples have, what was summed since the last log step.
         self.shares: dict[str, tuple[float, float]] = {}
+        # One program for the videos of training and for those that are held out.
+        self._encode = jax.jit(self.cinema.encode_video)
         evaluate = stage.evaluate(self.cinema)
         self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
 
@@ -309,13 +311,12 @@ class Trainer:
         """Clips to latents, on devices of this process alone, which get all of the VAE's weights."""
         params = _of_part({**self.initial, **self.frozen}, "vae")
         params = {path: distributed.fetch(x) for path, x in params.items()}
-        encode = jax.jit(self.cinema.encode_video)
         with jax.set_mesh(local):
             params = jax.device_put(params, sharding.replicated(local))
 
         def on_local(clips: np.ndarray) -> jax.Array:
             with jax.set_mesh(local):
-                return encode(params, jax.device_put(clips, sharding.batch_sharding(local)))
+                return self._encode(params, jax.device_put(clips, sharding.batch_sharding(local)))
 
         return on_local
 

@@ -31,9 +31,7 @@ def evaluated(workdir, **options):
     flags.FLAGS.mark_as_parsed()
     with (
         pytest.MonkeyPatch.context() as patch,
-        flagsaver.flagsaver(
-            checkpoint=str(workdir), **{"cases": 2, "steps": 1, "batch_size": 2, "compilation_cache": ""} | options
-        ),
+        flagsaver.flagsaver(checkpoint=str(workdir), **{"cases": 2, "steps": 1, "batch_size": 2} | options),
     ):
         patch.setattr(suites, "_GALLERY", 80)
         evaluate.main()

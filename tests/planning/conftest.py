@@ -1,13 +1,12 @@
 """Topologies of TPUs that are not here, in the test's own process."""
 
-import os
-
 import pytest
-from tiny import TPU_ENVIRONMENT
+from tiny import environment_of_tpus
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tpus():
     """libtpu, told not to look for any."""
     pytest.importorskip("libtpu", reason="planning needs libtpu (pip install libtpu)")
-    os.environ.update(TPU_ENVIRONMENT)
+    with environment_of_tpus():
+        yield

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pods
 import pytest
-from tiny import TPU_ENVIRONMENT
+from tiny import environment_of_tpus
 
 from cinema_jax import sharding
 from cinema_jax.axes import BATCH
@@ -51,9 +51,7 @@ ARRAYS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def environment():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in TPU_ENVIRONMENT.items():
-            patch.setenv(name, value)
+    with environment_of_tpus():
         yield
 
 
