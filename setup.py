@@ -20,6 +20,7 @@ setup(
     install_requires=(HERE / "requirements.txt").read_text().split(),
     extras_require={
         "test": [
+            "accelerate",  # diffusers opens a Wan transformer only with it
             "axe-playwright-python",
             "beartype",
             "diffusers",

@@ -13,7 +13,6 @@ from cinema_jax import parts, sharding, weights
 from cinema_jax.config import Config
 from cinema_jax.diffusion.discrete import as_velocity
 from cinema_jax.errors import InputError
-from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.models.layers import TIMESTEPS
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 from cinema_jax.numerics import at_least_fp32
@@ -45,7 +44,7 @@ class Cinema:
         self.state_dtype = np.promote_types(self.dtype, np.float32)
         self.part_configs = dict(part_configs)
         vae = self.part_configs.get("vae")
-        if config.flow.tiled_decoding and vae is not None and not isinstance(vae, CogVideoXVAEConfig):
+        if config.flow.tiled_decoding and vae is not None and not vae.decodes_in_tiles:
             raise InputError("config.flow.tiled_decoding is True; only CogVideoX' VAE decodes in tiles")
         self.graphs, self.shapes = {}, {}
         for name, part_config in self.part_configs.items():
@@ -114,7 +113,10 @@ class Cinema:
         """Text, and the references of `batch` as visual entities."""
         if not self.config.condition.entities or batch["references"].shape[1] == 0:
             return self.without_entities(text)
-        return Conditions(text, self.encode_references(params, batch["references"]), batch["entity_lengths"])
+        entities = self.encode_references(params, batch["references"])
+        if self.config.condition.empty_references == "zeros":
+            entities = jnp.where(batch["entities_shown"][:, None, None, None, None], entities, 0)
+        return Conditions(text, entities, batch["entity_lengths"])
 
     def pretrain_conditions(self, params: Params, batch: Batch) -> Conditions:
         """The caption through T5, with the references that `config.pretrain.references` shows."""

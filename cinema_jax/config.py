@@ -23,6 +23,7 @@ from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.models.qwen_vl.config import Qwen2VLConfig
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.wan.config import WanVAEConfig
+from cinema_jax.models.wan.transformer_config import WanConfig
 from cinema_jax.training.config import OptimizerConfig
 
 STAGES = ("vae", "mllm", "t5", "pretrain", "align", "finetune")
@@ -69,6 +70,11 @@ class DataConfig:
         "5 %, for VAE and multimodal LLM alike, and enlarged to fill its place, at most 3 times. Off: the multimodal "
         "LLM sees whole pictures, and nothing is enlarged, as the packaged demo was trained.",
     )
+    references_like_video: bool = option(
+        False,
+        "Whether a reference's place is as large as the video, and its whole picture enlarged as far as it fits, as "
+        "Phantom was trained. Then reference_height, reference_width and crop_references say nothing.",
+    )
     max_references: int = option(3, "Largest number of references of an example.")
     buckets: tuple[tuple[int, int, int, int], ...] = option(
         (),
@@ -95,6 +101,13 @@ class DataConfig:
     workers: int = option(0, "Processes that prepare examples, where decoding holds Python's lock; 0: only threads.")
     threads: int = option(2, "Threads that prepare batches.")
 
+    @property
+    def reference_size(self) -> tuple[int, int]:
+        """Height and width of a reference as the VAE sees it, in pixels."""
+        return (
+            (self.height, self.width) if self.references_like_video else (self.reference_height, self.reference_width)
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
@@ -117,6 +130,11 @@ class ConditionConfig:
 
     conditioner: Literal["mllm", "t5"] = option("mllm", "What reads the prompt; t5 is the paper's ablation.")
     entities: bool = option(True, "Whether references enter as visual entity tokens; off is the paper's ablation.")
+    empty_references: Literal["absent", "zeros"] = option(
+        "absent",
+        "What dropped references, and guidance without them, leave in the place of visual entity tokens: nothing, or "
+        "as many of zero latents (Phantom). The multimodal LLM sees no pictures then.",
+    )
     aligner_init: Literal["aligned", "random"] = option("aligned", "Where finetune takes the AlignerNet from.")
     mllm_layer: int = option(-1, "Which hidden state of the MLLM is read; -1: the last.")
     template: Literal["demo", "qwen"] = option("demo", "The instruction template: short words, or the full chat.")
@@ -332,7 +350,7 @@ class Config:
         lambda: AlignerConfig(input_dim=1536, output_dim=4096),
         "Size of the AlignerNet; its outer widths follow MLLM and T5.",
     )
-    dit_model: CogVideoXConfig = section(CogVideoXConfig, "Size of a transformer trained from scratch.")
+    dit_model: CogVideoXConfig | WanConfig = section(CogVideoXConfig, "Size of a transformer trained from scratch.")
     vae: VAEStageConfig = section(lambda: VAEStageConfig(trainable=("vae/.*",)), "Stage: the video VAE.")
     mllm: ImageFirstStageConfig = section(
         lambda: ImageFirstStageConfig(trainable=("mllm/.*",)), "Stage: the MLLM learns to describe."
@@ -494,6 +512,10 @@ def _validate(config: Config) -> None:
             raise InputError(f"{name}[3] (references) is {references}; it must be {accepted}")
         if data.buckets[i] in data.buckets[:i]:
             raise InputError(f"{name} is {data.buckets[i]}, as one before it; each bucket is named once")
+    if data.references_like_video and data.crop_references:
+        raise InputError(
+            "config.data.crop_references is True; with config.data.references_like_video whole pictures are shown"
+        )
     if data.source in ("folder", "records") and not data.path:
         held = "manifest.jsonl" if data.source == "folder" else "what cinema_jax.prepare wrote"
         raise InputError(

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from cinema_jax import command, usage
+from cinema_jax.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
+PRESETS = ("none", "phantom")
+LAYOUTS = ("diffusers", "original")
 EXAMPLES = {
     "import": "--source=CogVideoX-2b --source=Qwen2-VL-2B-Instruct --output=checkpoint",
     "export": "--checkpoint=runs/demo --output=exported --dtype=bfloat16",
@@ -30,8 +33,19 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
         return commands.add_parser(name, examples=[EXAMPLES[name]], help=summary, description=summary, **settings)
 
     sub = add("import", "Gather published weights in one checkpoint.", parents=[processes])
-    sub.add_argument("--source", action="append", required=True, help=folder)
+    sub.add_argument(
+        "--source",
+        action="append",
+        required=True,
+        help=f"{folder} One may be a .safetensors file: other weights for the transformer of a folder.",
+    )
     sub.add_argument("--output", type=Path, required=True, help=new)
+    sub.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="How the transformer reads references: phantom for Phantom's and RefAlign's weights; by default as the "
+        "name of the .safetensors file says.",
+    )
     sub.set_defaults(function=_import)
 
     sub = add("export", "Write a checkpoint as a folder that diffusers opens.", parents=[processes])
@@ -53,6 +67,13 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
     )
     sub.add_argument("--dtype", choices=DTYPES, help="Type of all tensors; by default as in the checkpoint.")
     sub.add_argument("--part", action="append", help="Export only this part; may be repeated. By default all.")
+    sub.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="diffusers",
+        help="original: the transformer alone, in one file under the names of the original Wan project (default: "
+        "%(default)s).",
+    )
     sub.set_defaults(function=_export)
 
     sub = add("inspect", "List what folders hold, and which parts fit each other.")
@@ -66,7 +87,9 @@ def _import(options: argparse.Namespace) -> None:
     from cinema_jax.exchange import hub
     from cinema_jax.exchange.imports import import_checkpoint
 
-    import_checkpoint([hub.folder(source) for source in options.source], options.output)
+    preset = import_checkpoint([hub.folder(source) for source in options.source], options.output, options.preset)
+    if preset != "none":
+        print(f"its transformer reads references as {preset} does (--preset=none: it is plain text-to-video)")
     print(f"{options.output}: take it as --config.init of a training run or --checkpoint of generate")
 
 
@@ -76,14 +99,21 @@ def _export(options: argparse.Namespace) -> None:
     from numpy import dtype
 
     from cinema_jax import parts
-    from cinema_jax.exchange.exports import export_checkpoint
+    from cinema_jax.exchange.exports import export_checkpoint, export_original
     from cinema_jax.training.run import Run
 
+    run = Run.load(parts.checkpoint_folder(options.checkpoint), options.init)
+    kind = dtype(bfloat16 if options.dtype == "bfloat16" else options.dtype) if options.dtype else None
+    if options.layout == "original":
+        if options.part not in (None, ["dit"]):
+            raise InputError(f"--part={options.part[0]}: of the parts only dit has an original layout")
+        print(export_original(run, options.output, weights=options.weights, dtype=kind))
+        return
     export_checkpoint(
-        Run.load(parts.checkpoint_folder(options.checkpoint), options.init),
+        run,
         options.output,
         weights=options.weights,
-        dtype=dtype(bfloat16 if options.dtype == "bfloat16" else options.dtype) if options.dtype else None,
+        dtype=kind,
         max_shard_size=options.max_shard_size,
         names=tuple(options.part) if options.part else None,
     )

@@ -50,7 +50,7 @@ def main() -> None:
     # Imported here, so that bad input is refused before the slow libraries are loaded.
     from cinema_jax import parts
     from cinema_jax.data.example import Reference
-    from cinema_jax.sampling import Request, progress_bar, sampler_of
+    from cinema_jax.sampling import Request, check_references, progress_bar, sampler_of
     from cinema_jax.training.run import Run
 
     run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value), sampling_flags.INIT.value)
@@ -59,6 +59,7 @@ def main() -> None:
             "no --reference was given; name at least one picture of a subject, for example "
             "--reference=examples/blue_bird.png of the project's checkout (four pictures lie in its folder examples/)"
         )
+    check_references(run.config, len(pictures))
     sampling_flags.keep_compiled()
     sampler = sampler_of(run)
     settings = sampler.settings(

@@ -67,6 +67,8 @@ class Kind:
     config_to_hf: Callable[[Any], dict]
     # What its files are called: as diffusers or as transformers call theirs.
     stem: str = "model"
+    # The rules that write other published names than the library's, where there are such.
+    original: Callable[[Any], Sequence[weights.Rule]] | None = None
     # What published files carry twice, taken out after reading and put back before writing.
     after_reading: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
     before_writing: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
@@ -148,6 +150,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             wan_weights.config_from_hf,
             wan_weights.config_to_hf,
             stem=DIFFUSERS,
+            original=wan_weights.original_table,
             after_reading=lambda tensors, config: wan_weights.plain_names(tensors),
         ),
     ),

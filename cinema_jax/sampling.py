@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,23 @@ class Settings:
     frames: int
     height: int
     width: int
+    # Of a flow's times: see `flow.shift_times`.
+    shift: float
 
 
 def load_sampler(checkpoint: str | Path = "packaged") -> tuple[Run, "Sampler"]:
     """A checkpoint by its name on the command line: a finished run, a released pipeline, or the packaged demo."""
     run = Run.load(parts.checkpoint_folder(str(checkpoint)))
     return run, sampler_of(run)
+
+
+def check_references(config: Config, count: int) -> None:
+    """Raises InputError where a checkpoint with this config reads no references and some are given."""
+    if count and config.condition.conditioner != "mllm" and not config.condition.entities:
+        raise InputError(
+            f"number of references given: {count}, but this checkpoint makes videos of a prompt alone: leave them out, "
+            "or take weights that read references"
+        )
 
 
 def needed_parts(config: Config) -> tuple[str, ...]:
@@ -98,13 +110,17 @@ class Sampler:
         """
         flow, data = self.cinema.config.flow, self.cinema.config.data
         own = {"frames": data.frames, "height": data.height, "width": data.width, "steps": flow.sample_steps}
-        own |= {"solver": flow.solver, "spacing": flow.spacing}
+        own |= {"solver": flow.solver, "spacing": flow.spacing, "shift": flow.shift}
         own |= {"guidance_text": flow.guidance_text, "guidance_reference": flow.guidance_reference}
         settings = Settings(**own | {name: value for name, value in changes.items() if value is not None})
         if settings.solver in DISCRETE_SOLVERS and flow.prediction != "v_prediction":
             raise InputError(
                 f"solver is {settings.solver}, but this transformer was trained as a flow: take unipc or euler"
             )
+        if not 0 < settings.shift < math.inf:
+            raise InputError(f"shift is {settings.shift}; it must be above 0 and finite")
+        if changes.get("shift") is not None and (settings.solver in DISCRETE_SOLVERS or settings.spacing == "schedule"):
+            raise InputError(f"shift is {settings.shift}, but the times of this checkpoint's noise schedule have none")
         vae, dit = (self.cinema.part_configs[name] for name in ("vae", "dit"))
         unit = vae.spatial_compression * dit.patch_size
         for name, value, step, rest in (
@@ -133,7 +149,8 @@ class Sampler:
     ) -> Float[Array, "B F H W C"]:
         """The same before the VAE decodes them."""
         branches, factors = self.guidance(settings)
-        conditions = {branch: self.conditions(requests, branch) for branch in branches}
+        size = settings.height, settings.width
+        conditions = {branch: self.conditions(requests, branch, size) for branch in branches}
         vae = self.cinema.part(self.params, "vae")
         shape = vae.latent_shape(settings.frames, settings.height, settings.width)
         keys = jnp.stack([jax.random.key(request.seed, impl="threefry2x32") for request in requests])
@@ -161,10 +178,10 @@ class Sampler:
         if settings.spacing == "schedule":
             return solver_steps(settings.solver, config.schedule.time_grid(settings.steps))
         if settings.spacing == "timesteps":
-            return solver_steps(settings.solver, *timestep_grid(settings.steps, config.flow.shift))
+            return solver_steps(settings.solver, *timestep_grid(settings.steps, settings.shift))
         # Under its lowest noise level a network on a discrete schedule knows nothing.
         smallest = config.schedule.flow_times()[0] if config.flow.prediction == "v_prediction" else 0.0
-        grid = time_grid(settings.steps, shift=config.flow.shift, smallest=float(smallest), spacing=settings.spacing)
+        grid = time_grid(settings.steps, shift=settings.shift, smallest=float(smallest), spacing=settings.spacing)
         return solver_steps(settings.solver, grid)
 
     def _discrete(self, z, keys, settings: Settings, conditions, factors) -> Iterator[Float[Array, "B F H W C"]]:
@@ -176,12 +193,18 @@ class Sampler:
             state = self._discrete_step(self.params, tuple(conditions), factors[i], conditions, state, row, noise)
             yield state.z
 
-    def conditions(self, requests: Sequence[Request], branch: Branch) -> Conditions:
-        """The conditions of one guidance branch: exactly what training shows where it drops text or references."""
+    def conditions(
+        self, requests: Sequence[Request], branch: Branch, size: tuple[int, int] | None = None
+    ) -> Conditions:
+        """The conditions of one guidance branch: exactly what training shows where it drops text or references.
+
+        Args:
+            size: height and width of the video; those of training if None.
+        """
+        preprocessor = self.preprocessor if size is None else self.preprocessor.at(*size)
         examples = [
-            self.preprocessor.conditions(
-                request.prompt if branch.text else request.negative_prompt,
-                request.references if branch.references else (),
+            preprocessor.conditions(
+                request.prompt if branch.text else request.negative_prompt, request.references, branch.references
             )
             for request in requests
         ]

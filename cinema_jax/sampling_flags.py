@@ -27,6 +27,13 @@ _GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance scale of th
 _GUIDANCE_REFERENCE = flags.DEFINE_float(
     "guidance_reference", None, "Guidance scale of the references; 1 is no guidance."
 )
+_SHIFT = flags.DEFINE_float(
+    "shift",
+    None,
+    "How much of the steps is spent near the noise, for networks of a flow; by default as in the run's config. Wan: 3 "
+    "for 480p, 5 for 720p.",
+    lower_bound=1e-3,
+)
 _CACHE_FOLDER = "~/.cache/cinema_jax"
 _CACHE = command.compilation_cache_flag(_CACHE_FOLDER)
 
@@ -40,7 +47,7 @@ def asked() -> dict[str, Any]:
     for flag in (_GUIDANCE_TEXT, _GUIDANCE_REFERENCE):
         if flag.value is not None and not math.isfinite(flag.value):
             raise InputError(f"--{flag.name} is {flag.value}; it must be a finite number (1 means no guidance)")
-    return {flag.name: flag.value for flag in (_SOLVER, _STEPS, _GUIDANCE_TEXT, _GUIDANCE_REFERENCE)}
+    return {flag.name: flag.value for flag in (_SOLVER, _STEPS, _GUIDANCE_TEXT, _GUIDANCE_REFERENCE, _SHIFT)}
 
 
 def keep_compiled() -> None:

@@ -1,4 +1,4 @@
-"""A whole CogVideoX pipeline as diffusers publishes it, and a Qwen2-VL, with tiny random weights."""
+"""Whole pipelines of CogVideoX and Wan as diffusers publishes them, and a Qwen2-VL, with tiny random weights."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,14 @@ import sentencepiece
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from transformers import (
     AutoTokenizer,
@@ -19,6 +23,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from cinema_jax.diffusion.schedule import NoiseSchedule, schedule_to_hf
@@ -81,6 +87,42 @@ def pipeline(folder: Path, rotary: bool, scheduler: str) -> CogVideoXPipeline:
     parts = {"transformer": transformer, "vae": vae, "text_encoder": t5, "tokenizer": tokenizer(folder / "own")}
     parts["scheduler"] = SCHEDULERS[scheduler].from_config(schedule_to_hf(schedule, scheduler))
     made = CogVideoXPipeline(**parts)
+    made.save_pretrained(folder / "pipeline")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def wan_pipeline(folder: Path, shift: float = 3.0) -> WanPipeline:
+    """Diffusers' pipeline of Wan2.1 T2V, which saves itself in `folder / "pipeline"`."""
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        num_res_blocks=1,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[0.5, 1.5, 2.0, 1.0],
+    )
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    encoder = UMT5EncoderModel(UMT5Config(**sizes))
+    with torch.no_grad():
+        for name, parameter in (*transformer.named_parameters(), *vae.named_parameters()):
+            if parameter.ndim > 1 and not name.endswith("gamma"):
+                parameter.normal_(0, 0.7 * parameter[0].numel() ** -0.5)
+    for network in (transformer, vae, encoder):
+        network.eval()
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    parts = {"transformer": transformer, "vae": vae, "text_encoder": encoder, "scheduler": scheduler}
+    made = WanPipeline(**parts, tokenizer=tokenizer(folder / "own"))
     made.save_pretrained(folder / "pipeline")
     made.set_progress_bar_config(disable=True)
     return made

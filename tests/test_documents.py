@@ -33,7 +33,7 @@ LINKED = [
 ]
 # What a block may need, and words that show that it does.
 NEEDS = {
-    "released weights": ("CogVideoX", "CHECKPOINT"),
+    "released weights": ("CogVideoX", "Wan2.1", "CHECKPOINT"),
     "Google Cloud": ("gcloud", "launch/tpu_vm.sh"),
     "Kubernetes": ("launch/gke.sh",),
     "SLURM": ("sbatch",),

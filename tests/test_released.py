@@ -84,8 +84,8 @@ def test_the_whole_pipeline_equals_diffusers(both, guidance, dynamic, monkeypatc
     [
         (lambda f: (f / "model_index.json").write_text("{"), "model_index.json cannot be read as JSON"),
         (
-            lambda f: (f / "model_index.json").write_text('{"_class_name": "WanPipeline"}'),
-            "_class_name is 'WanPipeline'",
+            lambda f: (f / "model_index.json").write_text('{"_class_name": "LTXPipeline"}'),
+            "_class_name is 'LTXPipeline'; accepted: CogVideoXPipeline, WanPipeline",
         ),
         (lambda f: (f / "model_index.json").write_text("0"), "model_index.json holds no object"),
         (lambda f: (f / "vae").rename(f / "elsewhere"), "has no vae"),

@@ -96,9 +96,14 @@ class Preprocessor:
         arrays["loss_mask"] |= np.isin(arrays["tokens"], numbers) & (np.arange(len(arrays["tokens"])) > last)
         return arrays
 
-    def conditions(self, prompt: str, references: Sequence[Reference]) -> Arrays:
+    def conditions(self, prompt: str, references: Sequence[Reference], shown: bool = True) -> Arrays:
         """One sample's prompt and references, as they were read, for MLLM, VAE and (ablation) T5."""
-        return self.laid_out(prompt, [self.cropped(reference) for reference in references])
+        return self.laid_out(prompt, [self.cropped(reference) for reference in references], shown)
+
+    def at(self, height: int, width: int) -> "Preprocessor":
+        """The same for videos of another size."""
+        data = dataclasses.replace(self.config.data, height=height, width=width)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
 
     def cropped(self, reference: Reference) -> Reference:
         """What all readers are shown of a picture; before augmentation, so that training and sampling agree."""
@@ -112,29 +117,35 @@ class Preprocessor:
         arrays = self.entities([self.cropped(reference) for reference in references])
         return arrays["references"][: len(references)]
 
-    def laid_out(self, prompt: str, references: Sequence[Reference]) -> Arrays:
+    def laid_out(self, prompt: str, references: Sequence[Reference], shown: bool = True) -> Arrays:
         """The same of references that are cropped, and perhaps augmented.
 
-        No text is the empty prompt; no references are none in the MLLM's input and none beside the video. Training's
-        dropped conditions and sampling's null branches both come from here, so they are the same arrays.
+        No text is the empty prompt. References that are not `shown` are none in the MLLM's input, and beside the video
+        none or zeros, as the config says. Training's dropped conditions and sampling's null branches both come from
+        here, so they are the same arrays.
         """
-        arrays = self.entities(references)
+        arrays = self.entities(references, shown)
         if self.processor is not None:
-            arrays |= self.processor(prompt, [on_white(r.image, r.mask) for r in references])
+            arrays |= self.processor(prompt, [on_white(r.image, r.mask) for r in references if shown])
         if self.config.condition.conditioner == "t5":
             arrays["prompt_tokens"] = self.text(prompt)[0]
         return arrays
 
-    def entities(self, references: Sequence[Reference]) -> Arrays:
+    def entities(self, references: Sequence[Reference], shown: bool = True) -> Arrays:
         """One sample's references for the VAE; they are cropped already."""
-        data = self.config.data
+        data, zeros = self.config.data, self.config.condition.empty_references == "zeros"
+        references = references if shown or zeros else ()
         if len(references) > data.max_references:
             raise InputError(f"{len(references)} references were given; at most {data.max_references} are accepted")
-        size = (data.reference_height, data.reference_width)
+        size = data.reference_size
         boxes = np.full((data.max_references, *size, 3), 255, np.uint8)
         for i, reference in enumerate(references):
-            boxes[i] = (fitted if data.crop_references else letterbox)(reference.image, reference.mask, *size)
-        return {"references": boxes, "entity_lengths": np.int32(len(references))}
+            if data.references_like_video:
+                boxes[i] = fitted(reference.image, reference.mask, *size, enlarged=np.inf)
+            else:
+                boxes[i] = (fitted if data.crop_references else letterbox)(reference.image, reference.mask, *size)
+        arrays = {"references": boxes, "entity_lengths": np.int32(len(references))}
+        return arrays | {"entities_shown": np.bool_(shown)} if zeros else arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +236,7 @@ class Examples:
         # Without captions nothing is drawn: runs of before go on as they were.
         if captions and rng.random() < captions and self.augment:
             text = conditions.caption
-        arrays = self.preprocessor.laid_out("" if drop_text else text, () if drop_references else conditions.references)
+        arrays = self.preprocessor.laid_out("" if drop_text else text, conditions.references, shown=not drop_references)
         return arrays | self._video(row)
 
     def _told(self, conditions: Conditions, rng: np.random.Generator) -> str:

@@ -1,4 +1,7 @@
-"""The discrete noise schedule of CogVideoX (reference: `CogVideoXDDIMScheduler` of diffusers). No jax here."""
+"""Noise schedules in diffusers' words: CogVideoX' discrete one, and the shift of a flow. No jax here.
+
+References: `CogVideoXDDIMScheduler`, and `UniPCMultistepScheduler` as Wan has it.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,6 +26,35 @@ _FIXED = {
 _IGNORED = ("clip_sample_range", "sample_max_value", "thresholding", "dynamic_thresholding_ratio")
 # diffusers' classes, by what we call them.
 SCHEDULERS: Mapping[str, str] = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}
+# Those of flows.
+FLOW_SCHEDULER = "UniPCMultistepScheduler"
+EULER_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+# What Wan's says, and what diffusers means where it says nothing.
+_FLOW_FIXED = {
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "predict_x0": True,
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+    "disable_corrector": [],
+    "solver_p": None,
+    "thresholding": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_dynamic_shifting": False,
+    "shift_terminal": None,
+}
+_FLOW_UNSAID = {"prediction_type": "epsilon", "use_flow_sigmas": False}
+# They only matter where sigmas are those of betas, or samples are clipped.
+_FLOW_IGNORED = (
+    *("beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing", "steps_offset"),
+    *("rescale_betas_zero_snr", "dynamic_thresholding_ratio", "sample_max_value", "time_shift_type"),
+    *("sigma_min", "sigma_max"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,3 +139,23 @@ def schedule_from_hf(config: Mapping[str, Any]) -> NoiseSchedule:
 def schedule_to_hf(schedule: NoiseSchedule, scheduler: Literal["ddim", "dpm"]) -> dict[str, Any]:
     """The `scheduler_config.json` with which diffusers builds the same schedule."""
     return {"_class_name": SCHEDULERS[scheduler], **dataclasses.asdict(schedule), **_FIXED}
+
+
+def flow_shift_from_hf(config: Mapping[str, Any]) -> float:
+    """The shift in a `scheduler/scheduler_config.json` of a flow that UniPC samples.
+
+    Raises:
+        InputError: naming the fields that describe another scheduler.
+    """
+    if (name := config.get("_class_name")) != FLOW_SCHEDULER:
+        raise InputError(f"this scheduler is not supported: _class_name is {name!r}; accepted: {FLOW_SCHEDULER}")
+    said = {name: value for name, value in config.items() if not name.startswith("_") and name not in _FLOW_IGNORED}
+    values = {**_FLOW_UNSAID, "flow_shift": 1.0, **said}
+    if problems := unsupported(values, _FLOW_FIXED, ("flow_shift",)):
+        raise InputError("this scheduler is not supported: " + ", ".join(problems))
+    return float(values["flow_shift"])
+
+
+def flow_shift_to_hf(shift: float) -> dict[str, Any]:
+    """The `scheduler_config.json` with which diffusers samples a flow of this shift as `spacing="timesteps"` does."""
+    return {"_class_name": FLOW_SCHEDULER, **_FLOW_FIXED, "flow_shift": shift}

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from cinema_jax import parts
-from cinema_jax.exchange.pipelines import FOLDERS, PIPELINE
+from cinema_jax.exchange.pipelines import FOLDERS, OWN_PIPELINE
+from cinema_jax.models.t5.weights import CLASSES
 from cinema_jax.training.run import Run
 
 _HEAD = """\
@@ -33,10 +34,9 @@ python -m cinema_jax.generate --checkpoint=DIR{reference} --prompt="..." --outpu
 ```
 """
 _PIPELINE = """\
-from diffusers import CogVideoXPipeline
+from diffusers import {pipeline}
 
-pipeline = CogVideoXPipeline.from_pretrained("DIR")  # text only: references need cinema_jax"""
-_CLASSES = {"dit": "CogVideoXTransformer3DModel", "t5": "T5EncoderModel"}
+pipeline = {pipeline}.from_pretrained("DIR")  # text only: references need cinema_jax"""
 
 
 def model_card(run: Run, names: Iterable[str], pipeline: str, weights: str, step: int | None) -> str:
@@ -50,7 +50,7 @@ def model_card(run: Run, names: Iterable[str], pipeline: str, weights: str, step
         step: of the checkpoint that the weights are from, if they are not those of a finished stage.
     """
     names, config = list(names), run.config
-    snippet = _PIPELINE if pipeline == PIPELINE else "\n".join(_loading(run, names))
+    snippet = "\n".join(_loading(run, names)) if pipeline == OWN_PIPELINE else _PIPELINE.format(pipeline=pipeline)
     reads = "mllm" in names and config.condition.conditioner == "mllm"
     task = "image-to-video" if reads else "text-to-video"
     reference = " --reference=a.png --reference=b.png" if reads else ""
@@ -72,7 +72,10 @@ def model_card(run: Run, names: Iterable[str], pipeline: str, weights: str, step
 
 def _loading(run: Run, names: Iterable[str]) -> Iterable[str]:
     known = [name for name in ("dit", "vae", "t5") if name in names]
-    kinds = {name: _CLASSES.get(name) or parts.kind_of(name, run.part_config(name)).names[0] for name in known}
+    configs = {name: run.part_config(name) for name in known}
+    kinds = {name: parts.kind_of(name, config).names[0] for name, config in configs.items()}
+    if "t5" in kinds:
+        kinds["t5"] = CLASSES[configs["t5"].model_type]
     for name, kind in kinds.items():
         yield f"from {'transformers' if name == 't5' else 'diffusers'} import {kind}"
     yield ""

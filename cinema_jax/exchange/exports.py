@@ -11,7 +11,6 @@ import jax
 from cinema_jax import parts, shards
 from cinema_jax.checkpoint import complete_steps, load_params
 from cinema_jax.config import to_dict
-from cinema_jax.diffusion.schedule import SCHEDULERS, schedule_to_hf
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.card import model_card
 from cinema_jax.exchange.folders import new_folder
@@ -20,20 +19,21 @@ from cinema_jax.exchange.pipelines import (
     FOLDERS,
     FORMAT,
     INDEX,
-    NEEDED,
     OWN_PIPELINE,
-    PIPELINE,
     is_pipeline,
     without_sources,
 )
+from cinema_jax.exchange.released import RELEASED, scheduler_of
 from cinema_jax.exchange.sources import copy_companions
-from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.models.t5.weights import CLASSES
 from cinema_jax.training.run import Run
-from cinema_jax.weights import Array, Published
+from cinema_jax.weights import Array, Published, publish
 
 logger = logging.getLogger(__name__)
 
 Weights = Literal["ema", "params"]
+# The file of `export_original`.
+ORIGINAL = "diffusion_model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,34 @@ def export_checkpoint(
             _write_texts(run, partial, prepared, weights, step)
 
 
+def export_original(run: Run, output: Path, *, weights: Weights = "ema", dtype: Any = None) -> Path:
+    """Write the transformer to one file under the names of the project that first published such networks.
+
+    Args:
+        run, weights, dtype: as for `export_checkpoint`.
+        output: the new folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: as `export_checkpoint`; or such transformers have no other names than diffusers'.
+    """
+    _, trained = trained_params(run, weights)
+    config = run.part_config("dit")
+    if (table := parts.kind_of("dit", config).original) is None:
+        raise InputError(f"{run.workdir} holds a {parts.kind_of('dit', config).names[0]}, which has no original layout")
+    tensors = publish(_arrays(run, "dit", config, trained), table(config))
+    if dtype is not None:
+        tensors = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
+    with new_folder(output) as partial:
+        if jax.process_index() == 0:
+            shards.write_tensors(partial / ORIGINAL, tensors)
+        else:
+            shards.read_along(tensors)
+    return output / ORIGINAL
+
+
 def trained_params(run: Run, weights: Weights) -> tuple[int | None, dict[str, Array]]:
     """What the run's last stage has trained and its `parts/` do not hold: the step, and the parameters by path."""
     for stage in reversed(run.config.stages):
@@ -109,11 +137,8 @@ def trained_params(run: Run, weights: Weights) -> tuple[int | None, dict[str, Ar
 def _prepare(run: Run, name: str, trained: Mapping[str, Array], dtype: Any, max_shard_size: int | str) -> _Part:
     config, folder = run.part_config(name), run.folder(name)
     kind = parts.kind_of(name, config)
-    arrays = dict(parts.read(name, config, folder)) if folder else {}
-    arrays |= {path: x for path, x in trained.items() if path.startswith(f"{name}/")}
-    if missing := sorted(set(parts.structure(name, config)[1]) - set(arrays)):
-        raise InputError(f"{run.workdir} holds no {missing[0]} and {len(missing) - 1} more of {name} yet")
-    tensors = parts.published(name, config, arrays)
+    arrays = _arrays(run, name, config, trained)
+    tensors = parts.published(name, config, {f"{name}/{path}": x for path, x in arrays.items()})
     if dtype is not None:
         tensors = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
     values = parts.read_json(folder / "config.json") if folder else kind.config_to_hf(config)
@@ -124,6 +149,16 @@ def _prepare(run: Run, name: str, trained: Mapping[str, Array], dtype: Any, max_
             values[field] = next(iter(kinds))
     logger.info("%s: %s", name, shards.describe(tensors))
     return _Part(Path(FOLDERS[name]), values, tensors, shards.plan(kind.stem, tensors, max_shard_size))
+
+
+def _arrays(run: Run, name: str, config: Any, trained: Mapping[str, Array]) -> dict[str, Array]:
+    """A part's parameters, without its name before their paths."""
+    folder = run.folder(name)
+    arrays = dict(parts.read(name, config, folder)) if folder else {}
+    arrays |= {path: x for path, x in trained.items() if path.startswith(f"{name}/")}
+    if missing := sorted(set(parts.structure(name, config)[1]) - set(arrays)):
+        raise InputError(f"{run.workdir} holds no {missing[0]} and {len(missing) - 1} more of {name} yet")
+    return {path.removeprefix(f"{name}/"): x for path, x in arrays.items()}
 
 
 def _write_texts(run: Run, output: Path, prepared: Mapping[str, _Part], weights: Weights, step: int | None) -> None:
@@ -153,28 +188,25 @@ def _write_texts(run: Run, output: Path, prepared: Mapping[str, _Part], weights:
 
 
 def _scheduler(run: Run) -> dict[str, Any]:
-    flow = run.config.flow
     if is_pipeline(run.workdir):
         return parts.read_json(run.workdir / "scheduler" / "scheduler_config.json")
-    if flow.prediction == "v_prediction":
-        return schedule_to_hf(run.config.schedule, "dpm" if flow.solver == "dpm" else "ddim")
-    return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": flow.shift}
+    return scheduler_of(run.config)
 
 
 def _model_index(
     run: Run, prepared: Mapping[str, _Part], scheduler: Mapping[str, Any], tokenizer: Path
 ) -> dict[str, Any]:
-    """What diffusers reads first. Its pipeline needs CogVideoX' own VAE, T5 and schedule."""
-    theirs = all(name in prepared for name in NEEDED if name in parts.KINDS)
-    theirs = theirs and isinstance(run.part_config("vae"), CogVideoXVAEConfig)
-    theirs = theirs and scheduler["_class_name"] in SCHEDULERS.values()
-    index = {"_class_name": PIPELINE if theirs else OWN_PIPELINE, "_diffusers_version": "0.30.0"}
+    """What diffusers reads first. Its pipelines need their own VAE, text encoder and scheduler."""
+    configs = {name: run.part_config(name) for name in prepared}
+    pipeline = next((one.name for one in RELEASED if one.takes(configs, scheduler["_class_name"])), OWN_PIPELINE)
+    index = {"_class_name": pipeline, "_diffusers_version": "0.30.0"}
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     if "t5" in prepared:
         # T5's own has a model of SentencePiece; that of a small run is a list of words, which T5Tokenizer cannot open.
         pieces = (tokenizer / "spiece.model").is_file() or _is_t5(tokenizer)
         kind = "T5Tokenizer" if pieces else "PreTrainedTokenizerFast"
-        index |= {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", kind]}
+        encoder = CLASSES[configs["t5"].model_type]
+        index |= {"text_encoder": ["transformers", encoder], "tokenizer": ["transformers", kind]}
     for name in ("dit", "vae"):
         if name in prepared:
             index[FOLDERS[name]] = ["diffusers", prepared[name].values["_class_name"]]

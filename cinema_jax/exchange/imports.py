@@ -9,23 +9,32 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from cinema_jax import parts, sharding, shards
-from cinema_jax.config import default, to_dict
+from cinema_jax.config import default, parse, to_dict
 from cinema_jax.distributed import together
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.folders import new_folder
 from cinema_jax.exchange.pipelines import without_sources
+from cinema_jax.exchange.presets import preset_of, with_preset
 from cinema_jax.exchange.sources import copy_companions, find_all
 
 logger = logging.getLogger(__name__)
 
 
-def import_checkpoint(folders: Sequence[Path], output: Path) -> None:
+def import_checkpoint(folders: Sequence[Path], output: Path, preset: str | None = None) -> str:
     """Write the parts in `folders` to a checkpoint that `config.init` and `generate` take.
 
     It has the layout of a run: `config.json` says how the parts work together (as the first folder that knows does),
     and `parts/<part>/` holds the published config and the weights in their own precision. Every process reads and
     writes the slices of its own devices, one part after the other; the folder gets its name when it is complete.
+
+    Args:
+        folders: where the parts are; a file may take the place of a transformer (see `find_all`).
+        output: the new folder.
+        preset: how the transformer reads references (see `presets.py`); by the file's name if None.
+
+    Returns:
+        The preset.
 
     Raises:
         InputError: the folders hold a part twice or parts that do not fit, `output` is there already, or a file is
@@ -37,7 +46,11 @@ def import_checkpoint(folders: Sequence[Path], output: Path) -> None:
     if wrong := [sentence for right, sentence in fits(configs) if not right]:
         raise InputError("; ".join(wrong))
     # Opened before anything is written: what is wrong with any of them is said now.
-    weights = {name: parts.read(name, configs[name], folder) for name, folder in found.items()}
+    weights = {name: parts.read(name, configs[name], source.files.get(name, folder)) for name, folder in found.items()}
+    config = source.run.config if source.run else parse(default())
+    if preset is None:
+        preset = preset_of(source.files["dit"]) if "dit" in source.files else "none"
+    config = with_preset(config, configs.get("dit"), preset)
     mesh = sharding.make_mesh(data=1, fsdp=-1)
     with new_folder(output) as partial:
         for name, arrays in weights.items():
@@ -54,5 +67,5 @@ def import_checkpoint(folders: Sequence[Path], output: Path) -> None:
                 # One beside its part has been copied with it.
                 if name in source.parts and source.parts[name] not in found.values():
                     copy_companions(source.parts[name], partial / "parts" / name)
-            values = to_dict(source.run.config) if source.run else default().to_dict()
-            parts.write_json(partial / "config.json", without_sources(values))
+            parts.write_json(partial / "config.json", without_sources(to_dict(config)))
+    return preset

@@ -18,8 +18,9 @@ def inspect(folders: list[Path]) -> Iterator[str]:
             continue
         try:
             configs[name] = parts.read_config(name, folder)
+            folder = source.files.get(name, folder)
             arrays = parts.read(name, configs[name], folder)
-            called = parts.published_name(parts.read_json(folder / "config.json"))
+            called = parts.published_name(parts.read_json(source.parts[name] / "config.json"))
             yield f"{name}: {folder}\n  {called}, {shards.describe(arrays)}; all names and shapes as config.json says"
         except InputError as error:
             yield f"{name}: {folder}\n  cannot be used: {error}"

@@ -1,4 +1,4 @@
-"""A folder in the layout of diffusers' CogVideoX pipelines as a checkpoint, read where it lies.
+"""A folder in the layout of one of diffusers' pipelines as a checkpoint, read where it lies.
 
 One that this project exported holds the AlignerNet and the multimodal LLM beside diffusers' own parts, and
 `cinema_config.json` says how they work together.
@@ -7,15 +7,14 @@ One that this project exported holds the AlignerNet and the multimodal LLM besid
 from pathlib import Path
 
 from cinema_jax import parts
-from cinema_jax.config import Config, default, parse
-from cinema_jax.diffusion.schedule import SCHEDULERS, schedule_from_hf
+from cinema_jax.config import Config, parse
 from cinema_jax.errors import InputError
+from cinema_jax.exchange.released import RELEASED
 
 INDEX = "model_index.json"
 CINEMA = "cinema_config.json"
 # Of cinema_config.json.
 FORMAT = 1
-PIPELINE = "CogVideoXPipeline"
 # What a folder that no pipeline of diffusers' fits says it is.
 OWN_PIPELINE = "CinemaPipeline"
 # Our parts and the folders of a pipeline. As in published ones, the MLLM's tokenizer lies beside its weights.
@@ -29,7 +28,6 @@ FOLDERS = {
     "tokenizer": "mllm",
 }
 NEEDED = ("vae", "t5", "dit", "t5_tokenizer")
-FPS = 8.0
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -50,8 +48,8 @@ def without_sources(values: dict) -> dict:
 def pipeline_config(folder: Path) -> Config:
     """What samples the pipeline in `folder`: as it was exported, or as diffusers does by default.
 
-    By default T5 alone reads the prompt, in 50 steps; sizes, frames and the noise schedule are those in the folder's
-    own config files.
+    By default its text encoder alone reads the prompt, in 50 steps; noise schedule or shift are those in the folder's
+    own config files, as are the sizes of the video if they say any.
 
     Raises:
         InputError: it is another pipeline, or lacks a part, or a config file describes what this project has not.
@@ -61,26 +59,18 @@ def pipeline_config(folder: Path) -> Config:
         if said.get("format") != FORMAT:
             raise InputError(f"{folder / CINEMA}: format is {said.get('format')!r}; this version reads {FORMAT}")
         return parse(said.get("config"))
-    name = parts.read_json(folder / INDEX).get("_class_name")
-    if name != PIPELINE:
-        raise InputError(f"{folder / INDEX}: _class_name is {name!r}; accepted: {PIPELINE}")
+    index = parts.read_json(folder / INDEX)
+    released = next((one for one in RELEASED if one.name == index.get("_class_name")), None)
+    if released is None:
+        names = ", ".join(one.name for one in RELEASED)
+        raise InputError(f"{folder / INDEX}: _class_name is {index.get('_class_name')!r}; accepted: {names}")
     needed = (*(FOLDERS[part] for part in NEEDED), "scheduler")
     if missing := [part for part in needed if not (folder / part).is_dir()]:
-        raise InputError(f"{folder} has no {', '.join(missing)}; a CogVideoX pipeline has them")
-    dit, vae = parts.read_config("dit", folder / "transformer"), parts.read_config("vae", folder / "vae")
+        raise InputError(f"{folder} has no {', '.join(missing)}; a {released.name} has them")
+    for name, kind in (("dit", released.dit), ("vae", released.vae)):
+        config = parts.read_config(name, folder / FOLDERS[name])
+        if not isinstance(config, kind):
+            called = parts.kind_of(name, config).names[0]
+            raise InputError(f"{folder / FOLDERS[name]} holds a {called}, which a {released.name} does not have")
     scheduler = parts.read_json(folder / "scheduler" / "scheduler_config.json")
-    values = default()
-    values.weights.update(dict.fromkeys(values.weights, ""))
-    values.condition.conditioner, values.condition.entities = "t5", False
-    values.condition.text_tokens = dit.max_text_seq_length
-    scale = vae.spatial_compression
-    values.data.frames, values.data.fps = dit.sample_frames, FPS
-    values.data.height, values.data.width = scale * dit.sample_height, scale * dit.sample_width
-    solvers = {published: ours for ours, published in SCHEDULERS.items()}
-    flow = values.flow
-    flow.prediction, flow.solver = "v_prediction", solvers.get(scheduler.get("_class_name"), "ddim")
-    # The published example of 5b, whose scheduler is DPM, lets the guidance grow.
-    flow.dynamic_guidance = flow.solver == "dpm"
-    flow.sample_steps, flow.guidance_text, flow.guidance_reference = 50, 6.0, 6.0
-    values.schedule.update(vars(schedule_from_hf(scheduler)))
-    return parse(values)
+    return parse(released.values(folder, index, scheduler))

@@ -32,6 +32,8 @@ class Source:
     folder: Path
     parts: Mapping[str, Path]
     run: Run | None = None
+    # Files that hold a part's tensors in the place of those in its folder.
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
 
 def find(folder: Path) -> Source:
@@ -61,17 +63,39 @@ def find(folder: Path) -> Source:
 def find_all(folders: Sequence[Path]) -> Source:
     """Several folders as one; the first that says how its parts work together is the one that counts.
 
+    Beside folders one `.safetensors` file may stand: the tensors of another transformer of the same shape.
+
     Raises:
-        InputError: two of them hold the same part.
+        InputError: two of them hold the same part, or a file has no folder to belong to.
     """
-    sources = [find(folder) for folder in folders]
+    files = [folder for folder in folders if folder.is_file()]
+    sources = [find(folder) for folder in folders if folder not in files]
     found: dict[str, Path] = {}
     for source in sources:
         for name, where in source.parts.items():
             if name in found and found[name] != where:
                 raise InputError(f"there is a {name} both in {found[name]} and in {where}; name one of them")
             found[name] = where
-    return Source(folders[0], found, next((source.run for source in sources if source.run), None))
+    run = next((source.run for source in sources if source.run), None)
+    for file in files:
+        _check_file(file)
+    if files and (len(files) > 1 or "dit" not in found):
+        raise InputError(
+            f"{files[-1]} is a file of tensors alone: name one such file, and beside it the folder of a pipeline whose "
+            "transformer it replaces"
+        )
+    return Source(folders[0], found, run, dict.fromkeys(["dit"], files[0]) if files else {})
+
+
+def _check_file(file: Path) -> None:
+    if file.suffix in (".pth", ".pt", ".bin", ".ckpt"):
+        raise InputError(
+            f"{file} is a pickle, which can run any code and is never opened here: take a .safetensors version of it, "
+            "or make one where nothing is at risk, with safetensors.torch.save_file(torch.load(FILE, "
+            "weights_only=True), NEW)"
+        )
+    if file.suffix != ".safetensors":
+        raise InputError(f"{file} is neither a folder nor a .safetensors file")
 
 
 def copy_companions(source: Path, target: Path) -> None:

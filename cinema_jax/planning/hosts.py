@@ -282,7 +282,7 @@ def read_bytes(run: Run, stage: str, cinema: Cinema) -> dict[str, int | None]:
         # sees them, one view of each, color and mask not compressed.
         return {
             "latents in bf16": 2 * latents,
-            "references": 4 * data.max_references * data.reference_height * data.reference_width,
+            "references": 4 * data.max_references * math.prod(data.reference_size),
             "texts": 2 * TOKEN_BYTES * run.config.condition.text_tokens,
         }
     read: dict[str, int | None] = {LATENTS: 4 * latents} if STAGES[stage].latents else {}

@@ -93,9 +93,11 @@ def example_shapes(cinema: Cinema, stage: str, held_out: bool = False) -> dict[s
         shapes["caption_tokens"] = tokens
     if stage == "align":
         shapes["caption_lengths"] = ((), jnp.int32)
-    boxes = (data.max_references, data.reference_height, data.reference_width, 3)
+    boxes = (data.max_references, *data.reference_size, 3)
     if stage != "pretrain" or cinema.config.pretrain.references:
         shapes |= {"references": (boxes, jnp.uint8), "entity_lengths": ((), jnp.int32)}
+        if condition.empty_references == "zeros":
+            shapes["entities_shown"] = ((), jnp.bool_)
     if stage == "pretrain":
         return shapes
     if condition.conditioner == "t5":

@@ -37,7 +37,6 @@ from cinema_jax.data.pipeline import Preprocessor, mllm_room
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.pipelines import FOLDERS, is_pipeline, pipeline_config
-from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
 from cinema_jax.training import amending, results
@@ -312,8 +311,11 @@ class Run:
         """The sizes of a part, from its folder or, for one that starts from random numbers, from the config."""
         folder, size = self.folder(part), getattr(self.config, f"{part}_model")
         if folder is not None:
-            own = {name: getattr(size, name) for name in OWN_FIELDS.get(part, ())}
-            found = dataclasses.replace(parts.read_config(part, folder), **own)
+            found = parts.read_config(part, folder)
+            # Of another kind of network the run's own section may lack some.
+            both = {field.name for field in dataclasses.fields(found)} & vars(size).keys()
+            own = {name: getattr(size, name) for name in OWN_FIELDS.get(part, ()) if name in both}
+            found = dataclasses.replace(found, **own)
             return self._with_room_for_text(found) if part == "dit" else found
         if part == "t5":
             return dataclasses.replace(size, vocab_size=len(self.tokenizer("t5_tokenizer")))
@@ -323,12 +325,9 @@ class Run:
             return dataclasses.replace(size, vocab_size=len(tokenizer), image_token_id=image)
         return dataclasses.replace(size, **outer_sizes(part, self.part_config, self.config))
 
-    def _with_room_for_text(self, dit: CogVideoXConfig) -> CogVideoXConfig:
-        """A transformer with a text block as long as the config's, where `pretrain` teaches it to read that.
-
-        No parameter belongs to a place in the text where positions are rotary: those turn video tokens alone.
-        """
-        if "pretrain" not in self.config.stages or not dit.use_rotary_positional_embeddings:
+    def _with_room_for_text(self, dit: Any) -> Any:
+        """A transformer with a text block as long as the config's, where it reads that or `pretrain` teaches it to."""
+        if not (dit.text_length == "any" or (dit.text_length == "taught" and "pretrain" in self.config.stages)):
             return dit
         return dataclasses.replace(dit, max_text_seq_length=self.config.condition.text_tokens)
 

@@ -13,7 +13,6 @@ from cinema_jax.chips import CHIPS
 from cinema_jax.cinema import Cinema
 from cinema_jax.compilation import shapes_of
 from cinema_jax.flops import matmul_flops
-from cinema_jax.models.cogvideox.transformer import token_layout
 from cinema_jax.training.stages import Stage
 from cinema_jax.training.step import value_and_grad_of
 
@@ -97,8 +96,7 @@ def dit_tokens(cinema: Cinema, batch: Shapes) -> int | None:
     if references is not None and references.shape[1] and cinema.config.condition.entities:
         entities = jax.eval_shape(cinema.encode_references, cinema.shapes, references).shape[1:]
     size, *video = batch["latents"].shape
-    layout = token_layout(cinema.part_configs["dit"], tuple(video), cinema.config.condition.text_tokens, entities)
-    return size * (layout.text + layout.video + layout.entities)
+    return size * cinema.part_configs["dit"].tokens(tuple(video), entities)
 
 
 class WorkCounter:

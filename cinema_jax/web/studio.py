@@ -17,7 +17,7 @@ from cinema_jax.data.images import read_image
 from cinema_jax.data.output import visible, write_video
 from cinema_jax.diffusion.guidance import Branch
 from cinema_jax.errors import InputError
-from cinema_jax.sampling import Request, Sampler, Settings
+from cinema_jax.sampling import Request, Sampler, Settings, check_references
 from cinema_jax.training.run import Run
 
 
@@ -183,6 +183,7 @@ class Studio:
             raise InputError("the prompt is empty; say what happens in the video")
         if not order.pictures and self.needs_pictures:
             raise InputError("there is no picture; give at least one of a subject")
+        check_references(self.run.config, len(order.pictures))
         self.seen(order.pictures)
         request = Request(order.prompt, _references(order.pictures), order.seed, order.negative_prompt)
         return request, self.settings(**order.settings)

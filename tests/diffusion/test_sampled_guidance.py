@@ -47,7 +47,7 @@ SAMPLERS = {
 def test_the_factors_sum_to_1_in_every_step(solver, dynamic, prediction, text, reference, steps):
     if solver in DISCRETE_SOLVERS:
         prediction = "v_prediction"
-    asked = Settings(solver, "uniform", steps, text, reference, 5, 32, 32)
+    asked = Settings(solver, "uniform", steps, text, reference, 5, 32, 32, 1.0)
     branches, factors = SAMPLERS[dynamic, prediction].guidance(asked)
     assert factors.shape == (steps, len(branches))
     np.testing.assert_allclose(factors.sum(axis=1), 1, atol=1e-4)
@@ -63,7 +63,7 @@ def test_a_network_that_ignores_its_conditions_samples_the_same_at_every_scale(s
     noise = jnp.linspace(-1, 1, 6).reshape(1, 1, 1, 2, 3)
 
     def sampled(*scales):
-        asked = Settings(solver, "uniform", 5, *scales, 5, 32, 32)
+        asked = Settings(solver, "uniform", 5, *scales, 5, 32, 32, 1.0)
         branches, factors = one.guidance(asked)
         told = dict.fromkeys(branches, jnp.zeros((1, 1)))
         *_, latents = one._discrete(noise, keys, asked, told, factors)

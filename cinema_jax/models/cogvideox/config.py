@@ -1,6 +1,7 @@
 """Configuration of the CogVideoX transformer. No jax here: data worker processes import this file."""
 
 import dataclasses
+import math
 from typing import Literal
 
 
@@ -52,6 +53,19 @@ class CogVideoXConfig:
     def width(self) -> int:
         """Channels of a token."""
         return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def text_length(self) -> Literal["fixed", "taught"]:
+        """Whether training may give the network texts of another length than it knows.
+
+        No parameter belongs to a place in the text where positions are rotary: those turn video tokens alone.
+        """
+        return "taught" if self.use_rotary_positional_embeddings else "fixed"
+
+    def tokens(self, video: tuple[int, ...], entities: tuple[int, ...] | None) -> int:
+        """Of text, video (F H W C) and references (K H W C), without padding."""
+        count = sum(math.prod(shape[:3]) for shape in (video, entities or (0, 0, 0)))
+        return self.max_text_seq_length + count // self.patch_size**2
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

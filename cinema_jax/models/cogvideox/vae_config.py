@@ -26,6 +26,11 @@ class CogVideoXVAEConfig:
     sample_height: int = 480
     sample_width: int = 720
 
+    @property
+    def decodes_in_tiles(self) -> bool:
+        """Whether the network has `decode_tiled`."""
+        return True
+
     def __post_init__(self):
         for field in ("layers_per_block", "latent_channels", "norm_num_groups"):
             if getattr(self, field) < 1:

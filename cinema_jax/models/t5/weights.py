@@ -64,7 +64,7 @@ _FIELDS = {
 _UMT5_FIELDS = _FIELDS | {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
 # Likewise, of the feed-forward network.
 _PROJECTIONS = {"t5": "relu", "umt5": "gated-gelu"}
-_CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
+CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 
 
 def config_from_hf(values: Mapping[str, Any]) -> T5Config:
@@ -74,8 +74,8 @@ def config_from_hf(values: Mapping[str, Any]) -> T5Config:
         ValueError: naming a field whose value this encoder does not implement.
     """
     kind = values.get("model_type", "t5")
-    if kind not in _CLASSES:
-        raise ValueError(f"model_type is {kind!r}; accepted: {', '.join(_CLASSES)}")
+    if kind not in CLASSES:
+        raise ValueError(f"model_type is {kind!r}; accepted: {', '.join(CLASSES)}")
     if (projection := values.get("feed_forward_proj", _PROJECTIONS[kind])) != "gated-gelu":
         raise ValueError(f"feed_forward_proj is {projection!r}; this T5 v1.1 encoder accepts only 'gated-gelu'")
     fields = _FIELDS if kind == "t5" else _UMT5_FIELDS
@@ -85,7 +85,7 @@ def config_from_hf(values: Mapping[str, Any]) -> T5Config:
 def config_to_hf(config: T5Config) -> dict[str, Any]:
     """The `config.json` from which transformers builds the same encoder."""
     return {
-        "architectures": [_CLASSES[config.model_type]],
+        "architectures": [CLASSES[config.model_type]],
         "model_type": config.model_type,
         **{field: getattr(config, field) for field in _FIELDS},
         "feed_forward_proj": "gated-gelu",

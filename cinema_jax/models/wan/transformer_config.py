@@ -1,6 +1,7 @@
 """Configuration of the Wan2.1 transformer. No jax here: data worker processes import this file."""
 
 import dataclasses
+import math
 from typing import Literal
 
 
@@ -41,6 +42,16 @@ class WanConfig:
     def width(self) -> int:
         """Channels of a token."""
         return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def text_length(self) -> Literal["any"]:
+        """The network reads texts of any length."""
+        return "any"
+
+    def tokens(self, video: tuple[int, ...], entities: tuple[int, ...] | None) -> int:
+        """Of text, video (F H W C) and references (K H W C), without padding."""
+        count = sum(math.prod(shape[:3]) for shape in (video, entities or (0, 0, 0)))
+        return self.max_text_seq_length + count // self.patch_size**2
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
