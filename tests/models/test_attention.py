@@ -233,6 +233,14 @@ def test_the_backend_is_chosen_by_platform_type_and_shape(platform, dtype, token
     assert attention_backend(x, x, bias=bias, platform=platform) == backend
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "backend"), [(32760, 512, "splash"), (32760, 64, "xla"), (2048, 512, "xla"), (226, 8192, "xla")]
+)
+def test_many_queries_to_some_keys_are_fused_on_tpus(queries, keys, backend):
+    q, k = (jax.ShapeDtypeStruct((1, tokens, 4, 128), jnp.bfloat16) for tokens in (queries, keys))
+    assert attention_backend(q, k, platform="tpu") == backend
+
+
 def test_heads_that_do_not_divide_are_refused():
     q, k, v = inputs(8, heads=4, kv_heads=3)
     with pytest.raises(ValueError, match="q has 4 heads; it must be a multiple of the 3 heads of k"):

@@ -29,22 +29,24 @@ CASES = {
     "causal and not exchanged": ({"context": 4}, None, 2, 2, "xla", ("causal",)),
     "splash": ({"fsdp": 2, "context": 2}, "ulysses", 2, 2, "splash", ("kv_lengths", "segments")),
     "splash, gathered": ({"fsdp": 2, "context": 4}, "gather", 2, 1, "splash", ("kv_lengths",)),
+    "few keys": ({"fsdp": 2, "context": 2, "tensor": 2}, "own", 4, 4, "xla", ("few keys",)),
+    "few keys, lengths": ({"context": 4, "tensor": 2}, "own", 3, 3, "xla", ("few keys", "kv_lengths")),
+    "few keys, splash": ({"fsdp": 2, "context": 4}, "own", 2, 2, "splash", ("few keys", "kv_lengths")),
     "splash, without exchange": ({"fsdp": 2, "tensor": 2}, None, 3, 3, "splash", ("causal",)),
 }
 
 
 def values_and_gradients(heads, kv_heads, names):
-    tokens, head_size = 32, 8
+    tokens, head_size, keys = 32, 8, 12 if "few keys" in names else 32
     rng = np.random.default_rng(0)
-    q, k, v = (
-        jnp.asarray(rng.normal(size=(2, tokens, n, head_size)), jnp.float32) for n in (heads, kv_heads, kv_heads)
-    )
+    sizes = ((tokens, heads), (keys, kv_heads), (keys, kv_heads))
+    q, k, v = (jnp.asarray(rng.normal(size=(2, *size, head_size)), jnp.float32) for size in sizes)
     masks = {
-        "kv_lengths": jnp.array([32, 11]),
+        "kv_lengths": jnp.array([keys, 11]),
         "segments": jnp.stack([jnp.arange(32) // 20, jnp.arange(32) // 40]),
         "causal": True,
     }
-    options = {name: masks[name] for name in names}
+    options = {name: masks[name] for name in names if name != "few keys"}
 
     def loss(q, k, v):
         out = attention(q, k, v, **options)
@@ -69,7 +71,7 @@ def run_all_cases():
             tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=jax.devices()[:count]
         )
         with jax.set_mesh(axes):
-            q, k = jnp.zeros((2, 32, heads, 8)), jnp.zeros((2, 32, kv_heads, 8))
+            q, k = jnp.zeros((2, 32, heads, 8)), jnp.zeros((2, 12 if "few keys" in options else 32, kv_heads, 8))
             way = mesh.exchange(q, k, causal="causal" in options, bias=False)
             actual = values_and_gradients(heads, kv_heads, options)
         errors = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(actual, expected, strict=True)]
@@ -121,6 +123,8 @@ def test_only_long_self_attention_is_exchanged():
     assert exchanged(8192, heads=1) is None
     assert exchanged(8192, bias=True) is None
     assert exchanged(226, 8192) is None
+    assert exchanged(8192, 512) == "own"
+    assert exchanged(2048, 512) is None
     assert exchanged(1023) is None
 
 

@@ -19,8 +19,10 @@ from cinema_jax.models.attention.splash import OUTPUT, splash
 _CUDNN_MAX_HEAD_SIZE = 128
 # The largest head that splash takes; smaller ones are filled up with zeros to 64 or 128.
 _SPLASH_MAX_HEAD_SIZE = 128
-# Fewer queries or keys leave splash few whole blocks, and their logits are small.
+# Fewer queries or keys leave splash few whole blocks, and their logits are small, ...
 _SPLASH_TOKENS = 1024
+# ... unless many queries attend to at least so many keys, with so many logits of one head.
+_SPLASH_FEW_TOKENS, _SPLASH_HEAD_LOGITS = 256, 2048 * 2048
 # Logits of one head above which a CPU is about as fast or faster one head at a time: they then stay in its cache, and
 # memory does not grow with the batch.
 _CPU_HEAD_LOGITS = 384 * 384
@@ -42,14 +44,16 @@ def attention_backend(
         platform: "cpu", "gpu" or "tpu"; by default that of the mesh in use, or else JAX's default.
 
     Returns:
-        "splash": fused, on TPUs, for many tokens, head sizes up to 128, without bias.
+        "splash": fused, on TPUs, for many logits, head sizes up to 128, without bias.
         "cudnn": fused, on GPUs, in 16 bits.
         "xla": all logits at once.
         "xla_heads": one head of one sample at a time, the logits recomputed in the backward pass.
     """
     platform = platform or layers.platform()
     if platform == "tpu":
-        long = min(q.shape[1], k.shape[1]) >= _SPLASH_TOKENS
+        fewer = min(q.shape[1], k.shape[1])
+        wide = fewer >= _SPLASH_FEW_TOKENS and q.shape[1] * k.shape[1] >= _SPLASH_HEAD_LOGITS
+        long = fewer >= _SPLASH_TOKENS or wide
         return "splash" if long and q.shape[-1] <= _SPLASH_MAX_HEAD_SIZE and not bias else "xla"
     if platform == "gpu":
         fused = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= _CUDNN_MAX_HEAD_SIZE

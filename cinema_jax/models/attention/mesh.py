@@ -2,7 +2,8 @@
 
 Tokens arrive split over `context`, but every query wants every key. DeepSpeed-Ulysses (arXiv 2309.14509) turns a share
 of the tokens of all heads into all tokens of a share of the heads, and back, by all-to-alls. The heads are filled up
-with zeros to a number that divides. Where there would be too many of those, keys and values are gathered instead.
+with zeros to a number that divides. Where there would be too many of those, keys and values are gathered instead. Where
+many queries attend to few keys (a video to its text), every device has those keys, and nothing is exchanged.
 """
 
 import functools
@@ -54,21 +55,21 @@ def exchange(
 ) -> str | None:
     """What is exchanged over `context` for this call; None: it is computed as without such an axis.
 
-    Long self-attention is exchanged. Not so, because little is to be won: short sequences; cross-attention (few queries
-    or few keys); one head (a VAE's, whose frames are rows of the batch). And not so, because nobody needs it: a bias,
-    and a causal mask where keys would be gathered.
+    Long self-attention is exchanged, and the queries of long cross-attention stay where they are ("own"). Not so,
+    because little is to be won: short sequences; few queries; one head (a VAE's, whose frames are rows of the batch).
+    And not so, because nobody needs it: a bias, and a causal mask where keys would be gathered.
 
     Raises:
-        InputError: the tokens of long self-attention do not divide over `context`.
+        InputError: the tokens of long attention do not divide over `context`.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     context, tokens, heads = sizes.get(CONTEXT, 1), q.shape[1], q.shape[2]
-    if context == 1 or tokens != k.shape[1] or tokens < EXCHANGE_TOKENS or heads == 1 or bias:
+    if context == 1 or tokens < k.shape[1] or tokens < EXCHANGE_TOKENS or heads == 1 or bias:
         return None
     if tokens % context:
-        raise InputError(
-            f"self-attention over {tokens} tokens; they must be a multiple of the mesh's context {context}"
-        )
+        raise InputError(f"attention of {tokens} tokens; they must be a multiple of the mesh's context {context}")
+    if tokens != k.shape[1]:
+        return "own"
     way = context_exchange(heads, context, sizes.get(TENSOR, 1))
     return None if causal and way == "gather" else way
 
@@ -84,8 +85,8 @@ def attend_on_mesh(
 ) -> Float[Array, "B S N D"]:
     """`attend(q, k, v, lengths, segments)` on every device: rows over the batch axes, heads over `tensor`.
 
-    Tokens are split over `context` if there is a `way` to exchange them, else each device sees all of them. Rows that
-    do not divide are not split; heads that do not are filled up with zeros.
+    Tokens are split over `context` if there is a `way` to exchange them, else each device sees all of them; for the way
+    "own" only queries are. Rows that do not divide are not split; heads that do not are filled up with zeros.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     context, tensor, heads = sizes.get(CONTEXT, 1), sizes.get(TENSOR, 1), q.shape[2]
@@ -97,14 +98,15 @@ def attend_on_mesh(
     rows = tuple(axis for axis in BATCH if axis in sizes)
     if q.shape[0] % math.prod(sizes[axis] for axis in rows):
         rows = None
-    tokens = CONTEXT if way else None
-    spec = PartitionSpec(rows, tokens, TENSOR if TENSOR in sizes else None)
-    # An exchange of heads leaves all tokens on each device; a gathering one only those of the keys.
-    own, whole = PartitionSpec(rows, CONTEXT if way == "gather" else None), PartitionSpec(rows)
-    local = {"ulysses": _ulysses, "gather": _gather}[way] if way else lambda attend, *inputs: attend(*inputs)
+    parts_of_heads = TENSOR if TENSOR in sizes else None
+    spec = PartitionSpec(rows, CONTEXT if way else None, parts_of_heads)
+    keys = PartitionSpec(rows, None, parts_of_heads) if way == "own" else spec
+    # An exchange of heads leaves all tokens on each device; the other ways only those of the keys.
+    own, whole = PartitionSpec(rows, CONTEXT if way in ("gather", "own") else None), PartitionSpec(rows)
+    local = {"ulysses": _ulysses, "gather": _gather}.get(way, lambda attend, *inputs: attend(*inputs))
     out = jax.shard_map(
         functools.partial(local, attend),
-        in_specs=(spec, spec, spec, whole, None if segments is None else (own, whole)),
+        in_specs=(spec, keys, keys, whole, None if segments is None else (own, whole)),
         out_specs=spec,
         # Kernels do not say over which axes their outputs vary.
         check_vma=False,
