@@ -6,6 +6,7 @@ over those with the right conditions are 1 where it does not look.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,13 +20,15 @@ from cinema_jax.data.example import Conditions
 from cinema_jax.data.pipeline import TOLD, Examples, Mixture
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import state, watchdog
-from cinema_jax.training.stages import HELD_OUT_TIMES, Stage
+from cinema_jax.training.stages import HELD_OUT_TIMES, Stage, noisier
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import mean_of_batches
 
+logger = logging.getLogger(__name__)
+
 Batch = Mapping[str, Any]
 
-RIGHT, SWAPPED, NO_REFERENCES, NO_TEXT = "right", "swapped_references", "no_references", "no_text"
+KINDS = RIGHT, SWAPPED, NO_REFERENCES, NO_TEXT = "right", "swapped_references", "no_references", "no_text"
 # Of `HELD_OUT_TIMES`, those at which subjects come to look as they do: the ratio without a time is over these.
 _DECISIVE = [i for i, time in enumerate(HELD_OUT_TIMES) if 0.6 <= time <= 0.95]
 
@@ -47,6 +50,10 @@ class HeldOut:
         self.batches: list[Batch] = []
         # Of each bucket, a batch for each thing that its examples can be told; of the shape of the bucket's others.
         self._told: list[dict[str, Batch]] = []
+        if stage.name in TOLD:
+            shares = ", ".join(f"{100 * share:.3g}" for share in noisier(cinema.config))
+            times = ", ".join(f"{time:g}" for time in HELD_OUT_TIMES)
+            logger.info("%s: held-out at flow times %s; of training's, %s %% are noisier", stage.name, times, shares)
         size, before = getattr(cinema.config, stage.name).batch_size, 0
         for bucket in examples.buckets:
             count = len(bucket.indices)
@@ -75,7 +82,7 @@ class HeldOut:
         rows = [chosen[i % len(chosen)] for i in range(size)]
         own = {row: examples.conditions(row, self._rng(before + row)) for row in sorted({*rows, *referred})}
         others = {row: another(examples, row, own) for row in rows}
-        kinds = (RIGHT, SWAPPED, NO_REFERENCES, NO_TEXT) if referred else (RIGHT, NO_TEXT)
+        kinds = KINDS if referred else (RIGHT, NO_TEXT)
         if None in others.values():
             kinds = tuple(kind for kind in kinds if kind != SWAPPED)
         found = {}
@@ -135,7 +142,7 @@ def ratios(told: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
         and `ratio/<thing>_loss`, the loss itself in the mean of the times of `eval_loss`.
     """
     found = {}
-    for kind in (SWAPPED, NO_REFERENCES, NO_TEXT):
+    for kind in KINDS[1:]:
         pairs = [(each[kind], each[RIGHT]) for each in told if kind in each]
         if not pairs:
             continue

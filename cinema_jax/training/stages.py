@@ -210,7 +210,12 @@ def training_times(config: Config, stage: str, keys: Key[Array, "B"], indices: I
         return flow.logit_normal_times(keys, mean=how.time_mean, std=how.time_std, shift=how.shift)
     # Not the config's: the phases of a stage have batches of their own.
     batch_size = len(indices) * own.microbatches
-    shares = flow.shares(keys, indices if how.stratified else None, batch_size)
+    return times_below(config, flow.shares(keys, indices if how.stratified else None, batch_size))
+
+
+def times_below(config: Config, shares: Float[Array, "B"]) -> Float[Array, "B"]:
+    """The times below which training draws those shares of its times."""
+    how = config.flow
     return flow.times_at(
         shares,
         mean=how.time_mean,
@@ -219,6 +224,12 @@ def training_times(config: Config, stage: str, keys: Key[Array, "B"], indices: I
         uniform=how.times == "uniform",
         levels=config.schedule.flow_times() if how.times == "schedule" else None,
     )
+
+
+def noisier(config: Config) -> list[float]:
+    """Of the times that training draws, the share that lies beyond each of `HELD_OUT_TIMES`."""
+    times = times_below(config, (jnp.arange(10_000) + 0.5) / 10_000)
+    return [float(jnp.mean(times > time)) for time in HELD_OUT_TIMES]
 
 
 def by_time(errors: Float[Array, "B"], times: Float[Array, "B"]) -> Metrics:
