@@ -103,7 +103,8 @@ class HeldOut:
         """Mean metrics of the averaged weights over all batches, and how much worse these do when told wrong things."""
         every = [self._values(batch, current, frozen) for batch in self.batches]
         told = [{kind: self._values(batch, current, frozen) for kind, batch in each.items()} for each in self._told]
-        return {f"eval_{name}": mean_of_batches([x[name] for x in every]) for name in every[0]} | ratios(told)
+        names = every[0] if every else ()
+        return {f"eval_{name}": mean_of_batches([x[name] for x in every]) for name in names} | ratios(told)
 
     def _values(self, batch: Batch, current: TrainState, frozen: Params) -> dict[str, Any]:
         watchdog.begin(f"the evaluation of {self._stage}")

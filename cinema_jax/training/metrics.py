@@ -73,8 +73,7 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         truncate(path, stage, resume_step)
         self._lines = path.open("a", buffering=1)
-        purged = resume_step + 1 if resume_step else 0
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purged)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=resume_step + 1)
         self._done, self._total, self._bar, self._title = resume_step, total_steps, None, title or stage
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
