@@ -245,6 +245,10 @@ class Joined:
         part, row = self._at(index)
         return part.id(row)
 
+    def group(self, index: int) -> str:
+        part, index = self._at(index)
+        return part.group(index)
+
     def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
         """Raises `InputError`: there is none."""
         part, row = self._at(index)
