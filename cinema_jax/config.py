@@ -51,6 +51,11 @@ class DataConfig:
         "critters", "The built-in drawn dataset, a folder of your own videos, or records of them by cinema_jax.prepare."
     )
     path: str = option("", "With source=folder or records: the folder that holds manifest.jsonl or the records.")
+    captions: str = option(
+        "",
+        "A text file with one caption a line, of videos that need not be there: what align.caption_share draws from. "
+        "UTF-8, on a disk that all hosts see.",
+    )
     follow_links: bool = option(
         False, "With source=folder: whether its files may be symbolic links out of it, as in the cache of a hub."
     )
@@ -139,6 +144,11 @@ class ConditionConfig:
     mllm_layer: int = option(-1, "Which hidden state of the MLLM is read; -1: the last.")
     template: Literal["demo", "qwen"] = option("demo", "The instruction template: short words, or the full chat.")
     mllm_tokens: int = option(512, "Tokens of the MLLM's input: instruction, references and prompt, padding included.")
+    truncate: bool = option(
+        False,
+        "Whether texts that are too long for text_tokens or mllm_tokens are cut in training, each with its line in the "
+        "log; off: they are refused, before anything is encoded or trained.",
+    )
     answer_tokens: int = option(64, "Further tokens for the answer, in the mllm stage.")
     mllm_patches: int = option(192, "Image patches of one sample, over all its references.")
     mllm_max_pixels: int = option(112 * 112, "Pixel cap of one reference as the MLLM sees it.")
@@ -299,6 +309,14 @@ class AlignStageConfig(StageConfig):
 
     mse_weight: float = option(1.0, "Weight of the mean squared error.")
     cosine_weight: float = option(1.0, "Weight of 1 - cosine similarity.")
+    balanced: bool = option(
+        False,
+        "Whether the tokens of each caption have half of its loss, and the padding after them the other half; off: all "
+        "positions count alike, which are mostly padding.",
+    )
+    caption_share: float = option(
+        0.0, "How often an example is a line of data.captions, without references, in place of one of the videos."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -553,6 +571,13 @@ def _validate(config: Config) -> None:
                 f"config.pretrain.{name} is {getattr(pretrain, name)}, which needs references to be shown: "
                 "config.pretrain.references is 0"
             )
+    if not 0 <= config.align.caption_share <= 1:
+        raise InputError(f"config.align.caption_share is {config.align.caption_share}; it must lie in [0, 1]")
+    if config.align.caption_share and not data.captions:
+        raise InputError(
+            f"config.align.caption_share is {config.align.caption_share:g}, but config.data.captions is empty: name a "
+            "text file with one caption a line"
+        )
     if pretrain.prompts + pretrain.plots > 1:
         raise InputError(
             f"config.pretrain.prompts and plots are {pretrain.prompts} and {pretrain.plots}; together they must be at "

@@ -89,7 +89,7 @@ def sampler_of(run: Run) -> "Sampler":
     configs, params, _ = run.load_parts(needed)
     cinema = Cinema(run.config, configs)
     placed = {path: jax.device_put(np.asarray(x)) for path, x in cinema.held(params).items()}
-    return Sampler(cinema, placed, run.preprocessor())
+    return Sampler(cinema, placed, run.preprocessor().whole())
 
 
 class Sampler:

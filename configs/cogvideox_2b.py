@@ -8,10 +8,12 @@ hub with their owners (`zai-org/CogVideoX-2b`); `videos` holds manifest.jsonl. B
 `python -m cinema_jax.convert import --source=CogVideoX-2b --source=Qwen2-VL-2B-Instruct --output=checkpoint`, then
 `--config.init=checkpoint` alone.
 
-`align` trains the AlignerNet to map Qwen2-VL's states of prompt and references into T5's feature space. `finetune`
-learns references as visual entity tokens, by the flow loss, from what the transformer already knows (v on its noise
-schedule, read as a velocity): on single images, then on clips of 17 and of 49 frames. Steps, batches and learning rates
-are those of comparable work; they have not been run. docs/recipe.md says what to look at when, and what it costs.
+`align` trains the AlignerNet to map Qwen2-VL's states of prompt and references into T5's feature space. Continue with
+`finetune` when `eval_flow_gate` is below 0.2: then less than a fifth of what a caption is worth to the transformer is
+missing. `finetune` learns references as visual entity tokens, by the flow loss, from what the transformer already knows
+(v on its noise schedule, read as a velocity): on single images, then on clips of 17 and of 49 frames. Steps, batches
+and learning rates are those of comparable work; they have not been run. docs/recipe.md says what to look at when, and
+what it costs.
 
 49 frames of 480 x 720 are 13 latent frames, 17,550 video tokens, and 900 for each reference. 45 frames would be 12
 latent frames, which CogVideoX' VAE decodes to 48: that is refused.
@@ -92,6 +94,8 @@ def _flow(config: ConfigDict) -> None:
 def _stages(config: ConfigDict) -> None:
     # Steps, batch, learning rate, its warm-up and what is left of it at the end, steps between checkpoints.
     _stage(config.align, 8_000, 256, 1e-4, 500, 0.05, 500)
+    # Of a caption of 40 tokens padding would else have 82 % of the loss.
+    config.align.balanced = True
     _stage(config.finetune, 8_000, 64, 1e-5, 200, 0.1, 100)
     finetune = config.finetune
     # Until step, with batch and learning rate: single images, then clips of 17 frames. 49 frames are the rest.

@@ -93,6 +93,15 @@ class LocatedSource(Source, Protocol):
 
 
 @runtime_checkable
+class GroupedSource(Source, Protocol):
+    """A source of which several examples may come from one place, and show the same subjects."""
+
+    def group(self, index: int) -> str:
+        """The place that example `index` comes from."""
+        ...
+
+
+@runtime_checkable
 class EncodedSource(Source, Protocol):
     """A source whose videos were encoded before. Their pixels may be gone: `video` may then raise `InputError`."""
 

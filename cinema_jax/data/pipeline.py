@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cinema_jax.config import Config, dropout
 from cinema_jax.data.augment import augment_reference
-from cinema_jax.data.example import Conditions, LocatedSource, Reference, Source
+from cinema_jax.data.example import Conditions, GroupedSource, LocatedSource, Reference, Source
 from cinema_jax.data.images import cropped, fitted, letterbox, on_white
 from cinema_jax.data.texts import clean
 from cinema_jax.data.worker import bucket_of
@@ -20,6 +20,9 @@ from cinema_jax.models.qwen_vl.config import VisionConfig
 from cinema_jax.models.qwen_vl.processing import Processor
 
 Arrays = dict[str, np.ndarray]
+
+# The stages whose examples can be told something else than what goes with their video.
+TOLD = ("pretrain", "finetune")
 
 
 @runtime_checkable
@@ -56,7 +59,15 @@ class Preprocessor:
     config: Config
     # For the MLLM; None where T5 alone reads the prompt.
     processor: Processor | None
-    t5_tokenizer: PreTrainedTokenizerBase
+    # None where only the MLLM's lengths are asked for.
+    t5_tokenizer: PreTrainedTokenizerBase | None
+    # Whether texts that are too long are cut; else `InputError`.
+    truncate: bool = False
+
+    def whole(self) -> "Preprocessor":
+        """The same, which cuts no text: whoever asks for a video is told that the prompt is too long."""
+        processor = None if self.processor is None else dataclasses.replace(self.processor, truncate=False)
+        return dataclasses.replace(self, processor=processor, truncate=False)
 
     def text(self, text: str) -> tuple[Int32[np.ndarray, "T"], int]:
         """T5 token ids of `text`, padded to the text block, and how many of them are real."""
@@ -64,6 +75,9 @@ class Preprocessor:
         tokens = list(self.t5_tokenizer(self._cleaned(text))["input_ids"])
         if not tokens or tokens[-1] != self.t5_tokenizer.eos_token_id:
             tokens.append(self.t5_tokenizer.eos_token_id)
+        if self.truncate:
+            # Its end is marked all the same, as transformers does.
+            tokens = [*tokens[:-1][: length - 1], tokens[-1]]
         if len(tokens) > length:
             raise InputError(f"the text {text[:60]!r}... has {len(tokens)} tokens; at most {length} are accepted")
         padding = [self.t5_tokenizer.pad_token_id] * (length - len(tokens))
@@ -89,7 +103,8 @@ class Preprocessor:
         if alone:
             patches //= self.config.data.max_references
             length //= self.config.data.max_references
-        arrays = dataclasses.replace(self.processor, max_length=length, max_patches=patches)(prompt, images, answer)
+        processor = dataclasses.replace(self.processor, max_length=length, max_patches=patches, truncate=False)
+        arrays = processor(prompt, images, answer)
         numbers = self.processor.tokenizer.convert_tokens_to_ids([str(number + 1) for number in range(len(images))])
         # Before it stand the numbers that the template gives.
         last = np.flatnonzero(arrays["tokens"] == self.processor.image_token_id).max(initial=-1)
@@ -160,6 +175,8 @@ class Examples:
     latents: Sequence | np.ndarray | None = None
     # Held-out evaluation neither drops conditions nor augments.
     augment: bool = True
+    # Of no video: what `align` reads now and then in place of an example.
+    captions: Sequence[str] = ()
 
     def __getstate__(self) -> dict:
         """For worker processes: latents in a file are opened there again, not copied."""
@@ -205,16 +222,20 @@ class Examples:
         config = self.preprocessor.config.pretrain
         drop_text, _ = self._drop("pretrain", rng)
         if config.references and (rng.random() < config.references or not self.augment):
-            conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
-            text, references = self._told(conditions, rng), conditions.references
+            conditions = self.conditions(row, rng)
+            text, references = self._text(conditions, rng), conditions.references
         else:
             text, references = self.source.caption(self.indices[row]), ()
-        arrays = self._video(row) | {"caption_tokens": self.preprocessor.text("" if drop_text else text)[0]}
-        return arrays | self.preprocessor.entities(references) if config.references else arrays
+        return self.told("pretrain", row, Conditions("" if drop_text else text, "", references))
 
     def align(self, row: int, rng: np.random.Generator) -> Arrays:
-        """A prompt, with references or without, and the caption that it stands for."""
-        conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
+        """A prompt, with references or without, and the caption that it stands for; or a caption of no video."""
+        share = self.preprocessor.config.align.caption_share
+        if self.augment and share and rng.random() < share:
+            caption = self.captions[int(rng.integers(len(self.captions)))]
+            conditions = Conditions(caption, caption, ())
+        else:
+            conditions = self.conditions(row, rng)
         drop_text, drop_references = self._drop("align", rng)
         prompt, caption, references = conditions.prompt, conditions.caption, conditions.references
         if drop_text:
@@ -225,21 +246,42 @@ class Examples:
         tokens, length = self.preprocessor.text(caption)
         arrays = self.preprocessor.laid_out(prompt, references)
         arrays |= {"caption_tokens": tokens, "caption_lengths": np.int32(length)}
-        # Only the held-out evaluation of this stage looks at videos.
-        return arrays if self.latents is None else arrays | self._video(row)
+        if self.latents is None:
+            return arrays
+        # Only the held-out evaluation of this stage looks at videos, and at what is lost without a caption.
+        return arrays | self._video(row) | {"empty_tokens": self.preprocessor.text("")[0]}
 
     def finetune(self, row: int, rng: np.random.Generator) -> Arrays:
         """A prompt or a caption, references and the video."""
-        conditions = self._augmented(self.source.conditions(self.indices[row], rng), rng)
+        conditions = self.conditions(row, rng)
         drop_text, drop_references = self._drop("finetune", rng)
         captions, text = self.preprocessor.config.finetune.captions, conditions.prompt
         # Without captions nothing is drawn: runs of before go on as they were.
         if captions and rng.random() < captions and self.augment:
             text = conditions.caption
-        arrays = self.preprocessor.laid_out("" if drop_text else text, conditions.references, shown=not drop_references)
-        return arrays | self._video(row)
+        conditions = dataclasses.replace(conditions, prompt="" if drop_text else text)
+        return self.told("finetune", row, conditions, shown=not drop_references)
 
-    def _told(self, conditions: Conditions, rng: np.random.Generator) -> str:
+    def told(self, stage: str, row: int, conditions: Conditions, shown: bool = True) -> Arrays:
+        """An example of `pretrain` or `finetune` whose video goes with these conditions, whatever its own are.
+
+        References are taken as they are: cropped, and perhaps augmented. Those that are not `shown` are dropped as in
+        training.
+        """
+        references = conditions.references
+        if stage == "finetune":
+            return self.preprocessor.laid_out(conditions.prompt, references, shown) | self._video(row)
+        arrays = self._video(row) | {"caption_tokens": self.preprocessor.text(conditions.caption)[0]}
+        if not self.preprocessor.config.pretrain.references:
+            return arrays
+        return arrays | self.preprocessor.entities(references if shown else ())
+
+    def group(self, row: int) -> str:
+        """Where an example comes from: those of one group may show the same subjects."""
+        source, index = self.source, self.indices[row]
+        return source.group(index) if isinstance(source, GroupedSource) else source.id(index)
+
+    def _text(self, conditions: Conditions, rng: np.random.Generator) -> str:
         """The caption, or in place of it the prompt or the plot."""
         config, draw = self.preprocessor.config.pretrain, rng.random()
         if not self.augment or draw >= config.prompts + config.plots:
@@ -269,8 +311,11 @@ class Examples:
             return True, True
         return draw < both + text, both + text <= draw < both + text + references
 
+    def conditions(self, row: int, rng: np.random.Generator) -> Conditions:
+        """What goes with an example, its references cropped, and in training augmented."""
+        return self._augmented(self.source.conditions(self.indices[row], rng), rng)
+
     def _augmented(self, conditions: Conditions, rng: np.random.Generator) -> Conditions:
-        """With its references cropped, and in training augmented."""
         references = [self.preprocessor.cropped(reference) for reference in conditions.references]
         if not self.augment:
             return dataclasses.replace(conditions, references=tuple(references))

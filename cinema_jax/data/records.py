@@ -164,6 +164,10 @@ class Records:
     def id(self, index: int) -> str:
         return self._entries[index].id
 
+    def group(self, index: int) -> str:
+        """By what example `index` is held out."""
+        return self._entries[index].group
+
     def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
         """Raises `InputError`: there is none."""
         raise InputError(
@@ -240,6 +244,10 @@ class Joined:
     def id(self, index: int) -> str:
         part, row = self._at(index)
         return part.id(row)
+
+    def group(self, index: int) -> str:
+        part, index = self._at(index)
+        return part.group(index)
 
     def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
         """Raises `InputError`: there is none."""

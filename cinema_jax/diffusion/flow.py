@@ -130,13 +130,6 @@ def flow_loss(
     return jnp.sum(weights * error, axis=axes) / jnp.sum(weights, axis=axes)
 
 
-def evaluation_times(count: int) -> Float[Array, "n"]:
-    """The fixed times of a held-out loss: the midpoints of `count` equal parts of [0, 1]."""
-    if count < 1:
-        raise ValueError(f"count of evaluation times is {count}; it must be at least 1")
-    return (jnp.arange(count, dtype=float) + 0.5) / count
-
-
 def evaluation_noise(
     indices: Int[Array, "B"], time_index: int | Int[Array, ""], shape: tuple[int, ...]
 ) -> Float[Array, "B ..."]:

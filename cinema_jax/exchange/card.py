@@ -110,7 +110,9 @@ def _training(run: Run, weights: str, step: int | None) -> str:
     text += "| stage | steps | batch | learning rate | optimizer | measured |\n|---|---|---|---|---|---|\n"
     for stage, record in records.items():
         section: Any = getattr(run.config, stage)
-        measured = [f"{k} {v:.4g}" for k, v in (record or {}).items() if isinstance(v, float) and k != "waiting"]
+        # `ratio/...` are many, and for whoever trains.
+        told = {k: v for k, v in (record or {}).items() if isinstance(v, float) and k != "waiting" and "/" not in k}
+        measured = [f"{k} {v:.4g}" for k, v in told.items()]
         optimizer = section.optimizer
         done = "; ".join(measured) if record else "not finished"
         text += f"| {stage} | {section.steps} | {section.batch_size} | {optimizer.learning_rate:g} "

@@ -15,8 +15,10 @@ from cinema_jax import sharding
 from cinema_jax.chips import chip_of
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.loader import LoaderConfig
+from cinema_jax.data.pipeline import TOLD
 from cinema_jax.planning import program
 from cinema_jax.planning.program import Program
+from cinema_jax.training.held_out import KINDS
 from cinema_jax.training.phases import label
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
@@ -296,6 +298,8 @@ def held_out_bytes(run: Run, stage: str, cinema: Cinema, mesh: Mesh) -> int:
         split, count, batches = _held_out(one, stage, mesh)
         there = cinema if one.config == run.config else Cinema(one.config, cinema.part_configs)
         example = _nbytes(program.example_shapes(there, stage, held_out=True)) if count else 0
+        # One more for each thing that they are told.
+        batches += len(KINDS) if stage in TOLD else 0
         total += batches * count * example // (sharding.batch_parts(mesh) if split else 1)
     return total
 

@@ -93,6 +93,8 @@ def example_shapes(cinema: Cinema, stage: str, held_out: bool = False) -> dict[s
         shapes["caption_tokens"] = tokens
     if stage == "align":
         shapes["caption_lengths"] = ((), jnp.int32)
+        if held_out:
+            shapes["empty_tokens"] = tokens
     boxes = (data.max_references, *data.reference_size, 3)
     if stage != "pretrain" or cinema.config.pretrain.references:
         shapes |= {"references": (boxes, jnp.uint8), "entity_lengths": ((), jnp.int32)}

@@ -2,14 +2,15 @@
 
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from cinema_jax import parts
+from cinema_jax.cinema import Params
 from cinema_jax.config import Config
-from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_manifest
-from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.sampling import needed_parts
+from cinema_jax.training import texts
 from cinema_jax.training.phases import check_microbatches, every_run
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
@@ -28,13 +29,17 @@ def check(run: Run) -> None:
     check_microbatches(run.config, todo)
     check_samples(run.config, todo)
     _check_parts(run, todo)
+    manifest, sources = None, []
     if run.config.data.source == "folder":
+        manifest = Path(run.config.data.path)
         for one in every_run(run, todo):
             for split in ("train", "validation"):
-                found = [bucket.bucket_name for bucket, _ in one.sources(split)]
-                if empty := [bucket.bucket_name for bucket in one.buckets if bucket.bucket_name not in found]:
+                found = one.sources(split)
+                names = [bucket.bucket_name for bucket, _ in found]
+                if empty := [bucket.bucket_name for bucket in one.buckets if bucket.bucket_name not in names]:
                     logger.info("%s: no clip belongs to %s, which is left out", split, ", ".join(empty))
-            _check_texts(one, todo)
+                sources += found
+    texts.check(run, todo, manifest, texts.belonging(sources))
 
 
 def check_samples(config: Config, stages: Iterable[str]) -> None:
@@ -76,44 +81,13 @@ def check_weights(stage: str, origins: Mapping[str, str], trained: Collection[st
             raise no_weights(stage, name)
 
 
-def _check_texts(run: Run, todo: Sequence[str]) -> None:
-    data, found = run.config.data, {}
-    file, entries = manifest_file(data.path), read_manifest(data.path, data.max_references, data.follow_links)
-    for one in run.buckets:
-        sources = [one.source(split) for split in ("train", "validation")] if one.bucket is not None else []
-        names = {source.id(i) for source in sources for i in range(len(source))}
-        own = [entry for entry in entries if one.bucket is None or entry.id in names]
-        for texts, room, field, name in _readings(one, todo, one.preprocessor(), own):
-            for entry, length in zip(own, texts, strict=True):
-                if length > room:
-                    where = f" in {one.bucket_name}" if one.bucket is not None and "mllm" in field else ""
-                    found[
-                        f'{file}:{entry.line}: "{name}" takes {length} tokens; {field} has room for {room}{where}'
-                    ] = entry.line
-    if found:
-        messages = sorted(found, key=found.get)
-        more = [f"... and {len(messages) - MAX_PROBLEMS} more"] if len(messages) > MAX_PROBLEMS else []
-        raise InputError("\n".join([*messages[:MAX_PROBLEMS], *more]))
+def at_t5s_scale(stage: str, params: Params, origins: Mapping[str, str], trained: Collection[str]) -> Params:
+    """`params`, but where `align` starts a new AlignerNet its output has the size of T5's features in each channel.
 
-
-def _readings(
-    run: Run, todo: Sequence[str], preprocessor: Preprocessor, entries: Sequence[Entry]
-) -> Iterator[tuple[list[int], int, str, str]]:
-    """What the stages read of all entries: (tokens of each, most that there is room for, its field, the entry's)."""
-    condition, captions = run.config.condition, [entry.caption for entry in entries]
-    prompts, own = [entry.prompt for entry in entries], [entry.prompt != entry.caption for entry in entries]
-    text, field = preprocessor.text_lengths, "config.condition.text_tokens"
-    if {"t5", "pretrain", "align"} & set(todo):
-        yield text(captions), condition.text_tokens, field, "caption"
-    if "t5" in todo or ("finetune" in todo and condition.conditioner == "t5"):
-        yield [n * new for n, new in zip(text(prompts), own, strict=True)], condition.text_tokens, field, "prompt"
-    if not {"align", "finetune"} & set(todo) or condition.conditioner != "mllm" or preprocessor.processor is None:
-        return
-    counts = [len({reference.subject for reference in entry.references}) for entry in entries]
-    most: Callable = preprocessor.processor.most_tokens
-    room, field = preprocessor.processor.max_length, "config.condition.mllm_tokens"
-    yield most(prompts, counts), room, field, "prompt with its references"
-    if "finetune" in todo and run.config.finetune.captions:
-        yield most(captions, counts), room, field, "caption with its references"
-    elif "align" in todo:
-        yield most(captions, [0] * len(entries)), room, field, "caption"
+    Both end in a norm times a learned scale per channel. T5's are far from 1, and Adam moves a scale by no more than
+    its learning rate at each step: from 1 much of the stage would go into that alone.
+    """
+    ours, theirs = "aligner/output_norm/scale", "t5/final_norm/scale"
+    if stage != "align" or origins["aligner"] != "random" or ours not in trained:
+        return params
+    return {**params, ours: params[theirs]}

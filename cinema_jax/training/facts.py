@@ -73,6 +73,8 @@ def of_data(run: Run) -> dict[str, Any]:
             name = f"the {split} data{f' of {bucket.records_folder}' if bucket.records_folder else ''}"
             ids = digest([source.id(index) for index in range(len(source))])
             found[name] = f"{len(source)} examples, names {ids}"
+    if (captions := run.captions()) is not None:
+        found["config.data.captions"] = f"{len(captions)} captions, file {captions.digest}"
     return found
 
 

@@ -1,5 +1,6 @@
 """The training loop: any stage, from its data to its finished weights."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +20,10 @@ from cinema_jax.data.example import EncodedSource, Source
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.errors import InputError
-from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import latent_scale, reports, results, state, watchdog
-from cinema_jax.training.beginning import check_weights
+from cinema_jax.training.beginning import at_t5s_scale, check_weights
 from cinema_jax.training.goodput import Goodput
+from cinema_jax.training.held_out import HeldOut
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
 from cinema_jax.training.metrics import MetricsWriter, Sink
@@ -35,7 +36,7 @@ from cinema_jax.training.run import Run
 from cinema_jax.training.samples import sampler_of
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
-from cinema_jax.training.step import TrainStep, mean_of_batches
+from cinema_jax.training.step import TrainStep
 from cinema_jax.training.watch import Slowest, Supply, check_unreadable
 from cinema_jax.training.work import WorkCounter
 
@@ -94,6 +95,7 @@ class Trainer:
         self.cinema = Cinema(run.config, configs)
         trained, _ = stage.trained(run.config, params)
         check_weights(stage.name, self.origins, trained)
+        params = at_t5s_scale(stage.name, params, self.origins, trained)
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         distributed.agree(f"the weights that {stage.name} starts from", self.digests)
         # A stage that goes on has its own from its checkpoint, which knows the frozen tensors that it began with.
@@ -113,8 +115,6 @@ class Trainer:
         self.shares: dict[str, tuple[float, float]] = {}
         # One program for the videos of training and for those that are held out.
         self._encode = jax.jit(self.cinema.encode_video)
-        evaluate = stage.evaluate(self.cinema)
-        self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -128,7 +128,7 @@ class Trainer:
             workdir / "checkpoints" / name, keep=self.config.keep, keep_every=self.config.keep_every
         ) as checkpoints:
             current = self._initial_state(checkpoints)
-            examples, held_out = self.training_examples(int(current.step)), self._held_out()
+            examples, held_out = self.training_examples(int(current.step)), self.held_out()
             start = int(current.step)
             self.goodput.begin(name, start)
             with MetricsWriter(
@@ -143,7 +143,7 @@ class Trainer:
                     current, closing = self._loop(current, examples, held_out, checkpoints, metrics)
                 logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
                 watchdog.begin(f"the closing report of {name}")
-                configs, params, written = self._write_parts({**self.frozen, **current.ema}, held_out)
+                configs, params, written = self._write_parts({**self.frozen, **current.ema}, held_out.batches)
                 report = reports.stage_report(self.run.shown, name, configs, params, metrics)
             self.run.finish(
                 name,
@@ -157,6 +157,11 @@ class Trainer:
         batches, slowest = Supply(self.batches(examples, int(current.step))), Slowest()
         starts = {int(current.step), *(phase.first for phase in self.phases)}
         with self._progress(current, examples, batches, metrics) as progress:
+            if int(current.step) == 0:
+                # What the stage begins with: whatever comes later is compared with that.
+                self.goodput.resume()
+                metrics.write(0, held_out.evaluate(current, self.frozen))
+                self.goodput.book("evaluation")
             for step, batch in batches:
                 done = step + 1
                 self.profile.before(done, progress.flush)
@@ -181,7 +186,7 @@ class Trainer:
                 progress.add(done, batch, values, replaced=len(self.unreadable), **also)
                 if last or (config.eval_every and done % config.eval_every == 0):
                     with progress.pause("evaluation"):
-                        closing = self.evaluate(current, held_out)
+                        closing = held_out.evaluate(current, self.frozen)
                     metrics.write(done, closing)
                 if last or signal or done % config.checkpoint_every == 0:
                     watchdog.begin(f"the checkpoint of step {done} of {self.stage.name}")
@@ -201,7 +206,7 @@ class Trainer:
                 watchdog.step(f"the data of step {done + 1} of {self.stage.name}")
         watchdog.begin(f"the end of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
-        return current, (closing or self.evaluate(current, held_out)) | {"waiting": batches.waiting_share}
+        return current, (closing or held_out.evaluate(current, self.frozen)) | {"waiting": batches.waiting_share}
 
     def _step(self, current: TrainState, examples: Sequence[Mixture]) -> TrainStep:
         """The step; of several buckets, or of clips of several lengths, compiled for all of their shapes at once."""
@@ -237,17 +242,6 @@ class Trainer:
             not_finite=lambda steps: self._not_finite(steps, examples),
         )
 
-    def evaluate(self, current: TrainState, held_out: list[Batch]) -> dict[str, float]:
-        """Mean metrics of the averaged weights over the held-out batches."""
-        totals: dict[str, list[Any]] = {}
-        for batch in held_out:
-            watchdog.begin(f"the evaluation of {self.stage.name}")
-            keys = state.sample_keys(current.key, batch["index"])
-            loss, values = self._evaluate(current.ema, self.frozen, batch, keys)
-            for key, value in {"loss": loss, **values}.items():
-                totals.setdefault(f"eval_{key}", []).append(jax.device_get(value))
-        return {key: mean_of_batches(values) for key, values in totals.items()}
-
     def _initial_state(self, checkpoints: Checkpoints) -> TrainState:
         if checkpoints.latest is None:
             return state.create(self.initial, self.optimizer, self.mesh, seed=self.seed)
@@ -277,6 +271,9 @@ class Trainer:
         found = [self._examples(one, source, split, augment) for one, source in run.sources(split)]
         names = [[each.source.id(index) for index in each.indices] for each in found]
         distributed.agree(f"the {split} data", names)
+        if split == "train" and self.stage.name == "align" and (captions := self.run.captions()) is not None:
+            distributed.agree("config.data.captions", captions.digest)
+            found = [dataclasses.replace(each, captions=captions) for each in found]
         return Mixture(tuple(found))
 
     def _examples(self, run: Run, source: Source, split: str, augment: bool) -> Examples:
@@ -320,20 +317,9 @@ class Trainer:
 
         return on_local
 
-    def _held_out(self) -> list[Batch]:
-        """Held-out batches, fixed for the whole run."""
-        examples, batches, before = self.examples("validation", augment=False), [], 0
-        for count in examples.sizes:
-            size = min(self.config.batch_size, count)
-            for start in range(0, count, size):
-                # One shape for all of a bucket: its last batch reaches back.
-                first, rows = before + min(start, count - size), []
-                for row in range(first, first + size):
-                    rng = np.random.default_rng([self.run.config.seed, row])
-                    rows.append(examples.make(self.stage.name, row, row, rng) | {"index": np.int32(row)})
-                batches.append(sharding.whole_batch(collate(rows), self.mesh, size))
-            before += count
-        return batches
+    def held_out(self) -> HeldOut:
+        """The held-out examples, and their evaluation."""
+        return HeldOut(self.stage, self.cinema, self.mesh, self.examples("validation", augment=False))
 
     def batches(self, examples: Sequence[Mixture], start: int) -> Iterator[tuple[int, Batch]]:
         """Training batches from step `start` on, on the devices; `examples` of each phase."""

@@ -21,7 +21,10 @@ Sink = Callable[[str, int, Mapping[str, float]], None]
 
 
 def truncate(path: Path, stage: str, step: int) -> None:
-    """Drop a stage's lines past `step` from a file of JSON lines, and a last line that was cut off."""
+    """Drop a stage's lines past `step` from a file of JSON lines, and a last line that was cut off.
+
+    Of a stage that begins anew, at step 0, all: also what was measured before its first step.
+    """
     if not path.exists():
         return
     kept = []
@@ -29,7 +32,7 @@ def truncate(path: Path, stage: str, step: int) -> None:
         if not line.endswith("\n"):
             continue
         row = json.loads(line)
-        if row["stage"] != stage or row["step"] <= step:
+        if row["stage"] != stage or row["step"] <= step > 0:
             kept.append(line)
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text("".join(kept))
@@ -40,7 +43,8 @@ class MetricsWriter:
     """Writes the metrics of one stage. Only the first process writes; the others may call everything.
 
     `metrics.jsonl` has one object a line: `step`, `stage` and the values (null where not finite). TensorBoard files are
-    in `tensorboard/<stage>`, with the finite ones. A step is the number of batches done.
+    in `tensorboard/<stage>`, with the finite ones. A step is the number of batches done: 0 before
+    the first.
 
     Args:
         workdir: the run's folder; made if missing.

@@ -26,6 +26,8 @@ class Optimizer:
     transform: optax.GradientTransformation
     # Step to learning rate.
     learning_rate: Callable[[Any], Any]
+    # The global norm to which the transform scales larger gradients down, for the report.
+    clip_norm: float = float("inf")
 
 
 def learning_rate(
@@ -79,7 +81,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, before: Sequence[tuple[i
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         *(optax.masked(optax.scale(factor), functools.partial(_named, pattern)) for pattern, factor in config.rates),
     )
-    return Optimizer(transform, learning_rate(config, steps, before))
+    return Optimizer(transform, learning_rate(config, steps, before), config.clip_norm)
 
 
 def _muon(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -41,6 +41,8 @@ from cinema_jax.data import records
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.manifest import manifest_file
 from cinema_jax.errors import InputError, passing_error
+from cinema_jax.parts import TOKENIZERS
+from cinema_jax.training import texts
 from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import read_ahead, vae_key
 from cinema_jax.training.phases import every_run
@@ -100,21 +102,38 @@ def prepare(
 def _sources(run: Run, manifest: Path, output: str) -> list[tuple[Run, Folder]]:
     """The clips of every bucket, in each phase that has clips of its own; of none where there is none.
 
-    Writes down how many each bucket has, for those who read the records. Raises `InputError` where a phase has none.
+    Refuses texts that are too long. Writes down how many each bucket has, for those who read the records. Raises
+    `InputError` where a phase has none.
     """
-    found = []
-    for one in every_run(run, run.config.stages):
-        own = [(bucket, bucket.clips(manifest, "all")) for bucket in one.buckets]
+    every = [
+        [(bucket, bucket.clips(manifest, "all")) for bucket in one.buckets] for one in every_run(run, run.config.stages)
+    ]
+    for own in every:
         if not any(len(source) for _, source in own):
-            raise one.buckets[0].no_clip()
+            raise own[0][0].no_clip()
+    found = [(bucket, source) for own in every for bucket, source in own if len(source)]
+    _check_texts(run, manifest, found)
+    for own in every:
         if own[0][0].bucket is not None:
             counts = {bucket.bucket_name: len(source) for bucket, source in own}
             place = Output(epath.Path(output) / os.path.dirname(own[0][0].records_folder))
             with place.lock("buckets"):
                 if not (place.path / records.BUCKETS).exists():
                     place.publish_json(records.BUCKETS, counts)
-        found += [(bucket, source) for bucket, source in own if len(source)]
     return found
+
+
+def _check_texts(run: Run, manifest: Path, sources: Iterable[tuple[Run, Folder]]) -> None:
+    """Refuse texts for which the config has no room, as training would, as far as their tokenizers are here."""
+    lacking = []
+    for name in TOKENIZERS:
+        # What reads them may lie on the machine that trains.
+        with contextlib.suppress(InputError):
+            if run.folder(name) is not None:
+                continue
+        lacking.append(name)
+        logger.warning("texts are not measured by the %s: it is not here; name it as config.weights.%s", name, name)
+    texts.check(run, run.config.stages, manifest, texts.belonging(sources), lacking)
 
 
 def make_encode(cinema: Cinema, params: Params) -> Encode:

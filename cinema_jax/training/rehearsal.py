@@ -113,11 +113,11 @@ def next_batch(run: Run, stage: str, mesh: Mesh, phase: Phase, step: int) -> Sha
 
 def examples(run: Run, stage: str) -> Mixture:
     """A stage's training data; of latents that are not made yet, zeros."""
-    found = []
+    found, captions = [], run.captions() or ()
     for bucket, source in run.sources("train"):
         preprocessor = bucket.preprocessor()
         if not STAGES[stage].latents:
-            found.append(Examples(source, preprocessor, range(len(source))))
+            found.append(Examples(source, preprocessor, range(len(source)), captions=captions))
             continue
         count = min(bucket.config.data.train_videos or len(source), len(source))
         latents = source.latents if isinstance(source, EncodedSource) else Unencoded(source, _latents(bucket, stage))

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from cinema_jax import distributed, parts
 from cinema_jax.config import ON_CLIPS, Config, parse, to_dict
 from cinema_jax.data.buckets import Bucket
+from cinema_jax.data.captions import Captions
 from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
 from cinema_jax.data.critters.grammar import vocabulary
 from cinema_jax.data.critters.source import Critters
@@ -377,7 +378,12 @@ class Run:
     def preprocessor(self) -> Preprocessor:
         """What turns prompts and references into arrays."""
         reads = self.config.condition.conditioner == "mllm" or "mllm" in self.config.stages
-        return Preprocessor(self.config, self.processor() if reads else None, self.tokenizer("t5_tokenizer"))
+        return Preprocessor(
+            self.config,
+            self.processor() if reads else None,
+            self.tokenizer("t5_tokenizer"),
+            truncate=self.config.condition.truncate,
+        )
 
     def processor(self) -> Processor:
         """What turns texts and pictures into what the MLLM reads."""
@@ -391,7 +397,12 @@ class Run:
             max_patches=patches,
             max_pixels=condition.mllm_max_pixels,
             min_pixels=condition.mllm_min_pixels,
+            truncate=condition.truncate,
         )
+
+    def captions(self) -> Captions | None:
+        """Those of no video that `align` reads, if it does."""
+        return Captions(self.config.data.captions) if self.config.align.caption_share else None
 
     @property
     def draws_critters(self) -> bool:

@@ -30,6 +30,11 @@ Loss = Callable[[Params, Batch, Key[Array, "B"]], tuple[Float[Array, ""] | Share
 
 # Equal parts of the flow's time, of which training and evaluation report the loss apart: `loss_t0` is the least noise.
 TIME_BUCKETS = 4
+# Where the held-out error is looked at: in the middle of each of these, and where layout, number and place of subjects
+# are decided. `eval_loss` is over the first.
+HELD_OUT_TIMES = (0.125, 0.375, 0.625, 0.875, 0.95, 0.99)
+# Those at which `align` is judged.
+_GATED = slice(2, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +210,12 @@ def training_times(config: Config, stage: str, keys: Key[Array, "B"], indices: I
         return flow.logit_normal_times(keys, mean=how.time_mean, std=how.time_std, shift=how.shift)
     # Not the config's: the phases of a stage have batches of their own.
     batch_size = len(indices) * own.microbatches
-    shares = flow.shares(keys, indices if how.stratified else None, batch_size)
+    return times_below(config, flow.shares(keys, indices if how.stratified else None, batch_size))
+
+
+def times_below(config: Config, shares: Float[Array, "B"]) -> Float[Array, "B"]:
+    """The times below which training draws those shares of its times."""
+    how = config.flow
     return flow.times_at(
         shares,
         mean=how.time_mean,
@@ -214,6 +224,12 @@ def training_times(config: Config, stage: str, keys: Key[Array, "B"], indices: I
         uniform=how.times == "uniform",
         levels=config.schedule.flow_times() if how.times == "schedule" else None,
     )
+
+
+def noisier(config: Config) -> list[float]:
+    """Of the times that training draws, the share that lies beyond each of `HELD_OUT_TIMES`."""
+    times = times_below(config, (jnp.arange(10_000) + 0.5) / 10_000)
+    return [float(jnp.mean(times > time)) for time in HELD_OUT_TIMES]
 
 
 def by_time(errors: Float[Array, "B"], times: Float[Array, "B"]) -> Metrics:
@@ -226,24 +242,26 @@ def by_time(errors: Float[Array, "B"], times: Float[Array, "B"]) -> Metrics:
     }
 
 
-def flow_evaluation(
-    cinema: Cinema, conditions: Callable[[Params, Batch], Conditions], times: int = TIME_BUCKETS
-) -> Loss:
-    """The same with fixed noise, averaged over a fixed grid of times."""
-    grid = flow.evaluation_times(times)
+def flow_evaluation(cinema: Cinema, conditions: Callable[[Params, Batch], Conditions]) -> Loss:
+    """The same with fixed noise, at fixed times; the loss is over those in the middle of the `TIME_BUCKETS`."""
 
     def loss(params, batch, keys):
-        told, latents = conditions(params, batch), batch["latents"]
-
-        def at(i):
-            noise = flow.evaluation_noise(batch["index"], i, latents.shape[1:])
-            times = jnp.full(latents.shape[0], grid[i])
-            return flow_errors(cinema, params, latents, noise, times, told).mean()
-
-        errors = jax.lax.map(at, jnp.arange(times))
-        return errors.mean(), {f"loss_t{i}": errors[i] for i in range(times)}
+        errors = held_out_errors(cinema, params, batch, conditions(params, batch))
+        return errors[:TIME_BUCKETS].mean(), {f"loss_t{i}": errors[i] for i in range(len(HELD_OUT_TIMES))}
 
     return loss
+
+
+def held_out_errors(cinema: Cinema, params: Params, batch: Batch, told: Conditions) -> Float[Array, "times"]:
+    """The mean error of a batch at each of `HELD_OUT_TIMES`, each with its own fixed noise."""
+    latents, grid = batch["latents"], jnp.asarray(HELD_OUT_TIMES, float)
+
+    def at(i):
+        noise = flow.evaluation_noise(batch["index"], i, latents.shape[1:])
+        times = jnp.full(latents.shape[0], grid[i])
+        return flow_errors(cinema, params, latents, noise, times, told).mean()
+
+    return jax.lax.map(at, jnp.arange(len(grid)))
 
 
 def flow_errors(
@@ -272,33 +290,36 @@ def align_loss(cinema: Cinema) -> Loss:
             batch["caption_lengths"],
             mse_weight=config.mse_weight,
             cosine_weight=config.cosine_weight,
+            balanced=config.balanced,
         )
 
     return loss
 
 
 def align_evaluation(cinema: Cinema) -> Loss:
-    """The alignment loss, and what the frozen transformer makes of aligned states beside T5's own."""
+    """The alignment loss, and what the frozen transformer makes of aligned states beside T5's own and the empty text.
+
+    `flow_gate` says how much of what T5 has to say is missing, where text matters most: 0 is as good as T5, 1 is as bad
+    as saying nothing.
+    """
     aligned = align_loss(cinema)
-    with_t5 = flow_evaluation(cinema, caption_conditions(cinema))
-    with_aligner = flow_evaluation(
-        cinema,
-        lambda params, batch: caption_conditions(cinema)(params, batch)._replace(
-            text=cinema.read_prompt(params, batch)
-        ),
-    )
 
     def loss(params, batch, keys):
         value, metrics = aligned(params, batch, keys)
-        reference, candidate = with_t5(params, batch, keys)[0], with_aligner(params, batch, keys)[0]
-        return value, metrics | {"flow_t5": reference, "flow_aligned": candidate, "flow_ratio": candidate / reference}
+        told = {
+            "t5": cinema.caption_conditions(params, batch["caption_tokens"]),
+            "empty": cinema.caption_conditions(params, batch["empty_tokens"]),
+            "aligned": cinema.without_entities(cinema.read_prompt(params, batch)),
+        }
+        errors = {name: held_out_errors(cinema, params, batch, each) for name, each in told.items()}
+        flows = {name: errors[name][:TIME_BUCKETS].mean() for name in ("t5", "aligned")}
+        noisy = {name: each[_GATED].mean() for name, each in errors.items()}
+        metrics |= {f"flow_{name}": each for name, each in flows.items()}
+        metrics["flow_ratio"] = flows["aligned"] / flows["t5"]
+        metrics["flow_gate"] = Share(noisy["aligned"] - noisy["t5"], noisy["empty"] - noisy["t5"])
+        return value, metrics
 
     return loss
-
-
-def caption_conditions(cinema: Cinema) -> Callable[[Params, Batch], Conditions]:
-    """Text-to-video conditions from a batch's captions."""
-    return lambda params, batch: cinema.caption_conditions(params, batch["caption_tokens"])
 
 
 STAGES: dict[str, Stage] = {

@@ -44,7 +44,7 @@ def mean_of_batches(values: Sequence[Any]) -> float:
     return total / weight if weight else math.nan
 
 
-OWN_METRICS = ("loss", "grad_norm", "learning_rate", "skipped")
+OWN_METRICS = ("loss", "grad_norm", "clipped", "learning_rate", "skipped")
 
 
 def make_train_step(
@@ -61,9 +61,10 @@ def make_train_step(
         microbatches: how many parts of the batch are run one after the other, to save memory.
 
     The batch is a dict of arrays with a leading axis of samples; `batch["index"]` (int32) is each sample's position in
-    the endless stream. Metrics are the loss function's and `loss`, `grad_norm` (before clipping), `learning_rate` and
-    `skipped`: updates dropped so far because loss or gradient was not finite. A dropped update leaves everything but
-    `step` as it was.
+    the endless stream. Metrics are the loss function's and `loss`; `grad_norm` before clipping, and that of each part
+    of the model as `grad_norm/<part>`; `clipped`, a `Share`: of the updates those whose gradient was scaled down;
+    `learning_rate`; and `skipped`: updates dropped so far because loss or gradient was not finite. A dropped update
+    leaves everything but `step` as it was.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     value_and_grad = value_and_grad_of(loss_fn)
@@ -87,7 +88,10 @@ def make_train_step(
         skipped = state.skipped + jnp.where(finite, 0, 1)
         new_state = TrainState(state.step + 1, kept.params, kept.ema, kept.opt_state, state.key, skipped)
         own = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "skipped": skipped}
-        return new_state, metrics | own
+        own["clipped"] = Share(
+            *(x.astype(grad_norm.dtype) for x in (finite & (grad_norm > optimizer.clip_norm), finite))
+        )
+        return new_state, metrics | own | _norms_by_part(grads)
 
     return jax.jit(step, donate_argnums=0, out_shardings=(places, places.step))
 
@@ -109,6 +113,13 @@ def _apply(optimizer: Optimizer, state: TrainState, grads: Any, rate: Any, ema_d
     params = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), state.params, directions)
     ema = update_ema(state.ema, params, state.step, ema_decay)
     return TrainState(state.step, params, ema, opt_state, state.key, state.skipped)
+
+
+def _norms_by_part(grads: Mapping[str, Any]) -> dict[str, Any]:
+    """The gradient's norm in each part of the model, whose parameters are `<part>/...`."""
+    parts = sorted({path.split("/")[0] for path in grads})
+    own = {part: [x for path, x in grads.items() if path.split("/")[0] == part] for part in parts}
+    return {f"grad_norm/{part}": optax.global_norm(leaves) for part, leaves in own.items()}
 
 
 def _accumulate(value_and_grad: Callable, params: Any, frozen: Any, samples: Any, count: int) -> Any:

@@ -45,7 +45,7 @@ class WandB:
     def __call__(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         if stage not in self._stages:
             self._stages.add(stage)
-            # Stages count from 1 each, and a run that goes on repeats steps: wandb's own counter must not care.
+            # Stages count from 0 each, and a run that goes on repeats steps: wandb's own counter must not care.
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         self._run.log({f"{stage}/step": step} | {f"{stage}/{name}": value for name, value in values.items()})
 

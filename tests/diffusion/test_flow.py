@@ -93,12 +93,6 @@ def test_weights_say_which_errors_count():
     np.testing.assert_allclose(alike, flow.flow_loss(*arrays), rtol=1e-5)
 
 
-def test_evaluation_times_are_midpoints():
-    np.testing.assert_allclose(flow.evaluation_times(4), [0.125, 0.375, 0.625, 0.875])
-    with pytest.raises(ValueError, match="is 0"):
-        flow.evaluation_times(0)
-
-
 def test_evaluation_noise_is_fixed_by_example_and_time_alone():
     noise = flow.evaluation_noise(jnp.array([5, 9]), 2, (3, 4))
     np.testing.assert_array_equal(flow.evaluation_noise(jnp.array([9]), 2, (3, 4))[0], noise[1])

@@ -146,6 +146,20 @@ def test_loss_matches_torch():
     assert {name: float(x) for name, x in metrics.items()} == pytest.approx(expected, rel=1e-4)
 
 
+def test_balanced_loss_gives_a_caption_and_its_padding_half_each_and_either_alone_all():
+    rng = np.random.default_rng(0)
+    predicted, target = rng.normal(size=(2, 3, 5, 8))
+    lengths = np.array([1, 4, 5])
+    cosine = (predicted * target).sum(-1) / np.linalg.norm(predicted, axis=-1) / np.linalg.norm(target, axis=-1)
+    errors = 0.5 * np.square(predicted - target).mean(-1) + 2.0 * (1 - cosine)
+    each = [(errors[0, :1].mean() + errors[0, 1:].mean()) / 2, (errors[1, :4].mean() + errors[1, 4:].mean()) / 2]
+    arrays = [jnp.asarray(x, jnp.float32) for x in (predicted, target)]
+    loss, metrics = alignment_loss(*arrays, jnp.asarray(lengths), mse_weight=0.5, cosine_weight=2.0, balanced=True)
+    assert float(loss) == pytest.approx(np.mean([*each, errors[2].mean()]), rel=1e-5)
+    plain = alignment_loss(*arrays, jnp.asarray(lengths), mse_weight=0.5, cosine_weight=2.0)[1]
+    assert {name: float(x) for name, x in metrics.items()} == {name: float(x) for name, x in plain.items()}
+
+
 def test_loss_of_equal_features_is_zero_and_its_missing_metric_is_nan():
     x = jnp.asarray(random_states(2, 4))
     loss, metrics = alignment_loss(x, x, jnp.array([4, 4]))

@@ -126,7 +126,7 @@ def main(folder: Path) -> None:
             for number, (steps, program) in enumerate(zip(several, programs, strict=True))
         ]
     with jax.set_mesh(mesh):
-        closing = first.evaluate(lasts[0], first._held_out())
+        closing = first.held_out().evaluate(lasts[0], first.frozen)
         closing["sampled"] = sampled(first.run, first.cinema, {**first.frozen, **lasts[0].ema})
     np.savez(folder / "closing.npz", **closing)
 

@@ -161,22 +161,38 @@ def test_align_leads_to_t5s_features_of_the_caption_by_distance_and_direction(al
 
 
 def test_align_is_held_against_the_flow_that_t5_itself_leads(aligned):
-    _, _, (loss, _), (value, told, by_aligner, by_t5) = aligned
+    _, _, (loss, _), (value, told, errors) = aligned
     assert value == pytest.approx(float(loss), rel=1e-5)
+    # The first four times are the middles of the quarters.
+    by_aligner, by_t5 = (errors[name][:4].mean() for name in ("aligned", "t5"))
     expected = {"flow_aligned": by_aligner, "flow_t5": by_t5, "flow_ratio": by_aligner / by_t5}
     assert {name: float(told[name]) for name in expected} == pytest.approx(expected, rel=1e-4)
     assert abs(by_aligner / by_t5 - 1) > 1e-3
 
 
+def test_aligns_gate_is_what_is_missing_of_the_captions_worth_where_there_is_much_noise(aligned):
+    *_, (_, told, errors) = aligned
+    noisy = {name: each[2:].mean() for name, each in errors.items()}
+    assert min(abs(noisy["empty"] - noisy["t5"]), abs(noisy["aligned"] - noisy["t5"])) > 1e-4
+    expected = (noisy["aligned"] - noisy["t5"]) / (noisy["empty"] - noisy["t5"])
+    assert float(told["flow_gate"].ratio) == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.fixture(scope="module")
 def aligned(run, latents):
-    """A batch, both readers' features of it, the loss, and what is held out beside the flow's errors by both."""
+    """A batch, both readers' features of it, the loss, and what is held out beside the errors of the flow by each."""
     (cinema, params), batch = parts_of(run, "vae", "t5", "mllm", "aligner", "dit"), batch_of(run, "align", latents)
-    noise = np.stack([held_out_noise(time, latents.shape) for time in range(4)])
+    grid = jnp.array([0.125, 0.375, 0.625, 0.875, 0.95, 0.99])
+    noise = np.stack([held_out_noise(time, latents.shape) for time in range(len(grid))])
 
     @jax.jit
     def outputs(params, batch):
-        texts = cinema.read_prompt(params, batch), cinema.part(params, "t5")(batch["caption_tokens"], None)
+        t5 = cinema.part(params, "t5")
+        texts = {"aligned": cinema.read_prompt(params, batch), "t5": t5(batch["caption_tokens"], None)}
+        end = jnp.arange(batch["caption_tokens"].shape[1]) == 0
+        words = run.tokenizer("t5_tokenizer")
+        nothing = jnp.where(end, words.eos_token_id, words.pad_token_id)
+        texts["empty"] = t5(jnp.broadcast_to(nothing, batch["caption_tokens"].shape), None)
 
         def error(text):
             def at(each):
@@ -185,14 +201,14 @@ def aligned(run, latents):
                 velocity = cinema.velocity(params, z, t, cinema.without_entities(text))
                 return jnp.square(velocity - (noise - latents)).mean()
 
-            return jax.lax.map(at, (jnp.array([0.125, 0.375, 0.625, 0.875]), noise)).mean()
+            return jax.lax.map(at, (grid, noise))
 
-        errors = map(error, texts)
+        errors = {name: error(text) for name, text in texts.items()}
         stage = STAGES["align"]
-        return texts, stage.loss(cinema)(params, batch, None), (*stage.evaluate(cinema)(params, batch, None), *errors)
+        return texts, stage.loss(cinema)(params, batch, None), (*stage.evaluate(cinema)(params, batch, None), errors)
 
-    texts, trained, (value, told, *errors) = outputs(params, batch)
-    return batch, [np.asarray(x, np.float64) for x in texts], trained, (value, told, *map(float, errors))
+    texts, trained, held_out = outputs(params, batch)
+    return batch, [np.asarray(texts[name], np.float64) for name in ("aligned", "t5")], trained, held_out
 
 
 def held_out_noise(time, shape):

@@ -54,6 +54,17 @@ def test_resumed_run_has_no_step_twice(tmp_path):
     assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4, 5]
 
 
+def test_a_stage_that_begins_anew_is_measured_before_its_first_step_once(tmp_path):
+    write(tmp_path, [1], stage="align")
+    write(tmp_path, [0, 1], stage="finetune")
+    write(tmp_path, [0, 1], stage="finetune")
+    write(tmp_path, [2], stage="finetune", resume_step=1)
+    assert [(row["stage"], row["step"]) for row in lines(tmp_path)] == [
+        ("align", 1),
+        *(("finetune", step) for step in (0, 1, 2)),
+    ]
+
+
 def test_resume_keeps_the_stages_before(tmp_path):
     write(tmp_path, [1, 2, 3], stage="align")
     write(tmp_path, [1, 2], stage="finetune")

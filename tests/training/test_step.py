@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -161,7 +162,27 @@ def test_training_goes_on_after_a_dropped_update():
 def test_metrics_are_named():
     step, train = setup()
     _, metrics = step(train, FROZEN, batch())
-    assert sorted(metrics) == ["grad_norm", "learning_rate", "loss", "mean", "skipped"]
+    assert sorted(metrics) == ["clipped", "grad_norm", "grad_norm/net", "learning_rate", "loss", "mean", "skipped"]
+
+
+def test_the_gradient_is_measured_in_each_part_and_clipping_is_counted():
+    params = {"one/kernel": np.float32([3.0]), "one/bias": np.float32([4.0]), "two/bias": np.float32([12.0])}
+
+    def loss(params, frozen, batch, keys):
+        # The gradient is the parameters themselves, and 13 long, times what the batch says.
+        return frozen * batch["x"][0] * sum(jnp.sum(x**2) / 2 for x in params.values()), {}
+
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, clip_norm=20.0, learning_rate=1e-9), steps=10)
+    train = state.create(params, optimizer, sharding.make_mesh(), seed=3)
+    step, clipped = make_train_step(loss, optimizer, train, ema_decay=0.9), []
+    for scale in (1.0, 2.0, np.nan):
+        data = {"index": np.arange(2, dtype=np.int32), "x": np.float32([scale, scale])}
+        train, metrics = step(train, np.float32(1.0), data)
+        clipped.append(metrics["clipped"])
+        if np.isfinite(scale):
+            found = [float(metrics[name]) / scale for name in ("grad_norm", "grad_norm/one", "grad_norm/two")]
+            np.testing.assert_allclose(found, [13, 5, 12], rtol=1e-5)
+    assert [(float(each.total), float(each.weight)) for each in clipped] == [(0, 1), (1, 1), (0, 0)]
 
 
 def test_loss_function_may_not_take_the_steps_names():

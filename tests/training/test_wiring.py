@@ -259,8 +259,8 @@ def held_out(run, encode):
     return [(r, collate([examples.finetune(i, np.random.default_rng([SEED, i])) for i in r])) for r in rows]
 
 
-def test_evaluation_comes_as_often_as_asked_and_at_the_end(lines):
-    assert [line["step"] for line in lines if "eval_loss" in line] == [4, STEPS]
+def test_evaluation_comes_before_the_first_step_as_often_as_asked_and_at_the_end(lines):
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4, STEPS]
 
 
 @pytest.mark.parametrize("step", [4, STEPS])
@@ -281,3 +281,44 @@ def test_the_held_out_loss_is_that_of_the_average_over_all_held_out_batches(
     np.testing.assert_allclose([told[f"eval_loss_t{i}"] for i in range(4)], losses.mean(axis=0), rtol=1e-4)
     if step == STEPS:
         assert run.finished("finetune")["eval_loss"] == told["eval_loss"]
+
+
+def test_wrong_conditions_are_shown_to_the_same_videos_at_the_same_times(run, lines, encode, loss_and_gradient):
+    """The average's ratios after the last step, each from pictures and texts that are put together here."""
+    average, preprocessor = saved(run, STEPS, ema=True), run.preprocessor()
+    source, latents = run.source("validation"), encode("validation", HELD_OUT)
+    own = [source.conditions(i, np.random.default_rng([SEED, i])) for i in range(HELD_OUT)]
+    counts = [len(each.references) for each in own]
+    told = {"right": [], "swapped_references": [], "no_references": [], "no_text": []}
+    for row in range(BATCH):
+        # The next clip of as many subjects, else the next one.
+        later = [*range(row + 1, HELD_OUT), *range(row)]
+        other = own[next((i for i in later if counts[i] == counts[row]), later[0])]
+        told["right"].append(preprocessor.conditions(own[row].prompt, own[row].references))
+        told["swapped_references"].append(preprocessor.conditions(own[row].prompt, other.references))
+        told["no_references"].append(preprocessor.conditions(own[row].prompt, ()))
+        told["no_text"].append(preprocessor.conditions("", own[row].references))
+    times, losses = (0.125, 0.375, 0.625, 0.875, 0.95, 0.99), {}
+    for kind, made in told.items():
+        batch, losses[kind] = collate(made) | {"latents": latents[:BATCH]}, []
+        for j, time in enumerate(times):
+            key = jax.random.fold_in(jax.random.key(zlib.crc32(b"flow.evaluation"), impl="threefry2x32"), j)
+            shape = latents.shape[1:]
+            noise = jnp.stack([normal(jax.random.fold_in(key, row), b"flow.noise", shape) for row in range(BATCH)])
+            at, weights = jnp.full(BATCH, time, jnp.float32), np.ones((BATCH, *shape[:-1]), np.float32)
+            losses[kind].append(float(loss_and_gradient(average, batch, noise, at, weights)[0][0]))
+    (found,) = [line for line in lines if "eval_loss" in line and line["step"] == STEPS]
+    right = np.array(losses.pop("right"))
+    for kind, wrong in losses.items():
+        assert np.abs(np.array(wrong) / right - 1).max() > 1e-3, f"{kind} is felt"
+        np.testing.assert_allclose([found[f"ratio/{kind}_t{j}"] for j in range(6)], wrong / right, rtol=1e-4)
+        np.testing.assert_allclose(found[f"ratio/{kind}"], sum(wrong[2:5]) / right[2:5].sum(), rtol=1e-4)
+        np.testing.assert_allclose(found[f"ratio/{kind}_loss"], np.mean(wrong[:4]), rtol=1e-4)
+
+
+def test_the_gradient_is_told_of_each_part_and_how_often_it_is_clipped(lines):
+    told = [line for line in lines if "loss" in line]
+    for line in told:
+        parts = [line["grad_norm/aligner"], line["grad_norm/dit"]]
+        np.testing.assert_allclose(np.hypot(*parts), line["grad_norm"], rtol=1e-5)
+        assert line["clipped"] == 1

@@ -8,7 +8,7 @@ width 768, 8 heads, 226 latents) and loss terms, but no module: what it leaves o
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.attention import attention
@@ -88,32 +88,44 @@ def alignment_loss(
     *,
     mse_weight: float = 1.0,
     cosine_weight: float = 1.0,
+    balanced: bool = False,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """`mse_weight * MSE + cosine_weight * (1 - cosine)`, averaged over all positions: the paper's two terms.
 
-    Padding positions count too, because the transformer reads them (CogVideoX runs T5 without a mask).
+    Padding positions count too, because the transformer reads them (CogVideoX runs T5 without a mask). They are most of
+    the positions: 82 % of the loss of a caption of 40 tokens in 226, unless it is `balanced`.
 
     Args:
         predicted: the aligner's features.
         target: T5's features of the caption.
-        lengths: number of real tokens of the caption; it only parts the metrics.
+        lengths: number of real tokens of the caption; unless `balanced`, it only parts the metrics.
         mse_weight: weight of the squared error. The paper does not give the weights.
         cosine_weight: weight of the cosine term.
+        balanced: the real positions of each caption have half of its loss, and its padding the other half.
 
     Returns:
         The loss and `mse`, `cosine`, `cosine_real`, `cosine_padding`, all fp32. The last two are means over the real
         and the padding positions of all captions together, NaN where there is none of that kind.
     """
     predicted, target = at_least_fp32(predicted), at_least_fp32(target)
-    mse = jnp.mean(jnp.square(predicted - target))
+    distances = jnp.mean(jnp.square(predicted - target), axis=-1)
     # The floor keeps a zero vector's gradient finite.
     squares = jnp.sum(jnp.square(predicted), -1) * jnp.sum(jnp.square(target), -1)
-    cosine = jnp.sum(predicted * target, -1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
-    real = jnp.arange(cosine.shape[1]) < lengths[:, None]
+    cosines = jnp.sum(predicted * target, -1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
+    real = jnp.arange(cosines.shape[1]) < lengths[:, None]
     metrics = {
-        "mse": mse,
-        "cosine": jnp.mean(cosine),
-        "cosine_real": jnp.mean(cosine, where=real),
-        "cosine_padding": jnp.mean(cosine, where=~real),
+        "mse": jnp.mean(distances),
+        "cosine": jnp.mean(cosines),
+        "cosine_real": jnp.mean(cosines, where=real),
+        "cosine_padding": jnp.mean(cosines, where=~real),
     }
-    return mse_weight * mse + cosine_weight * (1 - metrics["cosine"]), metrics
+    errors = mse_weight * distances + cosine_weight * (1 - cosines)
+    return jnp.mean(errors * _halves(real) if balanced else errors), metrics
+
+
+def _halves(real: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    """Weights of mean 1, of which the real and the other positions of a sample have half each, or one kind all."""
+    counts = real.sum(axis=1, keepdims=True), (~real).sum(axis=1, keepdims=True)
+    kinds = sum((count > 0).astype(float) for count in counts)
+    shares = [real.shape[1] / (kinds * jnp.maximum(count, 1)) for count in counts]
+    return jnp.where(real, *shares)

@@ -3,8 +3,10 @@
 numpy and Pillow only, no jax: data worker processes import this file.
 """
 
+import bisect
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -158,6 +160,7 @@ class Processor:
     max_patches: int = 4096  # P: patches of all images of an example together, a multiple of the merge unit
     max_pixels: int = 1024 * 28 * 28  # of one image; larger ones are shrunk
     min_pixels: int = 4 * 28 * 28  # of one image; smaller ones are enlarged
+    truncate: bool = False  # cut prompts that leave no room; else `InputError`
 
     def __post_init__(self):
         for name in ("pad_token_id", "eos_token_id"):
@@ -196,8 +199,10 @@ class Processor:
                 raise InputError(f"the text {text[:80]!r} holds {found!r}, which is reserved by the tokenizer")
         resized = self._resize(images)
         grids = [tuple(side // self.vision.pixel_unit for side in image.shape[:2]) for image in resized]
-        tokens = self._expand(self._tokenize(self.template.text(prompt, len(images))), grids)
         answered = [] if answer is None else [*self._tokenize(answer), self.tokenizer.eos_token_id]
+        if self.truncate:
+            prompt = self._cut(prompt, grids, self.max_length - len(answered))
+        tokens = self._asked(prompt, grids)
         length = len(tokens) + len(answered)
         if length > self.max_length:
             raise InputError(
@@ -217,6 +222,20 @@ class Processor:
             place = np.arange(self.max_length)
             arrays["loss_mask"] = (place >= len(tokens)) & (place < length)
         return arrays
+
+    def _asked(self, prompt: str, grids: Sequence[tuple[int, int]]) -> list[int]:
+        """The tokens of prompt and images in the template."""
+        return self._expand(self._tokenize(self.template.text(prompt, len(grids))), grids)
+
+    def _cut(self, prompt: str, grids: Sequence[tuple[int, int]], room: int) -> str:
+        """The words with which a prompt begins that have room beside the images; none, where these have none."""
+        if len(self._asked(prompt, grids)) <= room:
+            return prompt
+        # Languages without spaces are cut between characters.
+        ends = [word.end() for word in re.finditer(r"\S+", prompt)]
+        ends = ends if len(ends) > 1 else range(1, len(prompt) + 1)
+        kept = bisect.bisect_right(ends, room, key=lambda end: len(self._asked(prompt[:end], grids)))
+        return prompt[: ends[kept - 1]] if kept else ""
 
     def most_tokens(self, prompts: Sequence[str], images: Sequence[int]) -> list[int]:
         """The most tokens that each prompt can take with so many images, whatever their sizes."""

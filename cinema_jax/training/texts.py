@@ -1,0 +1,173 @@
+"""Whether the texts that a run will read have room in its text block and in the multimodal LLM's input.
+
+Asked before anything is encoded or trained: in the middle of a run a text that is too long would be a record that
+cannot be read, and more than 1 % of these end it.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cinema_jax.data.captions import Captions
+from cinema_jax.data.example import Source
+from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_manifest
+from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.errors import InputError
+from cinema_jax.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+# Lines named in the warning of texts that are cut.
+MAX_CUT = 100
+# Captions measured at once.
+CHUNK = 10_000
+
+# Runs at a bucket's shapes, and the names of the clips that belong to each; None: all.
+Belonging = Sequence[tuple[Run, Collection[str] | None]]
+
+
+class Reading(NamedTuple):
+    """What some network reads of each line of a file."""
+
+    file: Path
+    # The field of the file ("caption"); empty where a line is nothing else.
+    name: str
+    # The most tokens that there is room for, the field of the config that says so, and the bucket where that differs.
+    room: int
+    field: str
+    bucket: str = ""
+
+
+def belonging(sources: Iterable[tuple[Run, Source]]) -> Belonging:
+    """Of the clips of each bucket, whatever their split."""
+    found: dict[tuple[int | None, int | None], tuple[Run, set[str]]] = {}
+    for one, source in sources:
+        names = found.setdefault((one.most_frames, one.bucket), (one, set()))[1]
+        names |= {source.id(i) for i in range(len(source))}
+    return [(one, names) for one, names in found.values()]
+
+
+def check(
+    run: Run, stages: Collection[str], manifest: Path | None, clips: Belonging, lacking: Collection[str] = ()
+) -> None:
+    """Refuse texts that are too long; with `config.condition.truncate` say which ones will be cut.
+
+    Args:
+        stages: those that will read them.
+        manifest: of the videos; None where there is none.
+        clips: which clips of the manifest are read where; empty: all by `run` itself.
+        lacking: tokenizers that are not at hand ("tokenizer", "t5_tokenizer"), whose texts are not looked at.
+
+    Raises:
+        InputError: a text that is too long, with file and line, or a file that cannot be read.
+    """
+    # {reading: {line: tokens}}: clips that several phases read are measured by each, and told once.
+    found: dict[Reading, dict[int, int]] = {}
+    for reading, lengths in _all(run, stages, manifest, clips or [(run, None)], lacking):
+        found.setdefault(reading, {}).update(lengths)
+    long = {key: {i: n for i, n in lengths.items() if n > key.room} for key, lengths in found.items()}
+    if run.config.condition.truncate:
+        for reading in filter(long.get, long):
+            _warn(reading, long[reading], len(found[reading]))
+        return
+    messages = [
+        (str(reading.file), line, _problem(reading, line, length))
+        for reading, lengths in long.items()
+        for line, length in lengths.items()
+    ]
+    if messages:
+        told = [message for *_, message in sorted(messages)]
+        more = [f"... and {len(told) - MAX_PROBLEMS} more"] if len(told) > MAX_PROBLEMS else []
+        raise InputError("\n".join([*told[:MAX_PROBLEMS], *more]))
+
+
+def _problem(reading: Reading, line: int, length: int) -> str:
+    name, where = f'"{reading.name}" ' if reading.name else "", f" in {reading.bucket}" if reading.bucket else ""
+    return f"{reading.file}:{line}: {name}takes {length} tokens; {reading.field} has room for {reading.room}{where}"
+
+
+def _warn(reading: Reading, long: Mapping[int, int], count: int) -> None:
+    named = ", ".join(f"{line} ({length} tokens)" for line, length in sorted(long.items())[:MAX_CUT])
+    more = f" and {len(long) - MAX_CUT} more" if len(long) > MAX_CUT else ""
+    name, where = f' "{reading.name}"' if reading.name else "", f" in {reading.bucket}" if reading.bucket else ""
+    logger.warning(
+        *("%s: %d of %d texts%s are cut to the %d tokens of %s%s", reading.file, len(long), count, name),
+        *(reading.room, reading.field, where),
+    )
+    logger.warning("%s: they are in lines %s%s", reading.file, named, more)
+
+
+def _all(
+    run: Run, stages: Collection[str], manifest: Path | None, clips: Belonging, lacking: Collection[str]
+) -> Iterator[tuple[Reading, dict[int, int]]]:
+    data, captions = run.config.data, run.captions() if "align" in stages else None
+    # One by one: they are not asked for where there is nothing to read.
+    if manifest is not None:
+        entries = read_manifest(manifest, data.max_references, data.follow_links)
+        for one, names in clips:
+            own = [entry for entry in entries if names is None or entry.id in names]
+            yield from _of_manifest(one, stages, manifest_file(manifest), own, _preprocessor(one, lacking))
+    if captions is not None:
+        # Where there is least room.
+        every = [_preprocessor(one, lacking) for one, _ in clips]
+        least = min(every, key=lambda each: each.processor.max_length if each.processor else 0)
+        yield from _of_captions(captions, least)
+
+
+def _preprocessor(run: Run, lacking: Collection[str]) -> Preprocessor:
+    """What reads texts, without tokenizers that are not here."""
+    reads = run.config.condition.conditioner == "mllm" and "tokenizer" not in lacking
+    tokenizer = None if "t5_tokenizer" in lacking else run.tokenizer("t5_tokenizer")
+    return Preprocessor(run.config, run.processor() if reads else None, tokenizer)
+
+
+def _of_manifest(
+    run: Run, stages: Collection[str], file: Path, entries: Sequence[Entry], preprocessor: Preprocessor
+) -> Iterator[tuple[Reading, dict[int, int]]]:
+    condition, stages = run.config.condition, set(stages)
+    captions, prompts = [entry.caption for entry in entries], [entry.prompt for entry in entries]
+    if preprocessor.t5_tokenizer is not None:
+        reading = functools.partial(Reading, file, room=condition.text_tokens, field="config.condition.text_tokens")
+        if {"t5", "pretrain", "align"} & stages:
+            yield reading("caption"), _by_line(entries, preprocessor.text_lengths(captions))
+        if "t5" in stages or ("finetune" in stages and condition.conditioner == "t5"):
+            # A prompt that is the caption is not named twice.
+            own = [entry.prompt != entry.caption for entry in entries]
+            lengths = [n * new for n, new in zip(preprocessor.text_lengths(prompts), own, strict=True)]
+            yield reading("prompt"), _by_line(entries, lengths)
+    if preprocessor.processor is None or not {"align", "finetune"} & stages:
+        return
+    most: Callable = preprocessor.processor.most_tokens
+    counts = [len({reference.subject for reference in entry.references}) for entry in entries]
+    room, field = preprocessor.processor.max_length, "config.condition.mllm_tokens"
+    reading = functools.partial(Reading, file, room=room, field=field, bucket=run.bucket_name)
+    yield reading("prompt with its references"), _by_line(entries, most(prompts, counts))
+    if "finetune" in stages and run.config.finetune.captions:
+        yield reading("caption with its references"), _by_line(entries, most(captions, counts))
+    elif "align" in stages:
+        yield reading("caption"), _by_line(entries, most(captions, [0] * len(entries)))
+
+
+def _by_line(entries: Sequence[Entry], lengths: Sequence[int]) -> dict[int, int]:
+    return {entry.line: length for entry, length in zip(entries, lengths, strict=True)}
+
+
+def _of_captions(captions: Captions, preprocessor: Preprocessor) -> Iterator[tuple[Reading, dict[int, int]]]:
+    """Of no video, without references."""
+    condition = preprocessor.config.condition
+    if preprocessor.t5_tokenizer is not None:
+        reading = Reading(captions.path, "", condition.text_tokens, "config.condition.text_tokens")
+        yield reading, _lengths(captions, preprocessor.text_lengths)
+    if (processor := preprocessor.processor) is not None:
+        reading = Reading(captions.path, "", processor.max_length, "config.condition.mllm_tokens")
+        yield reading, _lengths(captions, lambda texts: processor.most_tokens(texts, [0] * len(texts)))
+
+
+def _lengths(captions: Captions, measure: Callable[[Sequence[str]], list[int]]) -> dict[int, int]:
+    """That of each line, without all of their tokens in memory at once."""
+    starts = range(0, len(captions), CHUNK)
+    chunks = ([captions[i] for i in range(len(captions))[start : start + CHUNK]] for start in starts)
+    lengths = (length for chunk in chunks for length in measure(chunk))
+    return dict(zip(captions.lines.tolist(), lengths, strict=True))
