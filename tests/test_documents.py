@@ -42,7 +42,7 @@ NEEDS = {
     "OpenS2V-Eval": ("OpenS2V-Eval",),
 }
 # All programs that blocks run beside ours.
-PROGRAMS = {"pip", "pytest", "mkdocs", "tensorboard", "unzip", "mkdir", "docker", "gcloud"}
+PROGRAMS = {"cp", "pip", "pytest", "mkdocs", "tensorboard", "unzip", "mkdir", "docker", "gcloud"}
 # The reader makes this one, as docs/your_data.md says.
 MINE = "configs/mine.py"
 FOLDERS = ("configs", "examples", "launch", "docs", "benchmarks", "notebooks", "weights", "tests", "cinema_jax")

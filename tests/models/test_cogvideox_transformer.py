@@ -21,6 +21,8 @@ from cinema_jax.models.cogvideox.weights import TABLE, config_from_hf, config_to
 from cinema_jax.weights import export_weights, flatten, import_weights, load_into
 
 SINCOS = CogVideoXConfig(
+    entity_time="video",
+    entity_index="position",
     num_layers=2,
     num_attention_heads=2,
     attention_head_dim=64,

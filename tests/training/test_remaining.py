@@ -20,7 +20,7 @@ def run(tmp_path_factory):
 def asked(left: Remaining, *arguments) -> float | None:
     """The answer, once everything is counted."""
     found = left.seconds(*arguments)
-    for one in left._counted or []:
+    for one in (left._counted or {}).values():
         one.exception(timeout=60)
     return found if found is not None else left.seconds(*arguments)
 

@@ -37,11 +37,11 @@ class CogVideoXConfig:
     spatial_interpolation_scale: float = 1.875
     temporal_interpolation_scale: float = 1.0
     norm_eps: float = 1e-5
-    # The time that modulates reference tokens: the video's, or always 0, as they are clean.
-    entity_time: Literal["video", "zero"] = "video"
+    # The time that modulates reference tokens: always 0, as they are clean, or the video's.
+    entity_time: Literal["video", "zero"] = "zero"
     # What distinguishes references from each other: the time position, or also a vector that is added to their tokens.
     # A rotary position is not part of a token, so words ("the second") cannot easily refer to it.
-    entity_index: Literal["position", "vector"] = "position"
+    entity_index: Literal["position", "vector"] = "vector"
     # The sequence is padded to a multiple of this many tokens (attention block x context-parallel devices).
     sequence_multiple: int = 1
     # Rematerialisation: what each block keeps for the backward pass, which recomputes the rest. From most to least
