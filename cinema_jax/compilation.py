@@ -12,6 +12,20 @@ import jax
 
 logger = logging.getLogger(__name__)
 
+# Steps of a stage up to which a CPU takes less time for them than for optimising their programs.
+FEW_STEPS = 5
+DISABLED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
+
+def quickly(steps: int) -> None:
+    """On a CPU compile without optimisation from here on, where no stage of a run has more than a few steps.
+
+    `JAX_DISABLE_MOST_OPTIMIZATIONS` in the environment, which jax reads itself, comes before that.
+    """
+    if steps <= FEW_STEPS and jax.default_backend() == "cpu" and DISABLED not in os.environ:
+        jax.config.update(DISABLED.lower(), True)
+        logger.info("of so few steps programs are compiled without optimisation; %s=0 optimises them", DISABLED)
+
 
 def keep(asked: str | None, default: str) -> None:
     """Keep what is compiled from here on in a folder, and take from there what was compiled before.

@@ -70,6 +70,7 @@ def main() -> None:
     # First, so that a run which cannot begin leaves nothing.
     beginning.check(Run(config, Path(WORKDIR.value)))
     run = Run.open(config, Path(WORKDIR.value), amend=AMEND.value)
+    compilation.quickly(max(lengths, default=0))
     compilation.keep(CACHE.value, f"{WORKDIR.value}/compilation_cache")
     watchdog.start(HANG.value)
     if WANDB.value and jax.process_index() == 0:

@@ -70,6 +70,26 @@ def test_the_environment_comes_before_the_default(cache_dir, monkeypatch):
     assert cache_dir() == before
 
 
+@pytest.mark.parametrize(
+    ("platform", "steps", "environment", "expected"),
+    [
+        ("cpu", compilation.FEW_STEPS, {}, True),
+        ("cpu", compilation.FEW_STEPS + 1, {}, False),
+        ("cpu", 2, {compilation.DISABLED: "0"}, False),
+        ("tpu", 2, {}, False),
+    ],
+)
+def test_a_cpu_optimises_no_program_of_a_run_of_few_steps(monkeypatch, platform, steps, environment, expected):
+    monkeypatch.delenv(compilation.DISABLED, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    told = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: told.append((name, value)))
+    compilation.quickly(steps)
+    assert told == [("jax_disable_most_optimizations", True)] * expected
+
+
 def test_programs_are_compiled_with_a_line_each(caplog):
     shape = jax.ShapeDtypeStruct((3,), jnp.float32)
     with caplog.at_level(logging.INFO, logger="cinema_jax"):
