@@ -11,14 +11,24 @@ import torch
 from absl import flags
 from absl.testing import flagsaver
 from diffusers import UniPCMultistepScheduler
+from ml_collections import ConfigDict
 from PIL import Image
 from released import PROMPT, wan_pipeline
+from tiny import tiny_values
 
 from cinema_jax import generate
+from cinema_jax.cinema import Cinema
+from cinema_jax.config import parse, to_dict
+from cinema_jax.data.example import Reference
 from cinema_jax.diffusion import flow
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.pipelines import pipeline_config
+from cinema_jax.exchange.presets import PHANTOM
+from cinema_jax.models.qwen_vl.processing import collate
+from cinema_jax.models.wan.transformer_config import WanConfig
 from cinema_jax.sampling import Request, load_sampler
+from cinema_jax.training.run import Run
+from cinema_jax.training.stages import STAGES
 
 SEED, STEPS = 3, 10
 
@@ -95,6 +105,43 @@ def test_references_for_text_to_video_weights_are_refused_in_one_sentence(both, 
     with pytest.raises(InputError, match=r"references given: 1, but this checkpoint makes videos of a prompt alone"):
         command(both[1], tmp_path / "out.mp4", f"--reference={tmp_path / 'a.png'}")
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_training_starts_from_the_folder_with_references_as_phantom_has_them(both, tmp_path):
+    """One example as it is, one whose references were dropped; no multimodal LLM is needed where T5 reads."""
+    values = tiny_values()
+    values.init, values.stages = str(both[1]), ("finetune",)
+    values.weights.update(dict.fromkeys(values.weights, ""))
+    values.dit_model, values.condition.conditioner = ConfigDict(to_dict(WanConfig())), "t5"
+    for section, changes in PHANTOM.items():
+        values[section].update(changes)
+    values.condition.text_tokens, values.condition.clean_text = 512, True
+    values.data.source, values.data.path, values.finetune.trainable = "folder", "videos", ("dit/.*",)
+    run = Run.open(parse(values), tmp_path / "run")
+    stage, preprocessor = STAGES["finetune"], run.preprocessor()
+    assert set(stage.needed(run.config)) == {"vae", "t5", "dit"}
+    configs, params, _ = run.load_parts(stage.needed(run.config))
+    cinema, params = Cinema(run.config, configs), jax.tree.map(jnp.asarray, params)
+    picture = Reference(np.full((20, 40, 3), 90, np.uint8), None, "a")
+    examples = [preprocessor.laid_out(PROMPT, [picture, picture], shown) for shown in (True, False)]
+    batch = collate([x | {"latents": np.ones((2, 4, 4, 4), np.float32)} for x in examples])
+    told = jax.jit(cinema.conditions)(params, batch)
+    assert told.entities.shape == (2, 4, 4, 4, 4), "as large as the video"
+    assert np.any(told.entities[0])
+    assert not np.any(told.entities[1])
+    np.testing.assert_array_equal(told.entity_lengths, [2, 2])
+    keys = flow.example_keys(jax.random.key(0, impl="threefry2x32"), jnp.arange(2))
+
+    def loss(dit, params, batch, keys):
+        return stage.loss(cinema)(params | dit, batch, keys)[0]
+
+    dit = {path: x for path, x in params.items() if path.startswith("dit/")}
+    gradients = jax.jit(jax.grad(loss))(dit, params, batch | {"index": np.arange(2)}, keys)
+    assert all(np.any(x) and np.all(np.isfinite(x)) for x in gradients.values())
+    values.condition.text_tokens = 226
+    shorter = Run.open(parse(values), tmp_path / "shorter")
+    with pytest.raises(InputError, match=r"reads 512 text tokens: set config\.condition\.text_tokens=512"):
+        shorter.part_configs(("t5", "dit"))
 
 
 def spoiled(folder, copy, file, **changes):

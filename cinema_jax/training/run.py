@@ -327,8 +327,8 @@ class Run:
         return dataclasses.replace(size, **outer_sizes(part, self.part_config, self.config))
 
     def _with_room_for_text(self, dit: Any) -> Any:
-        """A transformer with a text block as long as the config's, where it reads that or `pretrain` teaches it to."""
-        if not (dit.text_length == "any" or (dit.text_length == "taught" and "pretrain" in self.config.stages)):
+        """A transformer with a text block as long as the config's, where `pretrain` teaches it to read that."""
+        if dit.text_length != "taught" or "pretrain" not in self.config.stages:
             return dit
         return dataclasses.replace(dit, max_text_seq_length=self.config.condition.text_tokens)
 

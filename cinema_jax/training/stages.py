@@ -42,7 +42,7 @@ class Stage:
     """One stage of training."""
 
     name: str
-    # The parts its step and its report use, T5 aside where the prompt's reader decides about it.
+    # The parts its step and its report use, where the MLLM reads prompts.
     parts: tuple[str, ...]
     # Those of them that its loss can teach. Not the VAE whose latents a stage is given: it made them as it was.
     teaches: tuple[str, ...]
@@ -53,9 +53,12 @@ class Stage:
     latents: bool = False
 
     def needed(self, config: Config) -> tuple[str, ...]:
-        """The parts that a run of this config needs: without an MLLM that reads prompts, finetune needs T5."""
-        reads_t5 = self.name == "finetune" and config.condition.conditioner == "t5"
-        return (*self.parts, "t5") if reads_t5 else self.parts
+        """The parts that a run of this config needs: T5 and no AlignerNet, where that reads finetune's prompts."""
+        if self.name != "finetune" or config.condition.conditioner == "mllm":
+            return self.parts
+        # The MLLM judges drawn subjects, though it does not read.
+        unused = ("aligner",) if config.data.source == "critters" and not config.data.subjects else ("aligner", "mllm")
+        return (*(part for part in self.parts if part not in unused), "t5")
 
     def taught(self, config: Config) -> tuple[str, ...]:
         """The parts that the loss of such a run can teach: T5 and not the AlignerNet, where that reads no prompt."""

@@ -200,7 +200,7 @@ def test_finetune_reads_captions_as_often_as_asked_and_prompts_when_it_is_evalua
     examples = Examples(source, preprocessor, range(4), np.zeros((4, 2, 4, 4, 4), np.float32), augment=augment)
     made, read, draw = [], [], source.conditions
     monkeypatch.setattr(source, "conditions", lambda *arguments: made.append(draw(*arguments)) or made[-1])
-    monkeypatch.setattr(Preprocessor, "laid_out", lambda _, text, references: read.append(text) or {})
+    monkeypatch.setattr(Preprocessor, "laid_out", lambda _, text, references, shown: read.append(text) or {})
     for seed in range(100):
         examples("finetune", 0, np.random.default_rng(seed))
     of_captions = np.mean([text == told.caption for text, told in zip(read, made, strict=True)])

@@ -44,9 +44,9 @@ class WanConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
-    def text_length(self) -> Literal["any"]:
-        """The network reads texts of any length."""
-        return "any"
+    def text_length(self) -> Literal["taught"]:
+        """Training may give the network texts of another length: to one that was trained, zeros behind a text count."""
+        return "taught"
 
     def tokens(self, video: tuple[int, ...], entities: tuple[int, ...] | None) -> int:
         """Of text, video (F H W C) and references (K H W C), without padding."""
