@@ -45,7 +45,7 @@ def config_of(name: str, chips: int) -> Config:
     values = importlib.import_module(f"configs.{name}").get_config()
     if name.startswith("cogvideox"):
         values.data.source, values.data.path = "records", "nowhere"
-        values.finetune.batch_size = max(values.finetune.batch_size, chips)
+        values.finetune.batch_size, values.finetune.curriculum = max(values.finetune.batch_size, chips), ()
     return parse(values)
 
 

@@ -30,6 +30,7 @@ def get_config():
     config.precision, config.schedule.snr_shift_scale, config.evaluate_identities = "float32", 1.0, 2
     data, condition = config.data, config.condition
     data.frames, data.height, data.width, data.reference_height, data.reference_width = 9, 32, 48, 32, 48
+    data.buckets, config.finetune.curriculum, config.finetune.keep_every = (), (), 0
     data.augment.max_side, data.workers, data.validation_fraction = 48, 0, 0.3
     condition.template, condition.text_tokens, condition.mllm_tokens = "demo", 40, 160
     condition.mllm_patches, condition.mllm_max_pixels, condition.mllm_min_pixels = 64, 56 * 56, 28 * 28

@@ -119,6 +119,9 @@ def show_sheet(
     """
     source = run.source("validation")
     told = shown_examples(run, source, count)
+    if not told:
+        logger.warning("no held-out clip is of %s: there is nothing to show", run.bucket_name or "the run's size")
+        return []
     requests = [Request(c.prompt, c.references, seed=index) for index, c in told.items()]
     videos, rows = generate(sampler, requests, description), []
     for (index, conditions), video in zip(told.items(), videos, strict=True):
