@@ -6,13 +6,12 @@ by name what does not exist or has the wrong type.
 """
 
 import dataclasses
-import types
-import typing
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from cinema_jax.bounds import check_bounds
+from cinema_jax import typed
+from cinema_jax.bounds import FRAMES, PIXELS, check_bounds
 from cinema_jax.data.augment import AugmentConfig
 from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Prediction, Solver, Spacing, Times
 from cinema_jax.diffusion.schedule import NoiseSchedule
@@ -400,63 +399,23 @@ def to_dict(value: Any) -> Any:
 def parse(values: ConfigDict | dict) -> Config:
     """The frozen config of a ConfigDict (or of its JSON); InputError names a field that is unknown or of wrong type."""
     values = values.to_dict() if isinstance(values, ConfigDict) else values
-    config = _parse(values, Config, "config")
+    config = typed.checked(values, Config, "config")
     _validate(config)
     return config
-
-
-def _parse(value: Any, kind: Any, name: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        if not isinstance(value, dict):
-            raise InputError(f"{name} is {value!r}; it must be a section with fields")
-        hints = typing.get_type_hints(kind)
-        fields = {field.name for field in dataclasses.fields(kind)}
-        if unknown := sorted(set(value) - fields):
-            raise InputError(f"{name}.{unknown[0]} does not exist; {name} has {', '.join(sorted(fields))}")
-        arguments = {key: _parse(item, hints[key], f"{name}.{key}") for key, item in value.items()}
-        try:
-            return kind(**arguments)
-        except ValueError as error:
-            raise InputError(f"{name}: {error}") from None
-    if origin is Literal:
-        if value not in arguments:
-            raise InputError(f"{name} is {value!r}; accepted: {', '.join(map(repr, arguments))}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        kinds = [a for a in arguments if a is not type(None)]
-        if isinstance(value, dict):
-            # The section that has such fields; else the first one says what is wrong.
-            kinds.sort(key=lambda kind: not set(value) <= {field.name for field in dataclasses.fields(kind)})
-        return _parse(value, kinds[0], name)
-    if origin is tuple:
-        if not isinstance(value, (tuple, list)):
-            raise InputError(f"{name} is {value!r}; it must be a tuple")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) != len(value):
-            raise InputError(f"{name} is {value!r}; it must have {len(kinds)} values")
-        return tuple(_parse(item, k, f"{name}[{i}]") for i, (item, k) in enumerate(zip(value, kinds, strict=True)))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}")
-    return value
 
 
 def _frames(name: str, value: int) -> None:
     if value < 1 or value % 4 != 1:
         nearest = max(1, round((value - 1) / 4) * 4 + 1)
         raise InputError(f"{name} is {value}; it must be 4k+1, for example {nearest}")
+    FRAMES.check(name, value)
 
 
 def _pixels(name: str, value: int) -> None:
     if value < 16 or value % 16:
         nearest = max(16, round(value / 16) * 16)
         raise InputError(f"{name} is {value}; it must be a multiple of 16, for example {nearest}")
+    PIXELS.check(name, value)
 
 
 def dropout(config: Config, stage: str) -> tuple[float, ...]:
@@ -509,6 +468,8 @@ def _check_kept(config: Config, stage: str) -> None:
 
 def _validate(config: Config) -> None:
     check_bounds(config, STAGES)
+    for name in ("vae", "t5", "mllm", "aligner", "dit"):
+        typed.check_sizes(getattr(config, f"{name}_model"), f"config.{name}_model.")
     for i, stage in enumerate(config.stages):
         if stage not in STAGES:
             raise InputError(f"config.stages holds {stage!r}; accepted: {', '.join(STAGES)}")
@@ -586,11 +547,6 @@ def _validate(config: Config) -> None:
     if not 1 <= config.flow.subject_weight < float("inf"):
         raise InputError(f"config.flow.subject_weight is {config.flow.subject_weight}; it must be at least 1")
     for stage in config.stages:
-        for name in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep"):
-            if getattr(getattr(config, stage), name) < 1:
-                raise InputError(
-                    f"config.{stage}.{name} is {getattr(getattr(config, stage), name)}; it must be at least 1"
-                )
         _check_kept(config, stage)
         section = getattr(config, stage)
         if isinstance(section, ImageFirstStageConfig) and not 0 <= section.image_steps <= section.steps:

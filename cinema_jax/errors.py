@@ -1,5 +1,6 @@
 """The error a user can mend: its message is one sentence that stands without a stack trace."""
 
+import contextlib
 import errno
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -19,6 +20,48 @@ class InputError(ValueError):
 
     Commands print the message alone; the data loader counts these and takes another example.
     """
+
+
+class WorkerLost(RuntimeError):
+    """A process that this one needs has died: no fault of the input; the same command goes on from its checkpoint."""
+
+
+@contextlib.contextmanager
+def fault_of(what: str, kind: type[InputError] = InputError) -> Iterator[None]:
+    """Around calls of a library that reads what came from outside: whatever it raises there is the input's fault.
+
+    Decoders and parsers raise anything on damaged input, AttributeError and IndexError of their own, MemoryError where
+    a header asks for more than there is, and what Rust calls a panic, which is no `Exception`.
+
+    Args:
+        what: how the sentence begins, with the file's name: "x.mp4: this video cannot be decoded".
+        kind: of the error that is raised in its place.
+
+    Raises:
+        InputError: in place of the library's error, which is its cause. Storage that is out of reach for now is raised
+            as it is: it says nothing of the input.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if passing_error(error):
+            raise
+        raise kind(f"{what} ({_in_short(error)})") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what} ({_in_short(error)})") from error
+
+
+def _in_short(error: BaseException) -> str:
+    """The first line of what an error says, or what it is called."""
+    said = getattr(error, "strerror", None) or str(error)
+    line = next((line.strip() for line in said.splitlines() if line.strip()), "")
+    line = line if len(line) <= 200 else line[:200] + "..."
+    # "0" or "'x'" alone, as an IndexError or a KeyError says it, tells nobody anything.
+    return line if " " in line and line.isprintable() else " ".join([type(error).__name__, ascii(line)[1:-1]]).strip()
 
 
 def passing_error(error: BaseException | None) -> OSError | None:

@@ -7,7 +7,6 @@ in one flat dictionary, `{"dit/blocks/to_q/kernel": array}`.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from cinema_jax import distributed, weights
-from cinema_jax.errors import InputError, passing_error
+from cinema_jax.errors import InputError
 from cinema_jax.exchange import hub
+from cinema_jax.files import read_json, write_json
 from cinema_jax.models.aligner import model as aligner
 from cinema_jax.models.aligner import weights as aligner_weights
 from cinema_jax.models.aligner.config import AlignerConfig
@@ -183,13 +183,14 @@ def read_config(name: str, folder: Path) -> Any:
     try:
         named = [kind for kind in KINDS[name] if published_name(values) in kind.names]
         return (named or KINDS[name])[0].config_from_hf(values)
-    except (TypeError, KeyError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{file} does not describe a {name} this project knows: {error}") from error
 
 
 def published_name(values: Mapping[str, Any]) -> str | None:
     """What a published config.json calls its network."""
-    return values.get("_class_name") or values.get("model_type")
+    called = values.get("_class_name") or values.get("model_type")
+    return called if isinstance(called, str) else None
 
 
 def identify(folder: Path) -> str:
@@ -268,26 +269,3 @@ def write(name: str, config: Any, params: Mapping[str, Array], folder: Path, dty
     # Each whole or not at all, and the config last: a folder with a config is complete.
     write_tensors(folder / f"{kind.stem}.safetensors", tensors)
     write_json(folder / "config.json", kind.config_to_hf(config))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The fields of a JSON file; InputError when it cannot be read or holds no object.
-
-    Raises OSError where the storage is out of reach for now: then nothing is known of the file.
-    """
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        if passing_error(error):
-            raise
-        raise InputError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{file} holds no object with fields")
-    return values
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file, under a temporary name until it is whole."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(file)

@@ -14,6 +14,7 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from cinema_jax.errors import InputError
+from cinema_jax.files import whole_file
 from cinema_jax.tensors import DTYPES, Scratch, WeightError, check_finite
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -81,9 +82,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Writable]) -> None:
         header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    partial, scratches = path.with_name(path.name + ".partial"), [Scratch() for _ in range(_AHEAD + 1)]
+    scratches = [Scratch() for _ in range(_AHEAD + 1)]
     # Tensors are written while the next ones are prepared, each in memory of its own.
-    with partial.open("wb") as file, ThreadPoolExecutor(1) as writer:
+    with whole_file(path) as partial, partial.open("wb") as file, ThreadPoolExecutor(1) as writer:
         written = deque([writer.submit(file.write, len(text).to_bytes(8, "little") + text)])
         for i, name in enumerate(names):
             if len(written) > _AHEAD:
@@ -92,7 +93,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Writable]) -> None:
             written.append(writer.submit(file.write, block.reshape(-1).view(np.uint8).data))
         for future in written:
             future.result()
-    partial.replace(path)
 
 
 def read_along(tensors: Mapping[str, Writable]) -> None:

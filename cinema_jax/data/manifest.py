@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cinema_jax.errors import InputError
+from cinema_jax.files import MOST_OF_LIST, parse_json, read_text
 
 NAME = "manifest.jsonl"
 # All problems are collected; more than this many lines help nobody.
@@ -85,11 +86,8 @@ def read_manifest(path: str | Path, max_references: int, follow_links: bool = Fa
         raise InputError(f"{folder}: no such folder")
     if not path.is_file():
         raise InputError(f"{path}: no such file; a dataset folder needs a {NAME} with one JSON object a line")
-    try:
-        # JSON Lines end at line feeds alone: captions hold U+2028 and the like, at which `splitlines` would cut too.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    # JSON Lines end at line feeds alone: captions hold U+2028 and the like, at which `splitlines` would cut too.
+    lines = read_text(path, MOST_OF_LIST).split("\n")
     find = _finder(folder.resolve(), follow_links)
     entries: list[Entry] = []
     problems: list[str] = []
@@ -121,9 +119,9 @@ def read_manifest(path: str | Path, max_references: int, follow_links: bool = Fa
 
 def _entry(find: Find, text: str, line: int, max_references: int) -> Entry:
     try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _Problem(f"not JSON: {error.msg} at column {error.colno}") from None
+        record = parse_json(text, "the line")
+    except InputError as error:
+        raise _Problem(str(error)) from None
     if not isinstance(record, dict):
         raise _Problem(f"must be a JSON object in braces, not {_shown(record)}")
     _known(record, ENTRY_FIELDS, "")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from cinema_jax import typed
 from cinema_jax.errors import InputError, unsupported
 
 # What only other networks' schedulers set otherwise.
@@ -22,6 +23,8 @@ _FIXED = {
     "timestep_spacing": "trailing",
     "trained_betas": None,
 }
+# A table has a row for each.
+MOST_TIMESTEPS = 100_000
 # They only matter where samples are clipped.
 _IGNORED = ("clip_sample_range", "sample_max_value", "thresholding", "dynamic_thresholding_ratio")
 # diffusers' classes, by what we call them.
@@ -73,12 +76,14 @@ class NoiseSchedule:
     rescale_betas_zero_snr: bool = True
 
     def __post_init__(self):
-        if self.num_train_timesteps < 2:
-            raise InputError(f"num_train_timesteps is {self.num_train_timesteps}; it must be at least 2")
+        if not 2 <= self.num_train_timesteps <= MOST_TIMESTEPS:
+            raise InputError(
+                f"num_train_timesteps is {self.num_train_timesteps}; it must be at least 2 and at most {MOST_TIMESTEPS}"
+            )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise InputError(f"beta_start {self.beta_start} and beta_end {self.beta_end} must rise between 0 and 1")
-        if not self.snr_shift_scale > 0:
-            raise InputError(f"snr_shift_scale is {self.snr_shift_scale}; it must be above 0")
+        if not 0 < self.snr_shift_scale < float("inf"):
+            raise InputError(f"snr_shift_scale is {self.snr_shift_scale}; it must be above 0 and finite")
 
     def alphas_cumprod(self) -> Float[np.ndarray, "timesteps"]:
         """The share of the signal's variance at each timestep, falling from nearly 1; float64."""
@@ -133,7 +138,7 @@ def schedule_from_hf(config: Mapping[str, Any]) -> NoiseSchedule:
     problems += unsupported(values, _FIXED, fields)
     if problems:
         raise InputError("this noise schedule is not supported: " + ", ".join(problems))
-    return NoiseSchedule(**{name: values[name] for name in fields if name in values})
+    return typed.checked({name: values[name] for name in fields if name in values}, NoiseSchedule, "")
 
 
 def schedule_to_hf(schedule: NoiseSchedule, scheduler: Literal["ddim", "dpm"]) -> dict[str, Any]:
@@ -153,7 +158,7 @@ def flow_shift_from_hf(config: Mapping[str, Any]) -> float:
     values = {**_FLOW_UNSAID, "flow_shift": 1.0, **said}
     if problems := unsupported(values, _FLOW_FIXED, ("flow_shift",)):
         raise InputError("this scheduler is not supported: " + ", ".join(problems))
-    return float(values["flow_shift"])
+    return typed.checked(values["flow_shift"], float, "flow_shift")
 
 
 def flow_shift_to_hf(shift: float) -> dict[str, Any]:

@@ -26,7 +26,11 @@ def new_folder(output: Path) -> Iterator[Path]:
     first = jax.process_index() == 0
     if first:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        try:
+            partial.mkdir(parents=True)
+        except FileExistsError:
+            # A link, say: nothing is written where that leads.
+            raise InputError(f"{partial} is in the way; remove it") from None
     together("begin")
     try:
         yield partial

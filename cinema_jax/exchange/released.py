@@ -58,6 +58,7 @@ def _text_alone() -> ConfigDict:
 
 def _cogvideox(folder: Path, index: Mapping[str, Any], scheduler: Mapping[str, Any]) -> ConfigDict:
     dit, vae = parts.read_config("dit", folder / "transformer"), parts.read_config("vae", folder / "vae")
+    schedule = _read(schedule_from_hf, folder, scheduler)
     values = _text_alone()
     values.condition.text_tokens = dit.max_text_seq_length
     scale = vae.spatial_compression
@@ -69,8 +70,15 @@ def _cogvideox(folder: Path, index: Mapping[str, Any], scheduler: Mapping[str, A
     # The published example of 5b, whose scheduler is DPM, lets the guidance grow.
     flow.dynamic_guidance = flow.solver == "dpm"
     flow.sample_steps, flow.guidance_text, flow.guidance_reference = 50, 6.0, 6.0
-    values.schedule.update(vars(schedule_from_hf(scheduler)))
+    values.schedule.update(vars(schedule))
     return values
+
+
+def _read(of_scheduler: Callable[[Mapping[str, Any]], Any], folder: Path, scheduler: Mapping[str, Any]) -> Any:
+    try:
+        return of_scheduler(scheduler)
+    except InputError as error:
+        raise InputError(f"{folder / 'scheduler' / 'scheduler_config.json'}: {error}") from None
 
 
 def _wan(folder: Path, index: Mapping[str, Any], scheduler: Mapping[str, Any]) -> ConfigDict:
@@ -85,7 +93,7 @@ def _wan(folder: Path, index: Mapping[str, Any], scheduler: Mapping[str, Any]) -
     values.data.frames, values.data.fps, values.data.height, values.data.width = 81, 16.0, 480, 832
     flow = values.flow
     flow.prediction, flow.solver, flow.spacing = "velocity", "unipc", "timesteps"
-    flow.shift = flow_shift_from_hf(scheduler)
+    flow.shift = _read(flow_shift_from_hf, folder, scheduler)
     flow.sample_steps, flow.guidance_text, flow.guidance_reference = 50, 5.0, 5.0
     return values
 

@@ -18,6 +18,7 @@ from cinema_jax import parts
 from cinema_jax.checkpoint import complete_steps
 from cinema_jax.config import STAGES, Config, parse, to_dict
 from cinema_jax.errors import InputError
+from cinema_jax.training import results
 from cinema_jax.training.optimizer import learning_rate
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def amend(workdir: Path, config: Config, changes: Sequence[Difference], *, allow
 def _done(workdir: Path) -> dict[str, int]:
     """The stages that have begun, and the steps that each has kept."""
     saved = {stage: complete_steps(workdir / "checkpoints" / stage) for stage in STAGES}
-    finished = {stage: parts.read_json(file)["steps"] for stage in STAGES if (file := _record(workdir, stage)).exists()}
+    finished = {stage: found["steps"] for stage in STAGES if (found := results.record(workdir, stage))}
     return {stage: steps[-1] for stage, steps in saved.items() if steps} | finished
 
 

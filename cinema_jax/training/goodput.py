@@ -1,18 +1,46 @@
 """What a run's time went to, over all its restarts."""
 
+import dataclasses
+import logging
 import math
 import time
 from pathlib import Path
 
 import jax
 
-from cinema_jax import parts
+from cinema_jax import parts, typed
+from cinema_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Seconds of a run are steps that count, waiting for data, compiling, checkpoints, held-out evaluations, and steps that
 # were done, lost with the process and done again. What is left of the wall time is starting, reports, and being down.
 CATEGORIES = ("step", "data", "compile", "checkpoint", "evaluation", "lost")
 # Between two writes of the file that no checkpoint asks for.
 WRITE_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """What the file holds."""
+
+    started: float = 0.0
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    stage: str = ""
+    saved_at: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if wrong := [*(set(self.seconds) - set(CATEGORIES)), *(step for step in self.saved_at if not step.isdecimal())]:
+            raise InputError(f"{wrong[0]!r} is not known")
+
+
+def _read(file: Path) -> _Saved:
+    try:
+        return typed.checked(parts.read_json(file), _Saved, f"{file}: ")
+    except InputError as error:
+        # No run is to end for it.
+        logger.warning("%s; the clock of this run starts anew", error)
+        return _Saved()
 
 
 class Goodput:
@@ -24,12 +52,12 @@ class Goodput:
 
     def __init__(self, file: Path):
         self._file = file
-        saved = parts.read_json(file) if file.exists() else {}
-        self._started: float = saved.get("started", time.time())
-        self.seconds = dict.fromkeys(CATEGORIES, 0.0) | saved.get("seconds", {})
-        self._stage: str = saved.get("stage", "")
+        saved = _read(file) if file.exists() else _Saved()
+        self._started: float = saved.started or time.time()
+        self.seconds = dict.fromkeys(CATEGORIES, 0.0) | saved.seconds
+        self._stage: str = saved.stage
         # Of the stage: seconds of steps that counted when each of its checkpoints was saved.
-        self._saved_at = {int(step): seconds for step, seconds in saved.get("saved_at", {}).items()}
+        self._saved_at = {int(step): seconds for step, seconds in saved.saved_at.items()}
         self._last, self._written = time.perf_counter(), -math.inf
 
     def begin(self, stage: str, step: int) -> None:

@@ -39,6 +39,7 @@ from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import TrainStep
 from cinema_jax.training.watch import Slowest, Supply, check_unreadable
 from cinema_jax.training.work import WorkCounter
+from cinema_jax.typed import checked
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,20 @@ def train(run: Run, *, profile_steps: range = range(0), sinks: Sequence[Sink] = 
             else:
                 Trainer(run, STAGES[name], mesh, interruption, profile, sinks).run_stage()
         distributed.together("all stages are finished")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Described:
+    """What a checkpoint says of a stage beside its state."""
+
+    stage: str
+    # Where each part was read from, and the digests of what was.
+    parts: dict[str, str]
+    digests: dict[str, str]
+    unreadable: dict[str, str]
+    # Digests of what is frozen; checkpoints of before have none, and no shares.
+    frozen: dict[str, str] = dataclasses.field(default_factory=dict)
+    shares: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
 class Trainer:
@@ -245,12 +260,12 @@ class Trainer:
     def _initial_state(self, checkpoints: Checkpoints) -> TrainState:
         if checkpoints.latest is None:
             return state.create(self.initial, self.optimizer, self.mesh, seed=self.seed)
-        restored, saved = checkpoints.restore(state.abstract(self.initial, self.optimizer, self.mesh))
-        # Checkpoints of before have no digests of what is frozen, and no shares.
-        results.check_frozen(self.stage.name, saved.get("frozen", {}), self.frozen_digests, self.origins)
+        restored, described = checkpoints.restore(state.abstract(self.initial, self.optimizer, self.mesh))
+        saved = checked(described, _Described, "the checkpoint's description")
+        results.check_frozen(self.stage.name, saved.frozen, self.frozen_digests, self.origins)
         # Of what the stage began with; random numbers may differ from machine to machine.
-        self.origins, self.digests, self.unreadable = saved["parts"], saved["digests"], saved["unreadable"]
-        self.shares = {name: (total, weight) for name, (total, weight) in saved.get("shares", {}).items()}
+        self.origins, self.digests, self.unreadable = saved.parts, saved.digests, saved.unreadable
+        self.shares = saved.shares
         logger.info("%s: goes on at step %d", self.stage.name, int(restored.step))
         return restored
 
@@ -370,14 +385,9 @@ class Trainer:
         )
 
     def _description(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage.name,
-            "parts": self.origins,
-            "digests": self.digests,
-            "frozen": self.frozen_digests,
-            "unreadable": self.unreadable,
-            "shares": self.shares,
-        }
+        return dataclasses.asdict(
+            _Described(self.stage.name, self.origins, self.digests, self.unreadable, self.frozen_digests, self.shares)
+        )
 
     def _write_parts(self, params: Params, held_out: list[Batch]) -> tuple[dict[str, Any], Params, dict[str, str]]:
         """Write every part that was trained, if only in part, aside: `Run.finish` puts it into the run's `parts/`.

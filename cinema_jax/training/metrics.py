@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,27 +17,36 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from cinema_jax.errors import InputError
+from cinema_jax.files import parse_json, write_text
+from cinema_jax.typed import checked
+
+logger = logging.getLogger(__name__)
+
 # Takes what else is to be told of a step's scalars: (stage, step, values). It must not block.
 Sink = Callable[[str, int, Mapping[str, float]], None]
 
 
 def truncate(path: Path, stage: str, step: int) -> None:
-    """Drop a stage's lines past `step` from a file of JSON lines, and a last line that was cut off.
+    """Drop a stage's lines past `step` from a file of JSON lines, and such as were cut off or damaged.
 
     Of a stage that begins anew, at step 0, all: also what was measured before its first step.
     """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
+    kept, damaged = [], 0
+    for line in path.read_bytes().decode(errors="replace").split("\n")[:-1]:
+        try:
+            row = checked(parse_json(line, "a line"), dict[str, Any], "a line")
+            row_stage, row_step = checked(row.get("stage"), str, "stage"), checked(row.get("step"), int, "step")
+        except InputError:
+            damaged += 1
             continue
-        row = json.loads(line)
-        if row["stage"] != stage or row["step"] <= step > 0:
-            kept.append(line)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+        if row_stage != stage or row_step <= step > 0:
+            kept.append(f"{line}\n")
+    if damaged:
+        logger.warning("%s: %d damaged lines are left out", path, damaged)
+    write_text(path, "".join(kept))
 
 
 class MetricsWriter:

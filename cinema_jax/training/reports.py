@@ -17,6 +17,7 @@ from cinema_jax.data.critters.source import reference
 from cinema_jax.data.example import Conditions, EncodedSource, Source
 from cinema_jax.data.output import visible, write_video
 from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
+from cinema_jax.files import whole_file
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.model import generate_greedy
 from cinema_jax.models.qwen_vl.processing import collate
@@ -164,7 +165,7 @@ def _save_sheet(run: Run, name: str, rows: Sequence[Row], metrics: MetricsWriter
     path = run.workdir / "samples" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     # Whoever has it open while the run trains never sees half of one.
-    sheet.save(path.with_suffix(".partial"), "PNG")
-    path.with_suffix(".partial").replace(path)
+    with whole_file(path) as partial:
+        sheet.save(partial, "PNG")
     metrics.images(step, name, np.asarray(sheet)[None])
     logger.info("%s: %d examples to look at", path, len(rows))

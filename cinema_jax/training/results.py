@@ -15,6 +15,11 @@ from typing import Any
 
 from cinema_jax.checkpoint import digest
 from cinema_jax.errors import InputError
+from cinema_jax.files import read_json
+from cinema_jax.typed import checked
+
+# Of a stage's record, what is read again: where its parts came from, and digests of what it read and wrote.
+_RECORD = dict.fromkeys(("parts", "digests", "written"), dict[str, str])
 
 
 def aside(workdir: Path, stage: str) -> Path:
@@ -50,6 +55,23 @@ def _move(part: Path, target: Path) -> None:
     for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(target / file.name)
     part.rmdir()
+
+
+def record(workdir: Path, stage: str) -> dict[str, Any] | None:
+    """What a finished stage left behind, or None.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    file = workdir / "stages" / f"{stage}.json"
+    if not file.exists():
+        return None
+    found = read_json(file, finite=False)
+    for name, kind in _RECORD.items():
+        # Records of before do not have all of them.
+        found[name] = checked(found.get(name, {}), kind, f"{file}: {name}")
+    found["steps"] = checked(found.get("steps"), int, f"{file}: steps")
+    return found
 
 
 def check_written(

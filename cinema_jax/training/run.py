@@ -236,8 +236,7 @@ class Run:
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage left behind, or None."""
-        file = self.workdir / "stages" / f"{stage}.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return results.record(self.workdir, stage)
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Mark a stage as finished: what lies aside of it becomes the run's own. Every process must call this."""

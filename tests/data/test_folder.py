@@ -227,7 +227,7 @@ GOOD = {"video": "a.mp4", "caption": "c"}
     [
         ({**GOOD, "group": "x"}, 'is of group "x", but line 1, of the same video, of "a.mp4"'),
         ({**GOOD, "group": 3}, '"group" is 3; it must be text'),
-        ("{", "not JSON"),
+        ("{", "cannot be read as JSON"),
         ("[1]", "must be a JSON object"),
         ({"caption": "c"}, 'field "video" is missing'),
         ({"video": "a.mp4"}, 'field "caption" is missing'),
@@ -249,7 +249,7 @@ GOOD = {"video": "a.mp4", "caption": "c"}
         ({**GOOD, "start": -1}, '"start" is -1; it must be a number of seconds'),
         ({**GOOD, "start": "1"}, '"start" is "1"; it must be a number of seconds'),
         ({**GOOD, "start": True}, '"start" is true; it must be a number of seconds'),
-        ('{"video": "a.mp4", "caption": "c", "start": NaN}', '"start" is NaN'),
+        ('{"video": "a.mp4", "caption": "c", "start": NaN}', "start is NaN"),
         ({**GOOD, "start": 2, "end": 1}, '"end" is 1; it must be after "start"'),
         ({**GOOD, "start": 1, "end": 1.5}, "is 0.50 s; 5 frames at 5 a second need 0.90 s"),
         ({**GOOD, "references": {}}, '"references" is {}; it must be a list'),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cinema_jax.models.aligner.config import AlignerConfig
+from cinema_jax.typed import network
 from cinema_jax.weights import Rule, linear, norm
 
 # There is no published module: files hold our own names, in PyTorch's layout like those of all other parts.
@@ -20,7 +21,7 @@ TABLE: tuple[Rule, ...] = (
 
 def config_from_hf(values: Mapping[str, Any]) -> AlignerConfig:
     """The sizes in an aligner's `config.json`."""
-    return AlignerConfig(**{name: value for name, value in values.items() if name != "_class_name"})
+    return network({name: value for name, value in values.items() if name != "_class_name"}, AlignerConfig)
 
 
 def config_to_hf(config: AlignerConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from cinema_jax.errors import unsupported
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.typed import network
 from cinema_jax.weights import CONV2D, CONV3D, POINTWISE3D, Rule, conv, norm
 
 
@@ -79,10 +80,7 @@ def config_from_hf(config: Mapping[str, Any]) -> CogVideoXVAEConfig:
     ]
     if problems:
         raise ValueError("this VAE config is not supported: " + ", ".join(problems))
-    values = {
-        name: tuple(said[name]) if isinstance(said[name], list) else said[name] for name in fields if name in said
-    }
-    return CogVideoXVAEConfig(**values)
+    return network({name: said[name] for name in fields if name in said}, CogVideoXVAEConfig)
 
 
 def config_to_hf(config: CogVideoXVAEConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from cinema_jax.errors import unsupported
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
+from cinema_jax.typed import network
 from cinema_jax.weights import CONV2D, Rule, linear, norm
 
 _BLOCK = "transformer_blocks.{layer}"
@@ -87,7 +88,7 @@ def config_from_hf(config: Mapping[str, Any]) -> CogVideoXConfig:
     # Diffusers lets it be null, for as many as come in.
     if fields.get("out_channels", 0) is None:
         fields["out_channels"] = fields.get("in_channels", CogVideoXConfig.in_channels)
-    return CogVideoXConfig(**fields)
+    return network(fields, CogVideoXConfig)
 
 
 def config_to_hf(config: CogVideoXConfig) -> dict[str, Any]:

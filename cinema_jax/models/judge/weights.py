@@ -16,6 +16,7 @@ from cinema_jax.models.judge.model import Judge
 from cinema_jax.parts import read_json, write_json
 from cinema_jax.shards import write_tensors
 from cinema_jax.tensors import open_tensors
+from cinema_jax.typed import network
 from cinema_jax.weights import CONV2D, Rule, conv, linear, norm
 
 
@@ -58,8 +59,8 @@ def read_judge(folder: Path) -> tuple[JudgeConfig, Judge]:
     if values.pop("_class_name", None) != "Judge":
         raise InputError(f"{folder / 'config.json'} does not describe a Judge")
     try:
-        config = JudgeConfig(**values)
-    except TypeError as error:
+        config = network(values, JudgeConfig)
+    except InputError as error:
         raise InputError(f"{folder / 'config.json'} does not describe a Judge: {error}") from None
     expected = weights.flatten(nnx.eval_shape(lambda: Judge(config, rngs=nnx.Rngs(0))))
     arrays = weights.import_weights(open_tensors(folder), TABLE, expected)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cinema_jax.errors import InputError
+from cinema_jax.typed import network, section
 
 
 def _check(holds: bool, field: str, value: object, accepted: str) -> None:
@@ -206,14 +207,11 @@ def _vision_from_hf(vision: Mapping[str, Any], layout: _Layout, width: int) -> V
         _check(out == width, "vision_config.hidden_size", out, f"hidden_size, {width}")
     else:  # ... and here the width of the blocks, whose default in transformers no released model has
         _check("hidden_size" in vision, "vision_config", "without hidden_size", "one with it")
-    rope = vision.get("rope_parameters") or {}
+    rope = section(vision, "rope_parameters")
     kind = rope.get("rope_type", "axial")
     _check(kind == "axial", "vision_config rope type", kind, "'axial'")
     values = {name: vision[name] for name in (*layout.vision_fields, *_PIXEL_FIELDS) if name in vision}
-    return layout.vision(
-        **{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()},
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
-    )
+    return network(values | {"rope_theta": rope.get("rope_theta", 10000.0)}, layout.vision)
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Qwen2VLConfig:
@@ -224,22 +222,25 @@ def config_from_hf(hf: Mapping[str, Any]) -> Qwen2VLConfig:
     """
     kind = hf.get("model_type")
     _check(kind in _LAYOUTS, "model_type", kind, " or ".join(map(repr, _LAYOUTS)))
-    text = hf.get("text_config", hf)
+    text = section(hf, "text_config") or hf
     missing = [name for name in _TEXT_FIELDS if name not in text]
     _check(not missing, "config.json", f"without {missing}", "one with all of them")
     _require_fixed(text, _TEXT_FIXED, "")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = section(text, "rope_parameters") or section(text, "rope_scaling")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     _check(rope_type in ("default", "mrope"), "rope type", rope_type, "'default' or 'mrope'")
-    return Qwen2VLConfig(
-        vision=_vision_from_hf(hf["vision_config"], _LAYOUTS[kind], text["hidden_size"]),
+    vision = section(hf, "vision_config")
+    _check(bool(vision), "config.json", "without vision_config", "one with it")
+    fields = dict(
+        vision=_vision_from_hf(vision, _LAYOUTS[kind], text["hidden_size"]),
         **{name: text[name] for name in _TEXT_FIELDS},
-        rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1000000.0))),
-        mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
+        rope_theta=rope.get("rope_theta", text.get("rope_theta", 1000000.0)),
+        mrope_section=rope.get("mrope_section", (16, 24, 24)),
         # transformers wrote the switch beside the text settings before version 5
         tie_word_embeddings=bool(hf.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)),
         image_token_id=hf.get("image_token_id", 151655),
     )
+    return network(fields, Qwen2VLConfig)
 
 
 def config_to_hf(config: Qwen2VLConfig) -> dict[str, Any]:

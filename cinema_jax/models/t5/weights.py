@@ -7,6 +7,7 @@ import numpy as np
 
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.tensors import WeightError
+from cinema_jax.typed import network
 from cinema_jax.weights import Rule, linear, norm
 
 _SHARED, _TIED = "shared.weight", "encoder.embed_tokens.weight"
@@ -79,7 +80,8 @@ def config_from_hf(values: Mapping[str, Any]) -> T5Config:
     if (projection := values.get("feed_forward_proj", _PROJECTIONS[kind])) != "gated-gelu":
         raise ValueError(f"feed_forward_proj is {projection!r}; this T5 v1.1 encoder accepts only 'gated-gelu'")
     fields = _FIELDS if kind == "t5" else _UMT5_FIELDS
-    return T5Config(**{field: values.get(field, default) for field, default in fields.items()}, model_type=kind)
+    said = {field: values.get(field, default) for field, default in fields.items()}
+    return network(said | {"model_type": kind}, T5Config)
 
 
 def config_to_hf(config: T5Config) -> dict[str, Any]:

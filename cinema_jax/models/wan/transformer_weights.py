@@ -13,6 +13,7 @@ import numpy as np
 from cinema_jax.errors import unsupported
 from cinema_jax.models.wan.transformer_config import WanConfig
 from cinema_jax.tensors import WeightError
+from cinema_jax.typed import checked, network
 from cinema_jax.weights import Rule, Transform, linear, norm
 
 # (out, in, 1, rows, columns) <-> (rows, columns, in, out)
@@ -133,7 +134,7 @@ def config_from_hf(config: Mapping[str, Any]) -> WanConfig:
     said = {name: value for name, value in config.items() if not name.startswith("_") and name not in _IGNORED}
     others = ("patch_size", "image_dim", "added_kv_proj_dim")
     problems = unsupported(said, _FIXED, (*_FIELDS.values(), *others))
-    time, *patch = said.get("patch_size", (1, 2, 2))
+    time, *patch = checked(said.get("patch_size", (1, 2, 2)), tuple[int, ...], "patch_size") or (0,)
     if time != 1 or len(patch) != 2 or patch[0] != patch[1]:
         problems.append(f"patch_size is {said['patch_size']!r}; only squares of one frame are supported")
     values = {**_UNSAID, **{name: said[theirs] for name, theirs in _FIELDS.items() if theirs in said}}
@@ -141,13 +142,14 @@ def config_from_hf(config: Mapping[str, Any]) -> WanConfig:
     if values.get("out_channels", 0) is None:
         values["out_channels"] = values.get("in_channels", WanConfig.in_channels)
     images, added = said.get("image_dim") or 0, said.get("added_kv_proj_dim")
-    width = values["num_attention_heads"] * values.get("attention_head_dim", WanConfig.attention_head_dim)
-    if added != (width if images else None):
-        wanted = width if images else None
+    # One that is described rightly, to know its width.
+    right = not problems
+    ours = network(values | {"image_embed_dim": images, "patch_size": patch[0] if right else 2}, WanConfig)
+    if added != (wanted := ours.width if images else None):
         problems.append(f"added_kv_proj_dim is {added!r}; with image_dim {images or None} only {wanted} is supported")
     if problems:
         raise ValueError("this Wan config is not supported: " + ", ".join(problems))
-    return WanConfig(**values, image_embed_dim=images, patch_size=patch[0])
+    return ours
 
 
 def config_to_hf(config: WanConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from cinema_jax.errors import unsupported
 from cinema_jax.models.wan.config import WanVAEConfig
+from cinema_jax.typed import network
 from cinema_jax.weights import CONV2D, CONV3D, POINTWISE3D, Rule, Transform, conv
 
 _POINTWISE2D = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
@@ -86,10 +87,10 @@ def config_from_hf(config: Mapping[str, Any]) -> WanVAEConfig:
     if problems:
         raise ValueError("this VAE config is not supported: " + ", ".join(problems))
     fields = {name: said[name] for name in _SAME if name in said}
-    fields |= {name: tuple(said[name]) for name in _TUPLES if name in said}
+    fields |= {name: said[name] for name in _TUPLES if name in said}
     if "temperal_downsample" in said:
-        fields["temporal_downsample"] = tuple(said["temperal_downsample"])
-    return WanVAEConfig(**fields)
+        fields["temporal_downsample"] = said["temperal_downsample"]
+    return network(fields, WanVAEConfig)
 
 
 def config_to_hf(config: WanVAEConfig) -> dict[str, Any]:
