@@ -8,9 +8,11 @@ from typing import Any
 import cv2
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, fault_of
+from cinema_jax.files import read_json
+from cinema_jax.typed import checked
 
 
 class WeightError(InputError):
@@ -148,12 +150,10 @@ def _files(path: Path) -> tuple[list[Path], tuple[Path, dict[str, str]] | None]:
 
 def _places(file: Path) -> dict[str, str]:
     try:
-        places = json.loads(file.read_text())["weight_map"]
-        good = isinstance(places, dict) and all(isinstance(value, str) for value in places.values())
-    except (OSError, ValueError, KeyError, TypeError):
-        good = False
-    if not good:
-        raise WeightError(f"{file} is no index of safetensors files: it needs a weight_map of tensors to file names")
+        places = checked(read_json(file).get("weight_map"), dict[str, str], "weight_map")
+    except InputError as error:
+        needs = "it needs a weight_map of tensors to file names"
+        raise WeightError(f"{file} is no index of safetensors files: {needs} ({error})") from None
     for name in places.values():
         if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
             raise WeightError(f"{file} names {name!r}; accepted are files in its own folder")
@@ -161,15 +161,13 @@ def _places(file: Path) -> dict[str, str]:
 
 
 def _mapped(file: Path) -> dict[str, np.ndarray]:
-    try:
-        # Checks the header: sizes, offsets, overlaps, the file's length.
+    # Checks the header: sizes, offsets, overlaps, the file's length.
+    with fault_of(f"{file}: damaged or no safetensors file", WeightError):
         with safe_open(file, framework="numpy") as opened:
             names = list(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise WeightError(f"{file}: damaged or no safetensors file ({error})") from None
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
     data = (
         np.memmap(file, np.uint8, "r", offset=8 + length) if file.stat().st_size > 8 + length else np.empty(0, np.uint8)
     )

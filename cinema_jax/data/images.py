@@ -1,16 +1,15 @@
 """A user's picture: read with every mode and trap of image files, and laid out for the video VAE."""
 
-import struct
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps
+from PIL import EpsImagePlugin, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, fault_of
+from cinema_jax.files import check_regular
 
 # Of the sides of a box, on each side of it.
 MARGIN = 0.05
@@ -22,8 +21,11 @@ MAX_ASPECT_RATIO = 20.0
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 # A palette's transparency stands in `info` or in the palette itself: treat every palette as if it had some.
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La", "P")
-# What Pillow's decoders raise on damaged files, besides OSError.
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+# What is decoded. Of Pillow's other formats one starts a program (PostScript starts Ghostscript, whatever the file is
+# called), and hardly any is ever tried with damaged files.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
+# Nor does any library of this process start Ghostscript.
+EpsImagePlugin.gs_binary = False
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,16 @@ class Picture:
 
 
 def read_image(path: str | Path) -> Picture:
-    """Reads any image file Pillow knows, upright (EXIF), as sRGB; an alpha channel becomes the mask.
+    """Reads an image file of one of `FORMATS`, upright (EXIF), as sRGB; an alpha channel becomes the mask.
 
     Of an animation the first frame. Raises `InputError` (one sentence) for a file that is missing, a folder, empty,
     damaged, no image, too large to be decoded safely, wholly transparent, or longer than 20 times its width.
     """
     path = Path(path)
-    try:
-        with _open(path) as image:
-            _check_size(path, image.size)
-            image.load()
-            return _decode(path, ImageOps.exif_transpose(image))
-    except InputError:
-        raise
-    except DAMAGED as error:
-        raise InputError(f"{path}: this {path.suffix or 'file'} image is damaged or cut short ({error})") from None
+    with fault_of(f"{path}: this {path.suffix or 'file'} image is damaged or cut short"), open_image(path) as image:
+        check_size(path, image.size)
+        image.load()
+        return _decode(path, ImageOps.exif_transpose(image))
 
 
 def read_mask(path: str | Path) -> UInt8[np.ndarray, "height width"]:
@@ -136,24 +133,37 @@ def on_white(image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] |
     return ((image * inside + 255 * (255 - inside) + 127) // 255).astype(np.uint8)
 
 
-def _open(path: Path) -> Image.Image:
-    if not path.exists():
-        raise InputError(f"{path}: no such image file")
-    if path.is_dir():
-        raise InputError(f"{path}: this is a folder, not an image file")
+def open_image(path: Path) -> Image.Image:
+    """An image file, of which the header alone is read.
+
+    Raises:
+        InputError: it is no file with an image of one of `FORMATS`, or one that is too large.
+    """
+    check_regular(path, "image file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the image file is empty (0 bytes)")
-    try:
-        return Image.open(path)
-    except Image.DecompressionBombError:
-        raise InputError(f"{path}: the image is too large; at most {Image.MAX_IMAGE_PIXELS} pixels are read") from None
-    except PermissionError:
-        raise InputError(f"{path}: no permission to read this file") from None
-    except DAMAGED:
-        raise InputError(f"{path}: not an image that can be read (PNG, JPEG, WebP, TIFF, BMP and GIF can)") from None
+    with fault_of(f"{path}: not an image that can be read; PNG, JPEG, WebP, TIFF, BMP and GIF can"):
+        try:
+            return Image.open(path, formats=FORMATS)
+        except Image.DecompressionBombError:
+            most = f"at most {Image.MAX_IMAGE_PIXELS} pixels are read"
+            raise InputError(f"{path}: the image is too large; {most}") from None
+        except PermissionError:
+            raise InputError(f"{path}: no permission to read this file") from None
+        except UnidentifiedImageError:
+            raise InputError(
+                f"{path}: not an image that can be read (PNG, JPEG, WebP, TIFF, BMP and GIF can)"
+            ) from None
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
+def decode_png(data: bytes) -> np.ndarray:
+    """The pixels of a PNG that this project wrote; on damaged ones raises anything."""
+    with Image.open(BytesIO(data), formats=("PNG",)) as image:
+        return np.array(image)
+
+
+def check_size(path: Path, size: tuple[int, int]) -> None:
+    """Raises `InputError` for pictures that are too large to be decoded safely, and for strips."""
     width, height = size
     # Pillow itself only warns between its limit and twice its limit.
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:

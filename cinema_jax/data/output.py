@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import shutil
-import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cinema_jax.errors import InputError
+from cinema_jax.files import scratch
 
 ACCEPTED = "clip.mp4, clip.gif, clip.png (numbered: clip_000.png, ...) or a folder name without a suffix (000.png, ...)"
 # Browsers play a GIF frame of less than 20 ms as if it lasted 100 ms.
@@ -88,13 +87,9 @@ def write_video(path: str | Path, frames: UInt8[np.ndarray, "frames height width
     if len(frames) == 0 or fps <= 0:
         raise InputError(f"{path}: {len(frames)} frames at {fps} a second make no video; both must be above 0")
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
-    try:
-        {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_numbered, "": _write_folder}[path.suffix.lower()](
-            path, frames, fps, scratch
-        )
-    finally:
-        shutil.rmtree(scratch)
+    write = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_numbered, "": _write_folder}[path.suffix.lower()]
+    with scratch(path) as folder:
+        write(path, frames, fps, folder)
 
 
 def _numbered(path: Path) -> list[Path]:
@@ -104,10 +99,10 @@ def _numbered(path: Path) -> list[Path]:
     return sorted(item for item in path.parent.iterdir() if pattern.fullmatch(item.name))
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: float | int, scratch: Path) -> None:
+def _write_mp4(path: Path, frames: np.ndarray, fps: float | int, folder: Path) -> None:
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    whole = scratch / "video.mp4"
+    whole = folder / "video.mp4"
     # `faststart` puts the index first, so that a browser can begin before it has the whole file.
     with av.open(str(whole), "w", options={"movflags": "+faststart"}) as container:
         options = {"crf": H264_CRF, "preset": "medium"}
@@ -130,14 +125,14 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float | int, scratch: Path) 
     whole.replace(path)
 
 
-def _write_gif(path: Path, frames: np.ndarray, fps: float | int, scratch: Path) -> None:
+def _write_gif(path: Path, frames: np.ndarray, fps: float | int, folder: Path) -> None:
     if fps > MAX_GIF_FPS:
         raise InputError(f"{path}: a GIF shows at most {MAX_GIF_FPS} frames a second, not {fps:g}; write an .mp4")
     # GIF counts in hundredths of a second: round the moments, not the lengths, so that the errors do not add up.
     moments = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int)
     palette = _palette(frames)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
-    whole = scratch / "video.gif"
+    whole = folder / "video.gif"
     durations = [int(length) * 10 for length in np.diff(moments)]
     images[0].save(whole, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
     whole.replace(path)
@@ -153,21 +148,21 @@ def _palette(frames: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).quantize(256, method=Image.Quantize.FASTOCTREE)
 
 
-def _write_pngs(frames: np.ndarray, scratch: Path, prefix: str) -> list[Path]:
+def _write_pngs(frames: np.ndarray, folder: Path, prefix: str) -> list[Path]:
     digits = max(3, len(str(len(frames) - 1)))
-    names = [scratch / f"{prefix}{i:0{digits}d}.png" for i in range(len(frames))]
+    names = [folder / f"{prefix}{i:0{digits}d}.png" for i in range(len(frames))]
     for name, frame in zip(names, frames, strict=True):
         Image.fromarray(frame).save(name)
     return names
 
 
-def _write_numbered(path: Path, frames: np.ndarray, fps: float | int, scratch: Path) -> None:
-    for name in _write_pngs(frames, scratch, f"{path.stem}_"):
+def _write_numbered(path: Path, frames: np.ndarray, fps: float | int, folder: Path) -> None:
+    for name in _write_pngs(frames, folder, f"{path.stem}_"):
         name.replace(path.parent / name.name)
 
 
-def _write_folder(path: Path, frames: np.ndarray, fps: float | int, scratch: Path) -> None:
-    inner = scratch / "frames"
+def _write_folder(path: Path, frames: np.ndarray, fps: float | int, folder: Path) -> None:
+    inner = folder / "frames"
     inner.mkdir()
     _write_pngs(frames, inner, "")
     if path.is_dir():

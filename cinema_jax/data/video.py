@@ -1,5 +1,6 @@
 """Reading videos: any container, frame rate and rotation, sampled by presentation time. Writing is in `output.py`."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,17 +14,32 @@ from av.video.reformatter import Colorspace, Interpolation
 from jaxtyping import UInt8
 
 from cinema_jax.data import hdr
+from cinema_jax.data.images import MAX_ASPECT_RATIO
 from cinema_jax.data.output import check_output, write_video
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, fault_of
+from cinema_jax.files import check_regular
 
 __all__ = ["VideoInfo", "check_output", "frame_at", "probe", "read_frames", "write_video"]
 
 # Matroska and FLV round time stamps to milliseconds: a frame that begins within this of the asked time is shown at it.
 TOLERANCE = Fraction(6, 10_000)
 # swscale's defaults trade colour accuracy for speed: chroma is not interpolated, and rounding is biased.
+ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 # What FFmpeg calls a colour matrix that the file does not name.
 UNSPECIFIED = 2
-ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+# Containers of video, as FFmpeg calls them. Its others include lists of further files (hls, dash, concat, sdp),
+# drawings that other libraries interpret (svg), devices, and what is no video.
+CONTAINERS = (
+    *("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "ogg", "asf", "mxf", "nut", "gif"),
+    *("yuv4mpegpipe", "h264", "hevc", "vvc", "av1", "obu", "ivf", "m4v", "mjpeg", "vc1", "dv", "apng", "avif"),
+)
+# Nothing in a file leads to another one: only this file is opened, whatever it refers to.
+_ONLY_THIS_FILE = {
+    **{"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"},
+    **{"enable_drefs": "0", "use_absolute_path": "0"},
+}
+# Of one frame; more is no video that anybody has, and each would take gigabytes.
+MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -112,22 +128,38 @@ def frame_at(path: str | Path, index: int) -> UInt8[np.ndarray, "height width 3"
 def _opened(path: str | Path) -> Iterator[tuple]:
     """The container and its first video stream; every decoding error inside becomes one sentence."""
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such video file")
-    if path.is_dir():
-        raise InputError(f"{path}: this is a folder, not a video file")
+    check_regular(path, "video file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the video file is empty (0 bytes)")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: the file has no video stream")
-            stream = container.streams.video[0]
-            # Parallelism comes from loading several examples at once; a decoder's own threads would only compete.
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except av.error.FFmpegError as error:
-        raise InputError(f"{path}: this video cannot be decoded ({error.strerror})") from None
+    # Absolute: "concat:a" would be no file to FFmpeg. Titles and the like may be of any encoding; nobody reads them.
+    with (
+        fault_of(f"{path}: this video cannot be decoded"),
+        av.open(
+            os.path.abspath(path), mode="r", container_options=_ONLY_THIS_FILE, metadata_errors="replace"
+        ) as container,
+    ):
+        if not container.streams.video:
+            raise InputError(f"{path}: the file has no video stream")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise InputError(f"{path}: this video is of a codec that FFmpeg does not have")
+        # Parallelism comes from loading several examples at once; a decoder's own threads would only compete.
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        _check_size(path, stream)
+        yield container, stream
+
+
+def _check_size(path: Path, stream: av.VideoStream) -> None:
+    """Refuse frames, as they are shown, that no memory holds or that are strips."""
+    height, width = stream.codec_context.height, stream.codec_context.width * (stream.sample_aspect_ratio or 1)
+    if not height or not width:
+        return
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{path}: frames of {float(width):g}x{height}; at most {MAX_PIXELS} pixels are read")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        most = f"one side may be at most {MAX_ASPECT_RATIO:.0f} times the other"
+        raise InputError(f"{path}: frames are shown as {float(width):g}x{height}; {most}")
 
 
 def _frames(container, stream, origin: Fraction | None) -> Iterator[tuple[Fraction, av.VideoFrame]]:

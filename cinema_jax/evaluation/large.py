@@ -15,7 +15,7 @@ from PIL import Image
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import on_white
 from cinema_jax.data.sheets import spread
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, fault_of
 from cinema_jax.evaluation.measures import Sums
 
 # Frames that are shown to them, from first to last.
@@ -89,11 +89,10 @@ def _load(folder: Path, kind: str):
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds no *.safetensors; nothing else is opened")
     processor = transformers.AutoProcessor if kind == "CLIPModel" else transformers.AutoImageProcessor
-    try:
-        model = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        return torch, model.eval(), processor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} cannot be read as transformers' {kind}: {error}") from None
+    options = {"local_files_only": True, "trust_remote_code": False}
+    with fault_of(f"{folder} cannot be read as transformers' {kind}"):
+        model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **options)
+        return torch, model.eval(), processor.from_pretrained(folder, **options)
 
 
 def _unit(features) -> Float[np.ndarray, "N E"]:

@@ -16,9 +16,12 @@ from tqdm import tqdm
 from cinema_jax import parts
 from cinema_jax.checkpoint import digest
 from cinema_jax.data.example import Reference
-from cinema_jax.errors import InputError
+from cinema_jax.data.images import open_image
+from cinema_jax.errors import InputError, fault_of
 from cinema_jax.evaluation.suite import SEED, Case
+from cinema_jax.files import whole_file
 from cinema_jax.sampling import Request, Sampler, Settings
+from cinema_jax.typed import checked
 
 Video = UInt8[np.ndarray, "frames height width 3"]
 
@@ -36,17 +39,17 @@ class Gallery:
     def write(self, name: str, frames: Sequence[UInt8[np.ndarray, "height width 3"]] | np.ndarray) -> None:
         """Keep a video, or a few pictures of one size; complete or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{name}.partial"
-        Image.fromarray(np.concatenate(list(frames), axis=1)).save(partial, format="PNG")
-        partial.replace(self.file(name))
+        with whole_file(self.file(name)) as partial:
+            Image.fromarray(np.concatenate(list(frames), axis=1)).save(partial, format="PNG")
 
     def read(self, name: str, frames: int, height: int, width: int) -> Video:
         """A kept video. Raises InputError if its size is another or the file is damaged."""
-        try:
-            with Image.open(self.file(name)) as image:
+        file = self.file(name)
+        with fault_of(f"{file} cannot be read, so delete it to have it made anew"), open_image(file) as image:
+            if image.size == (frames * width, height):
                 pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{self.file(name)} cannot be read ({error}); delete it to have it made anew") from None
+            else:
+                pixels = np.empty((0, 0, 3), np.uint8)
         if pixels.shape != (height, frames * width, 3):
             raise InputError(f"{self.file(name)} is no video of {frames} frames of {width}x{height}; delete it")
         return np.stack(np.split(pixels, frames, axis=1))
@@ -78,7 +81,7 @@ def claim(folder: Path, description: dict[str, Any], videos: Mapping[str, str]) 
     if file.exists():
         there = parts.read_json(file)
         # Folders of before do not say what theirs were made of.
-        known = there.pop("videos", None)
+        known = checked(there.pop("videos", None), dict[str, str] | None, f"{file}: videos")
         description = description | ({"videos": "unknown"} if known is None else {})
         wrong = sorted(name for name in there.keys() | description.keys() if there.get(name) != description.get(name))
         if wrong:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cinema_jax.data.output import visible, write_video
 from cinema_jax.evaluation.videos import Video
+from cinema_jax.files import write_text
 
 _STYLE = (Path(__file__).parents[1] / "assets/web/evaluation.css").read_text()
 _SCRIPT = (Path(__file__).parents[1] / "assets/web/evaluation.js").read_text()
@@ -56,14 +57,15 @@ def write(
         text: all figures, as they were printed.
     """
     file = folder / "index.html"
-    file.write_text(
+    write_text(
+        file,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>'
         f"<main><h1>{html.escape(title)}</h1>{_table(rows)}{_words(rows, words)}"
         "<details><summary>All figures, as they were printed</summary>"
         f'<pre tabindex="0" role="region" aria-label="All figures">{html.escape(text)}</pre></details>'
         '<h2>Videos</h2><p><button type="button" id="pause" aria-pressed="false">Pause all videos</button></p>'
-        f"{''.join(_case(folder, case, fps) for case in cases)}</main><script>{_SCRIPT}</script></html>\n"
+        f"{''.join(_case(folder, case, fps) for case in cases)}</main><script>{_SCRIPT}</script></html>\n",
     )
     return file
 

@@ -4,11 +4,13 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from cinema_jax.data.images import open_image
 from cinema_jax.web.studio import Report
 
 PAPER = "https://arxiv.org/abs/2503.10391"
@@ -89,7 +91,7 @@ def _status(said: str, bar: str, more: str) -> str:
 
 
 def _thumbnail(file: str) -> str:
-    with Image.open(file) as image:
+    with open_image(Path(file)) as image:
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
         return _url(image)
 

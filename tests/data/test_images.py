@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -217,3 +219,24 @@ def test_masks_are_read_from_grey_or_alpha(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "black.png")
     with pytest.raises(InputError, match="black everywhere"):
         read_mask(tmp_path / "black.png")
+
+
+# A program that draws nothing: what matters is whether anybody runs it.
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 40\n%%EndComments\n/x { x } def\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.eps", "x"])
+def test_no_picture_starts_a_program(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program is started"))
+    (tmp_path / name).write_bytes(POSTSCRIPT)
+    with pytest.raises(InputError, match="not an image that can be read"):
+        read_image(tmp_path / name)
+    # What other libraries of this process open does not either.
+    with Image.open(tmp_path / name) as image, pytest.raises(OSError, match="Ghostscript"):
+        image.load()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="pipe or device"):
+        read_image(tmp_path / "pipe.png")

@@ -1,3 +1,4 @@
+import os
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -359,3 +360,59 @@ def write_hdr(path, patches: list[tuple[int, int, int]], curve: int) -> None:
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+LISTS = {
+    "a playlist": ("x.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n"),
+    "a list of files": ("x.ffconcat", "ffconcat version 1.0\nfile {other}\n"),
+    "a session": ("x.sdp", "v=0\nc=IN IP4 127.0.0.1\nm=video 4000 RTP/AVP 96\na=rtpmap:96 H264/90000\n"),
+    "a drawing": (
+        "x.svg",
+        '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><image href="{other}"/></svg>',
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("renamed", [False, True])
+def test_no_file_leads_to_another_one(tmp_path, kind, renamed):
+    write_clip(tmp_path / "other.mp4")
+    name, text = LISTS[kind]
+    path = tmp_path / ("x.mp4" if renamed else name)
+    path.write_text(text.format(other=tmp_path / "other.mp4"))
+    with pytest.raises(InputError, match="cannot be decoded"):
+        probe(path)
+
+
+def test_a_name_is_a_file_s_and_no_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "other.mp4")
+    for name in ("concat:other.mp4", "file:other.mp4", "http://127.0.0.1:9/x.mp4", "pipe:0", "-"):
+        with pytest.raises(InputError, match="no such video file"):
+            probe(name)
+    os.rename("other.mp4", "subfile,,start,1:other.mp4")
+    assert probe("subfile,,start,1:other.mp4").frames == 20
+
+
+def test_a_title_in_another_encoding_is_no_obstacle(tmp_path):
+    write_clip(tmp_path / "x.mkv")
+    data = (tmp_path / "x.mkv").read_bytes()
+    assert b"Lavf" in data
+    (tmp_path / "x.mkv").write_bytes(data.replace(b"Lavf", b"L\xe9vf"))
+    assert probe(tmp_path / "x.mkv").frames == 20
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [("W64 H48 F8:1 Ip A1:1000", "at most 20 times the other"), ("W100000 H100000 F8:1 Ip A1:1", r"x\.y4m: ")],
+)
+def test_frames_that_nobody_can_look_at_are_refused(tmp_path, header, message):
+    (tmp_path / "x.y4m").write_bytes(f"YUV4MPEG2 {header} C420jpeg\nFRAME\n".encode() + bytes(64 * 48 * 3 // 2))
+    with pytest.raises(InputError, match=message):
+        probe(tmp_path / "x.y4m")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(InputError, match="pipe or device"):
+        probe(tmp_path / "pipe.mp4")

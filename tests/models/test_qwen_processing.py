@@ -1,5 +1,6 @@
 """The MLLM's inputs: against transformers' own processing, and the rules of shapes, limits and errors."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from released_tokenizers import released_tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as reference_smart_resize
 
+from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.config import MLLMInputs, Qwen2VLVisionConfig
 from cinema_jax.models.qwen_vl.processing import (
     DEMO_TEMPLATE,
@@ -325,3 +327,21 @@ def test_patchify_orders_colour_frame_row_column():
     for patch, (row, column) in zip(patches, order, strict=True):
         expected = image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].transpose(2, 0, 1)
         np.testing.assert_allclose(patch, np.repeat(expected[:, None], 2, axis=1), rtol=1e-6)
+
+
+def test_no_code_in_a_tokenizer_s_folder_runs(tmp_path):
+    build_word_tokenizer(["bird"]).save_pretrained(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    file = tmp_path / "tokenizer_config.json"
+    saved = json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    # Named with a class of transformers, it is that; with its own, it is refused.
+    file.write_text(json.dumps(saved))
+    assert load_tokenizer(tmp_path)("bird")["input_ids"]
+    file.write_text(json.dumps(saved | {"tokenizer_class": "Evil"}))
+    with pytest.raises(InputError, match="tokenizer_class is 'Evil'; accepted: T5Tokenizer"):
+        load_tokenizer(tmp_path)
+    del saved["tokenizer_class"]
+    file.write_text(json.dumps(saved))
+    with pytest.raises(InputError, match="cannot be read as a tokenizer"):
+        load_tokenizer(tmp_path)
+    assert not (tmp_path / "ran").exists()

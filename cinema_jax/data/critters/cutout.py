@@ -15,7 +15,8 @@ from cinema_jax.data.choices import divide
 from cinema_jax.data.critters.drawing import Light, Sprite, bounds, lit, pose_matrix
 from cinema_jax.data.critters.identity import Number, stable_hash
 from cinema_jax.data.critters.parts import Pose
-from cinema_jax.errors import InputError
+from cinema_jax.data.images import check_size, open_image
+from cinema_jax.errors import InputError, fault_of
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,11 @@ def _picture(path: Path) -> UInt8[np.ndarray, "height width 4"]:
     Raises:
         InputError: the file is no picture, has no alpha, or shows nothing.
     """
-    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if picture is None:
-        raise InputError(f"{path} is not a PNG picture that can be read")
-    if picture.ndim != 3 or picture.shape[2] != 4:
-        raise InputError(f"{path} has no alpha channel; save the cut-out as PNG with transparency")
-    if picture.dtype == np.uint16:
-        picture = (picture >> 8).astype(np.uint8)
+    with fault_of(f"{path} is not a PNG picture that can be read"), open_image(path) as image:
+        check_size(path, image.size)
+        if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+            raise InputError(f"{path} has no alpha channel; save the cut-out as PNG with transparency")
+        picture = np.asarray(image.convert("RGBA"))
     alpha = picture[..., 3]
     if alpha.min() > 250:
         raise InputError(f"{path} is opaque everywhere; cut the subject out so that the background is transparent")
@@ -134,7 +133,7 @@ def _picture(path: Path) -> UInt8[np.ndarray, "height width 4"]:
     if not len(rows):
         raise InputError(f"{path} is transparent everywhere; it must show a subject")
     picture = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    color = (picture[..., 2::-1].astype(np.uint16) * picture[..., 3:] + 127) // 255
+    color = (picture[..., :3].astype(np.uint16) * picture[..., 3:] + 127) // 255
     rgba = np.concatenate([color.astype(np.uint8), picture[..., 3:]], axis=-1)
     if len(rgba) > 512:
         rgba = cv2.resize(rgba, (max(1, rgba.shape[1] * 512 // len(rgba)), 512), interpolation=cv2.INTER_AREA)

@@ -7,10 +7,17 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, fault_of
+from cinema_jax.files import read_json
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Template
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
+# Of the released models that are read here, as transformers calls theirs; the last three are for any tokenizer.json.
+CLASSES = (
+    *("T5Tokenizer", "T5TokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast"),
+    *("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"),
+)
+_TRIAL = "A blue bird, 2 fish\u00e9s."
 _CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation
 
 
@@ -50,4 +57,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved in a folder, ours or a released one; nothing is downloaded."""
     if not folder.is_dir():
         raise InputError(f"tokenizer is {str(folder)!r}, accepted is a folder with a saved tokenizer")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    settings = folder / "tokenizer_config.json"
+    called = read_json(settings).get("tokenizer_class") if settings.exists() else None
+    # A name chooses code, though of transformers alone; what it has for other models is tried less with damaged files.
+    if called is not None and called not in CLASSES:
+        raise InputError(f"{settings}: tokenizer_class is {called!r}; accepted: {', '.join(CLASSES)}")
+    with fault_of(f"{folder} cannot be read as a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # What is damaged may show only when it is used.
+        numbers = tokenizer(_TRIAL)["input_ids"]
+        wrong = [one for one in numbers if type(one) is not int or not 0 <= one < len(tokenizer)]
+        for name in ("pad_token_id", "eos_token_id"):
+            value = getattr(tokenizer, name)
+            wrong += [] if value is None or (type(value) is int and value >= 0) else [value]
+    if wrong:
+        raise InputError(f"{folder} cannot be read as a tokenizer: it makes the token {wrong[0]!r}")
+    return tokenizer
