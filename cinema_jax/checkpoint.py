@@ -17,12 +17,18 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from cinema_jax import distributed
-from cinema_jax.errors import InputError
+from cinema_jax import checksums, distributed
+from cinema_jax.errors import InputError, fault_of
+from cinema_jax.files import read_json
 from cinema_jax.sharding import path_name
-from cinema_jax.stored import Stored, open_stored
+from cinema_jax.stored import Stored, open_stored, tree_names
 from cinema_jax.training.state import TrainState
+from cinema_jax.typed import checked, section
 
+# Of a checkpoint's description: the sums of its arrays (see `checksums`), by their paths.
+SUMS = "sums"
+# The variable of the environment that, as 0, keeps them from being compared.
+VERIFY = "CINEMA_VERIFY_CHECKPOINTS"
 # Differences named in one error message; a wrong model differs everywhere.
 MAX_LISTED = 12
 
@@ -58,7 +64,61 @@ def digest(arrays: Mapping[str, Any]) -> str:
 
 def read_metadata(path: epath.PathLike) -> dict[str, Any]:
     """The JSON description that was saved with the checkpoint at `path` (the folder of a step)."""
-    return json.loads((epath.Path(path) / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    return {name: value for name, value in _described(path).items() if name != SUMS}
+
+
+def _described(path: epath.PathLike) -> dict[str, Any]:
+    """What was saved with the checkpoint, the sums of its arrays among it. Raises `CheckpointError`: it is damaged."""
+    file = epath.Path(path) / "_CHECKPOINT_METADATA"
+    try:
+        return checked(read_json(file, finite=False).get("custom_metadata"), dict[str, Any], f"{file}: custom_metadata")
+    except InputError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def find_damage(path: epath.PathLike, branch: str = "") -> str | None:
+    """What is wrong with the checkpoint at `path` (the folder of a step), in one sentence; None where nothing is.
+
+    Reads all arrays once, or those of a branch ("ema"), and compares them with the sums that were saved with them;
+    several processes share the work, and all must call this. Checkpoints of before have no sums: theirs are only read.
+    With CINEMA_VERIFY_CHECKPOINTS=0 in the environment nothing but the description is.
+    """
+    try:
+        return _first(_damage_of_share(epath.Path(path), branch))
+    except InputError as error:
+        return _first(str(error))
+
+
+def _first(said: str | None) -> str | None:
+    """The first thing that any process says is wrong."""
+    return next((each for each in distributed.gather(said) if each), None)
+
+
+def _damage_of_share(path: epath.Path, branch: str) -> str | None:
+    sums = checked(_described(path).get(SUMS, {}), dict[str, tuple[int, int]], f"{path}: {SUMS}")
+    names = {"/".join(name) for name in tree_names(path / "state")}
+    if sums and (other := sorted(names ^ set(sums))):
+        return f"{path}: its list of arrays is damaged ({other[0]})"
+    for file in sorted((path / "state" / "array_metadatas").glob("process_*")):
+        _check_notes(file)
+    if os.environ.get(VERIFY) == "0":
+        return None
+    arrays = open_stored(path / "state", (branch,) if branch else ())
+    # The largest first, one after another to each process: so they are done at about the same time.
+    ordered = sorted(arrays, key=lambda name: (-arrays[name].nbytes, name))
+    for name in ordered[jax.process_index() :: jax.process_count()]:
+        whole = f"{branch}/{name}" if branch else name
+        found = checksums.of_pieces(arrays[name].pieces())
+        if sums and found != sums[whole]:
+            return f"{path}: {whole} is damaged (it has other bits than were saved)"
+    return None
+
+
+def _check_notes(file: epath.Path) -> None:
+    """Whether a process's notes of its arrays are as Orbax expects them, which does not end well with others."""
+    for row in checked(read_json(file).get("array_metadatas"), list[dict[str, Any]], f"{file}: array_metadatas"):
+        for name, kind in (("param_name", str), ("write_shape", list[int]), ("chunk_shape", list[int])):
+            checked(section(row, "array_metadata").get(name), kind, f"{file}: {name}")
 
 
 class Checkpoints:
@@ -75,6 +135,8 @@ class Checkpoints:
             raise ValueError(f"keep = {keep} checkpoints must be 1 or more")
         self.directory = _absolute(directory)
         self._last: int | None = None
+        # What was read, until it is handed on.
+        self._loaded: tuple[TrainState, ...] = ()
         self._set_incomplete_aside()
         # Read once: with several processes, one may already be replacing a step when another looks.
         self._found = frozenset(complete_steps(self.directory))
@@ -110,7 +172,7 @@ class Checkpoints:
         if step == self._last:
             return
         self._orbax.wait()
-        description = json.loads(json.dumps(metadata))
+        description = json.loads(json.dumps(metadata)) | {SUMS: _sums(state)}
         self._orbax.save_checkpointables_async(
             step,
             {"state": state},
@@ -123,17 +185,50 @@ class Checkpoints:
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
         """The state and metadata of `step` (default: the last), in the types and shardings of `abstract`.
 
+        A last one that is damaged is set aside, as `<step>.damaged`, with a warning, and the one before it is taken.
+
         Raises:
-            CheckpointError: no such checkpoint, or its parameters are not those of `abstract`, by path.
+            CheckpointError: no such checkpoint, or it is damaged and there is none before it, or its parameters are not
+                those of `abstract`, by path.
         """
         path = step_path(self.directory, self.latest if step is None else step)
-        self._check_fits(path, abstract)
-        state = ocp.load_checkpointables(path, {"state": abstract})["state"]
-        self._last = int(path.name)
+        while damage := find_damage(path) or self._load(path, abstract):
+            before = [] if step is not None else [one for one in complete_steps(self.directory) if one < int(path.name)]
+            if not before:
+                raise CheckpointError(f"{damage}; there is no other checkpoint to go on from")
+            whole = path.with_name(str(before[-1]))
+            logging.warning("%s; the run goes on from the checkpoint before it, %s", damage, whole)
+            self._set_aside(path, "damaged")
+            path = whole
+        self._last, (state,) = int(path.name), self._loaded
+        self._loaded = ()
         return state, read_metadata(path)
 
+    def _load(self, path: epath.Path, abstract: TrainState) -> str | None:
+        """Load a checkpoint; what was wrong with it, as any process says, or None."""
+        self._check_fits(path, abstract)
+        try:
+            with fault_of(f"{path} is damaged", CheckpointError):
+                self._loaded = (ocp.load_checkpointables(path, {"state": abstract})["state"],)
+        except CheckpointError as error:
+            return _first(str(error))
+        return _first(None)
+
+    def _set_aside(self, path: epath.Path, why: str) -> None:
+        """Give a step another name, under which nobody takes it for a checkpoint."""
+        distributed.together("checkpoint.before it is set aside")
+        if jax.process_index() == 0:
+            aside = path.with_name(f"{path.name}.{why}")
+            if aside.exists():
+                aside.rmtree()
+            path.rename(aside)
+        distributed.together("checkpoint.set aside")
+        self._found -= {int(path.name)}
+        self._orbax.reload()
+
     def _check_fits(self, path: epath.Path, abstract: TrainState) -> None:
-        saved, wanted = _shapes(_saved_tree(path)), _shapes(abstract)
+        saved = {name: array.shape for name, array in open_stored(path / "state").items()}
+        wanted = _shapes(abstract)
         problems = [f"{name} is missing" for name in wanted if name not in saved]
         problems += [f"{name} is not in this run" for name in saved if name not in wanted]
         problems += [
@@ -184,19 +279,51 @@ def load_params(directory: epath.PathLike, *, ema: bool = True, step: int | None
 
     Args:
         directory: a run's checkpoints, or the folder of one step.
-        step: which of them (default: the last).
+        step: which of them (default: the last that is whole).
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
     """
-    return open_stored(step_path(directory, step) / "state", ("ema" if ema else "params",))
+    if step is None:
+        return newest_params(directory, ema=ema)[1]
+    path = step_path(directory, step)
+    if damage := find_damage(path, _branch(ema)):
+        raise CheckpointError(damage)
+    return open_stored(path / "state", (_branch(ema),))
+
+
+def newest_params(directory: epath.PathLike, *, ema: bool = True) -> tuple[int, dict[str, Stored]]:
+    """The step of the last checkpoint that is not damaged, and its parameters as `load_params` gives them.
+
+    Every process must call this. Damaged ones are left where they are, and named in a warning.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = step_path(directory)
+    while damage := find_damage(path, _branch(ema)):
+        before = [one for one in complete_steps(path.parent) if one < int(path.name)] if path.name.isdecimal() else []
+        if not before or path == _absolute(directory):
+            raise CheckpointError(damage)
+        logging.warning("%s; the one before it is taken, %s", damage, path.with_name(str(before[-1])))
+        path = path.with_name(str(before[-1]))
+    return int(path.name), open_stored(path / "state", (_branch(ema),))
+
+
+def _branch(ema: bool) -> str:
+    return "ema" if ema else "params"
+
+
+def _sums(state: TrainState) -> dict[str, checksums.Sums]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    sums = checksums.of_arrays([leaf for _, leaf in leaves])
+    return {path_name(path): each for (path, _), each in zip(leaves, sums, strict=True)}
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
     # Orbax refuses relative folders; `gs://...` has no current one.
     path = epath.Path(path)
     return path if "://" in str(path) else epath.Path(os.path.abspath(path))
-
-
-def _saved_tree(path: epath.Path) -> Any:
-    return ocp.checkpointables_metadata(path).metadata["state"]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import process_environment
 
-from cinema_jax import checkpoint, sharding
+from cinema_jax import checkpoint, checksums, sharding
 from cinema_jax.checkpoint import CheckpointError, Checkpoints
 from cinema_jax.training import state
 from cinema_jax.training.config import OptimizerConfig
@@ -214,3 +214,114 @@ def test_save_that_was_killed_leaves_the_checkpoint_before_it(saved, mesh):
     with Checkpoints(saved) as checkpoints:
         restored, _ = checkpoints.restore(abstract(mesh))
     assert int(restored.step) == 5
+
+
+@pytest.fixture
+def two(tmp_path, mesh):
+    """A folder with the checkpoints of steps 4 and 5."""
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (4, 5):
+            checkpoints.save(new_state(mesh, step), METADATA | {"step": step})
+    return tmp_path
+
+
+def damageable(step):
+    """The files of a checkpoint that hold anything."""
+    found = sorted(file for file in step.rglob("*") if file.is_file() and file.stat().st_size)
+    return [file for file in found if file.name != "commit_success.txt"]
+
+
+def largest(step):
+    """Of those that hold the arrays' bytes."""
+    return max((file for file in damageable(step) if file.parent.name == "d"), key=lambda file: file.stat().st_size)
+
+
+DAMAGE = {
+    # In the middle of the arrays' bytes.
+    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :],
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_checkpoint_before_a_damaged_one_is_taken_and_both_are_named(two, mesh, damage, caplog):
+    largest(two / "5").write_bytes(DAMAGE[damage](largest(two / "5").read_bytes()))
+    with Checkpoints(two) as checkpoints:
+        restored, metadata = checkpoints.restore(abstract(mesh))
+        assert (int(restored.step), metadata["step"]) == (4, 4)
+        assert f"the run goes on from the checkpoint before it, {two / '4'}" in caplog.text
+        assert str(two / "5") in caplog.text
+        # It gets there again.
+        checkpoints.save(new_state(mesh, 5), METADATA)
+    assert checkpoint.complete_steps(two) == [4, 5]
+    assert (two / "5.damaged").is_dir()
+
+
+def test_every_flipped_bit_is_found_or_changes_nothing(two, mesh):
+    rng = np.random.default_rng(0)
+    expected, found = new_state(mesh, 5), 0
+    for _ in range(60):
+        file = rng.choice(damageable(two / "5"))
+        whole = file.read_bytes()
+        data = bytearray(whole)
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(bytes(data))
+        if checkpoint.find_damage(two / "5"):
+            found += 1
+        else:
+            for ema in (True, False):
+                params = {path: np.asarray(x) for path, x in checkpoint.newest_params(two, ema=ema)[1].items()}
+                jax.tree.map(np.testing.assert_array_equal, params, expected.ema if ema else expected.params)
+        file.write_bytes(whole)
+    assert found >= 20
+    assert checkpoint.find_damage(two / "5") is None
+
+
+def test_what_orbax_writes_beside_the_arrays_may_be_damaged(saved, mesh):
+    (saved / "5" / "state" / "_sharding").write_bytes(b"cut")
+    with Checkpoints(saved) as checkpoints:
+        restored, _ = checkpoints.restore(abstract(mesh))
+    jax.tree.map(np.testing.assert_array_equal, restored, new_state(mesh, 5))
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:100], lambda text: text.replace("chunk_shape", "chunk_shaqe")])
+def test_what_orbax_needs_beside_the_arrays_is_part_of_the_checkpoint(two, mesh, change):
+    notes = two / "5" / "state" / "array_metadatas" / "process_0"
+    notes.write_text(change(notes.read_text()))
+    with Checkpoints(two) as checkpoints:
+        restored, _ = checkpoints.restore(abstract(mesh))
+    assert int(restored.step) == 4
+
+
+def test_a_damaged_checkpoint_without_another_is_one_sentence(saved, mesh):
+    metadata = saved / "5" / "_CHECKPOINT_METADATA"
+    metadata.write_bytes(metadata.read_bytes()[:100])
+    with Checkpoints(saved) as checkpoints, pytest.raises(CheckpointError, match="there is no other checkpoint"):
+        checkpoints.restore(abstract(mesh))
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        checkpoint.load_params(saved, step=5)
+
+
+def test_weights_are_those_of_the_newest_checkpoint_that_is_whole(two, mesh, caplog):
+    largest(two / "5").write_bytes(DAMAGE["zeros"](largest(two / "5").read_bytes()))
+    step, params = checkpoint.newest_params(two)
+    assert step == 4
+    assert f"the one before it is taken, {two / '4'}" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, {k: np.asarray(x) for k, x in params.items()}, new_state(mesh, 4).ema)
+
+
+def test_bits_are_not_compared_where_that_is_switched_off(two, monkeypatch):
+    monkeypatch.setattr(checksums, "of_pieces", lambda _: pytest.fail("they were read"))
+    monkeypatch.setenv("CINEMA_VERIFY_CHECKPOINTS", "0")
+    assert checkpoint.find_damage(two / "5") is None
+
+
+def test_sums_are_the_same_on_devices_and_in_pieces():
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((3, 50, 7)).astype(np.float32), np.full((), -5, np.int32)]
+    arrays += [np.zeros((0, 3), np.float32), np.array([True, False]), np.asarray(jnp.ones((5, 3), jnp.bfloat16))]
+    there = [tuple(map(int, sums)) for sums in checksums._on_devices([jnp.asarray(x) for x in arrays])]
+    assert [checksums.of_pieces([x] if x.ndim == 0 else list(x[:, None])) for x in arrays] == there
+    assert checksums.of_pieces([arrays[0][::-1]]) != there[0]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 
 from cinema_jax import parts, shards
-from cinema_jax.checkpoint import complete_steps, load_params
+from cinema_jax.checkpoint import complete_steps, newest_params
 from cinema_jax.config import to_dict
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.card import model_card
@@ -127,10 +127,10 @@ def trained_params(run: Run, weights: Weights) -> tuple[int | None, dict[str, Ar
     """What the run's last stage has trained and its `parts/` do not hold: the step, and the parameters by path."""
     for stage in reversed(run.config.stages):
         folder = run.workdir / "checkpoints" / stage
-        if steps := complete_steps(folder):
+        if complete_steps(folder):
             # A finished stage leaves its averaged weights in parts/.
             finished = weights == "ema" and run.finished(stage)
-            return (None, {}) if finished else (steps[-1], load_params(folder, ema=weights == "ema"))
+            return (None, {}) if finished else newest_params(folder, ema=weights == "ema")
     return None, {}
 
 
