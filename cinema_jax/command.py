@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from cinema_jax import distributed, peers, usage
-from cinema_jax.errors import STORAGE_ALONE, InputError, causes, passing_error
+from cinema_jax.errors import STORAGE_ALONE, InputError, WorkerLost, causes, passing_error
 from cinema_jax.training.interruption import Interrupted
 
 Result = TypeVar("Result")
@@ -112,7 +112,7 @@ def run(
             # One that all have agreed on is told by each.
             _end(128 + error.number, str(error), str(error) if error.alone else "")
         except Exception as error:
-            if word := _of_storage(error):
+            if word := _of_storage(error) or _of_worker(error):
                 _end_as(word)
             if not distributed.several():
                 raise
@@ -184,6 +184,12 @@ def _of_storage(error: BaseException | None) -> peers.Word | None:
     if trouble := passing_trouble(error):
         return peers.Word(1, f"{trouble}, which may pass: the same command goes on from what was saved before")
     return None
+
+
+def _of_worker(error: BaseException) -> peers.Word | None:
+    """How a command ends that has lost a process of its own: launchers start it again."""
+    lost = next((cause for cause in causes(error) if isinstance(cause, WorkerLost)), None)
+    return lost and peers.Word(1, f"{lost}; the same command goes on from what was saved before")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -5,8 +5,8 @@ reads the folder as well. Reading here takes from a record only what is asked fo
 views of all references for every caption.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -22,8 +22,11 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from cinema_jax.data.choices import choose_views, entries_of_split, held_out
 from cinema_jax.data.example import Conditions, Reference
+from cinema_jax.data.images import decode_png
 from cinema_jax.data.worker import bucket_of
-from cinema_jax.errors import InputError
+from cinema_jax.errors import InputError, fault_of
+from cinema_jax.files import MOST_OF_LIST, parse_json, read_json, read_text
+from cinema_jax.typed import checked
 
 # What the data set is called in file names, and its only split: held-out examples are chosen when it is read.
 NAME, SPLIT = "videos", "train"
@@ -32,6 +35,13 @@ BUCKETS = "buckets.json"
 # Beside the records and what TensorFlow Datasets needs: what they depend on, the name of every record, in order, and by
 # what each is held out.
 KEY, IDS, GROUPS, INFO = "prepare.json", "ids.json", "groups.json", "dataset_info.json"
+# Of `GROUPS`: by what records are held out, and videos that are none.
+_LISTS = ("records", "ends")
+# Of `KEY`, what is read here.
+_KEY_TYPES = {
+    **dict.fromkeys(("frames", "height", "width", "max_references"), int),
+    **{"fps": float, "shape": list[int]},
+}
 # Fast; the default level takes 4 times as long for a twelfth of the size.
 PNG_LEVEL = 1
 # Records that a process keeps: an example is asked for its conditions and then for its latents, and one read serves
@@ -129,7 +139,7 @@ class Records:
             )
         if not (self._folder / GROUPS).exists():
             raise InputError(f"{path} holds no {GROUPS}: an older version prepared it; prepare the videos again")
-        self._key = json.loads((self._folder / KEY).read_text())
+        self._key = _read_key(self._folder / KEY)
         wanted = {"frames": frames, "height": height, "width": width, "fps": fps}
         if other := [f"{name} {self._key[name]:g}, not {x:g}" for name, x in wanted.items() if self._key[name] != x]:
             raise InputError(
@@ -140,7 +150,14 @@ class Records:
                 f"{path} was prepared with up to {self._key['max_references']} references an example; "
                 f"config.data.max_references is {max_references} and must be at least that"
             )
-        ids, groups = (json.loads((self._folder / name).read_text()) for name in (IDS, GROUPS))
+        ids = _read_list(self._folder / IDS)
+        groups = read_json(self._folder / GROUPS, MOST_OF_LIST)
+        groups = checked(groups, dict[str, Any], str(self._folder / GROUPS))
+        groups = {name: checked(groups.get(name), list[str], f"{self._folder / GROUPS}: {name}") for name in _LISTS}
+        if len(ids) != len(groups["records"]):
+            raise InputError(
+                f"{self._folder} is damaged: {IDS} names {len(ids)} records, {GROUPS} {len(groups['records'])}"
+            )
         entries = [_Entry(*each, record) for record, each in enumerate(zip(ids, groups["records"], strict=True))]
         # Groups of other buckets, and of videos that could not be read, decide with these.
         held = held_out(path, [*groups["records"], *groups["ends"]], validation_fraction, split)
@@ -150,13 +167,18 @@ class Records:
                 f"{path}: all videos of the {split} split were rejected; correct them and run prepare with "
                 "--retry-rejected, or change config.data.validation_fraction"
             )
-        self._records = ArrayRecordDataSource(self._files())
+        with fault_of(f"{path}: its records cannot be opened"):
+            self._records = ArrayRecordDataSource(self._files(len(ids)))
 
-    def _files(self) -> list[str]:
+    def _files(self, count: int) -> list[str]:
         """The files that hold anything, each with the range of its records: so that none is opened to count them."""
-        lengths = json.loads((self._folder / INFO).read_text())["splits"][0]["shardLengths"]
+        file = self._folder / INFO
+        with fault_of(f"{file} does not say what the files hold"):
+            lengths = [int(length) for length in read_json(file)["splits"][0]["shardLengths"]]
+        if sum(lengths) != count or min(lengths) < 0:
+            raise InputError(f"{self._folder} is damaged: {IDS} names {count} records, {INFO} {sum(lengths)}")
         names = [f"{self._folder / file_name(i, len(lengths))}[0:{n}]" for i, n in enumerate(lengths)]
-        return [name for name, length in zip(names, lengths, strict=True) if int(length)]
+        return [name for name, length in zip(names, lengths, strict=True) if length]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -180,10 +202,15 @@ class Records:
 
     def caption(self, index: int) -> str:
         """The detailed description of video `index`."""
-        return self._value(index, "caption").decode()
+        with self._reading(index):
+            return self._value(index, "caption").decode()
 
     def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
-        """What `Folder` gives for the same video and generator."""
+        """What `Folder` gives for the same video and generator. Raises `InputError` if the record is damaged."""
+        with self._reading(index):
+            return self._conditions(index, rng)
+
+    def _conditions(self, index: int, rng: np.random.Generator) -> Conditions:
         field = lambda name: _values(self._example(index), f"references/{name}")  # noqa: E731
         subjects = [text.decode() for text in field("subject")]
         nouns = [text.decode() or None for text in field("noun")]
@@ -192,8 +219,8 @@ class Records:
         same_clip = [bool(same) for same in field("same_clip")] or [False] * len(subjects)
 
         def reference(i: int) -> Reference:
-            mask = _pixels(masks[i]) if masked[i] else None
-            return Reference(_pixels(images[i]), mask, subjects[i], nouns[i], bool(background[i]), same_clip[i])
+            mask = decode_png(masks[i]) if masked[i] else None
+            return Reference(decode_png(images[i]), mask, subjects[i], nouns[i], bool(background[i]), same_clip[i])
 
         prompt = self._value(index, "prompt").decode()
         chosen = choose_views(prompt, subjects, nouns, self._max_references, 0.0, rng, same_clip, self._other_view)
@@ -205,23 +232,24 @@ class Records:
         return VideoLatents(self)
 
     def read_latents(self, index: int) -> BFloat16[np.ndarray, "F H W C"]:
-        """Of example `index`."""
-        return np.frombuffer(self._value(index, "latents"), ml_dtypes.bfloat16).reshape(self._key["shape"])
+        """Of example `index`. Raises `InputError` if the record is damaged."""
+        with self._reading(index):
+            return np.frombuffer(self._value(index, "latents"), ml_dtypes.bfloat16).reshape(self._key["shape"])
 
     def check_vae(self, vae: str) -> None:
         """Raises `InputError` if another VAE made the latents."""
-        if self._key["vae"] != vae:
+        if (theirs := self._key.get("vae")) != vae:
             raise InputError(
-                f"{self._folder} was prepared with another VAE ({self._key['vae']}) than this run's ({vae}): name that "
+                f"{self._folder} was prepared with another VAE ({theirs}) than this run's ({vae}): name that "
                 "one as config.weights.vae, or prepare the videos again"
             )
 
+    def _reading(self, index: int) -> AbstractContextManager[None]:
+        """Around what reads a record: the file, the message and the pictures in it may each be damaged."""
+        return fault_of(f"{self._folder}: the record of {self._entries[index].id} cannot be read")
+
     def _example(self, index: int) -> tf_example_pb2.Example:
-        entry = self._entries[index]
-        try:
-            return _read(self._records, entry.record)
-        except RuntimeError as error:
-            raise InputError(f"{self._folder}: the record of {entry.id} cannot be read ({error})") from None
+        return _read(self._records, self._entries[index].record)
 
     def _value(self, index: int, field: str) -> bytes:
         return _values(self._example(index), field)[0]
@@ -297,7 +325,21 @@ def open_records(folders: Sequence[str], *, of_bucket: bool, **settings: Any) ->
 def _is_empty(folder: epath.Path) -> bool:
     """Whether `prepare` has found no clip for a bucket; older versions refused such buckets and have no list."""
     told = folder.parent / BUCKETS
-    return told.exists() and json.loads(told.read_text()).get(folder.name) == 0
+    return told.exists() and read_json(told).get(folder.name) == 0
+
+
+def _read_key(file: epath.Path) -> dict[str, Any]:
+    """What the records depend on; of it, what is asked for here is as it should be."""
+    key = read_json(file)
+    for name, kind in _KEY_TYPES.items():
+        if name not in key:
+            raise InputError(f"{file}: {name} is missing")
+        key[name] = checked(key[name], kind, f"{file}: {name}")
+    return key
+
+
+def _read_list(file: epath.Path) -> list[str]:
+    return checked(parse_json(read_text(file, MOST_OF_LIST), str(file)), list[str], str(file))
 
 
 class VideoLatents(Sequence):
@@ -331,7 +373,3 @@ def _png(pixels: np.ndarray) -> bytes:
     file = BytesIO()
     Image.fromarray(pixels).save(file, "png", compress_level=PNG_LEVEL)
     return file.getvalue()
-
-
-def _pixels(png: bytes) -> np.ndarray:
-    return np.array(Image.open(BytesIO(png)))

@@ -12,11 +12,12 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 
-from cinema_jax.errors import InputError, passing_error
+from cinema_jax.errors import InputError, WorkerLost, passing_error
 
 Arrays = dict[str, np.ndarray | np.generic]
 # (dataset index, global example index, generator) -> arrays without a batch axis, of the same shapes for every example.
@@ -86,11 +87,18 @@ class Workers:
 
     def __init__(self, maker: Maker, count: int):
         spawn = multiprocessing.get_context("spawn")
+        self._count = count
         self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_start, initargs=(maker,))
 
     def __call__(self, global_index: int, entry: int) -> Loaded:
-        """Waits for the example: call it from several threads."""
-        return self._pool.submit(_make, global_index, entry).result()
+        """Waits for the example: call it from several threads. Raises `WorkerLost` where a process was killed."""
+        try:
+            return self._pool.submit(_make, global_index, entry).result()
+        except BrokenProcessPool:
+            raise WorkerLost(
+                "a process that loads data was killed, most often because the machine's memory was full: fewer "
+                f"config.data.workers ({self._count} now) or threads need less"
+            ) from None
 
     def close(self) -> None:
         """Stop the processes, without waiting for what they have not begun."""

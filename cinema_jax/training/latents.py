@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,11 @@ from tqdm import tqdm
 
 from cinema_jax import distributed, parts
 from cinema_jax.data.example import VideoSource
-from cinema_jax.errors import InputError, passing_error
+from cinema_jax.errors import InputError, fault_of, passing_error
+from cinema_jax.files import MOST_OF_LIST
 from cinema_jax.training import watchdog
 from cinema_jax.training.watch import check_unreadable
+from cinema_jax.typed import checked
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ def encode_all(
     keys = [_digest([source.content(index), key, shape]) for index in range(count)] if distributed.is_first() else []
     salt = distributed.gather(_digest(keys))[0]
     file, notes = folder / f"{name}-{salt}.npy", folder / f"{name}-{salt}.json"
-    if not distributed.gather(notes.exists())[0]:
+    if not distributed.gather(_notes(file) is not None)[0]:
         folder.mkdir(parents=True, exist_ok=True)
         known = _known(folder) if distributed.is_first() else {}
         todo = distributed.gather([index for index, each in enumerate(keys) if each not in known])[0]
@@ -81,10 +84,41 @@ def encode_all(
             _join(file, todo, {index: known[each] for index, each in enumerate(keys) if each in known}, kept)
             parts.write_json(notes, {"indices": kept, "keys": [keys[i] for i in kept], "rejected": reasons})
         distributed.together(f"{name} is encoded")
-    found = json.loads(notes.read_text())
-    for identity, reason in found["rejected"].items():
+    found = _notes(file)
+    if found is None:
+        raise InputError(f"{file} cannot be read, though it was just written: check the disk, and start again")
+    for identity, reason in found.rejected.items():
         logger.warning("%s is left out: %s", identity, reason)
-    return Latents(found["indices"], np.load(file, mmap_mode="r"))
+    return Latents(found.indices, np.load(file, mmap_mode="r"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Notes:
+    """What is written beside a file of latents, when that is whole."""
+
+    # Of the source's examples, in the file's order.
+    indices: list[int]
+    # The source's examples that cannot be read, and why.
+    rejected: dict[str, str]
+    # What each row was made of; those of older versions have none.
+    keys: list[str] = dataclasses.field(default_factory=list)
+
+
+def _notes(file: Path) -> _Notes | None:
+    """What is known of a file of latents; None where it is not there or damaged, so that it is made anew."""
+    notes = file.with_suffix(".json")
+    if not notes.exists():
+        return None
+    try:
+        found = checked(parts.read_json(notes, MOST_OF_LIST), _Notes, f"{notes}: ")
+        with fault_of(f"{file} is damaged"):
+            rows = len(np.load(file, mmap_mode="r"))
+        if rows < len(found.indices) or (found.keys and len(found.keys) != len(found.indices)):
+            raise InputError(f"{file} has {rows} videos, {notes.name} {len(found.indices)}")
+    except InputError as error:
+        logger.warning("%s; what it held is encoded again", error)
+        return None
+    return found
 
 
 def _digest(value: object) -> str:
@@ -95,10 +129,8 @@ def _known(folder: Path) -> dict[str, tuple[Path, int]]:
     """The latents that lie in the folder: of each key the file and the row."""
     known: dict[str, tuple[Path, int]] = {}
     for file in sorted(folder.glob("*.npy")):
-        if (notes := file.with_suffix(".json")).exists():
-            # Those of older versions have no keys.
-            keys = json.loads(notes.read_text()).get("keys", ())
-            known |= {key: (file, row) for row, key in enumerate(keys)}
+        if found := _notes(file):
+            known |= {key: (file, row) for row, key in enumerate(found.keys)}
     return known
 
 
@@ -131,16 +163,43 @@ def _encode_share(
     row = {index: place if process else index for place, index in enumerate(mine)}
     # An empty file cannot be mapped.
     room = (max(1, len(mine)), *shape[1:]) if process else shape
-    values = np.lib.format.open_memmap(_share(file, process), mode="w+", dtype=np.float32, shape=room)
     rejected: list[tuple[int, str]] = []
-    for indices, clips in _clips(source, mine, batch_size, threads, name, rejected) if mine else ():
-        watchdog.begin(f"encoding {name} videos from number {indices[0]} on")
-        # The last batch is filled up, so that the encoder is compiled for one shape only.
-        padded = np.concatenate([clips, np.repeat(clips[-1:], batch_size - len(clips), axis=0)])
-        values[[row[index] for index in indices]] = np.asarray(encode(padded))[: len(clips)]
-    values.flush()
+    try:
+        values = _reserve(_share(file, process), room)
+        for indices, clips in _clips(source, mine, batch_size, threads, name, rejected) if mine else ():
+            watchdog.begin(f"encoding {name} videos from number {indices[0]} on")
+            # The last batch is filled up, so that the encoder is compiled for one shape only.
+            padded = np.concatenate([clips, np.repeat(clips[-1:], batch_size - len(clips), axis=0)])
+            values[[row[index] for index in indices]] = np.asarray(encode(padded))[: len(clips)]
+        values.flush()
+    except BaseException:
+        # It would fill the disk until the next start, which makes it anew.
+        _share(file, process).unlink(missing_ok=True)
+        raise
     watchdog.begin(f"waiting for the {name} videos of the other hosts")
     return rejected
+
+
+def _reserve(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file of 32-bit floats that has all of its place on the disk.
+
+    A mapped file without it is a hole, and a disk that is full ends whoever writes there with a signal (SIGBUS).
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    file.unlink(missing_ok=True)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+    try:
+        # Where another process puts anything in its place, a link say, this fails.
+        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666), "r+b") as opened:
+            np.lib.format.write_array_header_1_0(opened, header)
+            opened.flush()
+            start = opened.tell()
+            os.posix_fallocate(opened.fileno(), start, int(np.prod(shape, dtype=np.int64)) * 4)
+            return np.memmap(opened, np.float32, "r+", offset=start, shape=shape)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def _join(file: Path, todo: Sequence[int], known: Mapping[int, tuple[Path, int]], kept: Sequence[int]) -> None:

@@ -41,6 +41,7 @@ from cinema_jax.data import records
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.manifest import manifest_file
 from cinema_jax.errors import InputError, passing_error
+from cinema_jax.files import MOST_OF_LIST, own_folder, read_json, scratch, whole_file
 from cinema_jax.parts import TOKENIZERS
 from cinema_jax.training import texts
 from cinema_jax.training.interruption import Interrupted, Interruption
@@ -48,6 +49,7 @@ from cinema_jax.training.latents import read_ahead, vae_key
 from cinema_jax.training.phases import every_run
 from cinema_jax.training.run import Run
 from cinema_jax.training.watch import check_unreadable
+from cinema_jax.typed import checked
 
 logger = logging.getLogger(__name__)
 
@@ -159,20 +161,21 @@ class Output:
         """A folder for what is being written: the same one, or one of this machine in a bucket's stead."""
         if "://" not in str(self.path):
             return Path(self.path)
-        return Path(tempfile.gettempdir(), f"cinema_jax-{hashlib.sha256(str(self.path).encode()).hexdigest()[:16]}")
+        return own_folder("cinema_jax") / hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
 
-    def publish(self, name: str, write: Callable[[Path], object]) -> None:
+    def publish(self, name: str, write: Callable[[Path], object]) -> object:
         """Let `write` write a file, and put it in its place."""
-        partial_file, final = self.local / f"{name}.partial", self.path / name
-        partial_file.parent.mkdir(parents=True, exist_ok=True)
+        final, local = self.path / name, self.local / name
         final.parent.mkdir(parents=True, exist_ok=True)
-        write(partial_file)
-        if self.local == Path(self.path):
-            partial_file.replace(final)
-        else:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        if "://" not in str(final):
+            # Whoever publishes holds the lock of what it writes.
+            with whole_file(local, alone=True) as partial:
+                return write(partial)
+        with scratch(local) as folder:
+            write(folder / "whole")
             # An object of a bucket appears when all of it has arrived.
-            epath.Path(partial_file).copy(final, overwrite=True)
-            partial_file.unlink()
+            epath.Path(folder / "whole").copy(final, overwrite=True)
 
     def publish_json(self, name: str, value: Any) -> None:
         """The same for a value."""
@@ -209,7 +212,7 @@ class Preparation:
         with self.output.lock("folder"):
             if not file.exists():
                 self.output.publish_json(records.KEY, self.key)
-        found = json.loads(file.read_text())
+        found = read_json(file)
         wrong = [f"{k} is {found.get(k)!r} there and {x!r} here" for k, x in self.key.items() if found.get(k) != x]
         if wrong:
             raise InputError(
@@ -222,9 +225,13 @@ class Preparation:
         note, file = self._note(shard), self.output.path / records.file_name(shard, self.shards)
         if not note.exists():
             return True
-        found = json.loads(note.read_text())
-        whole = file.exists() and file.stat().length == found["bytes"]
-        return not whole or (self.retry_rejected and bool(found["rejected"]))
+        try:
+            found = self._read_note(shard)
+        except InputError as error:
+            logger.warning("%s; the shard is made again", error)
+            return True
+        whole = file.exists() and file.stat().length == found.bytes
+        return not whole or (self.retry_rejected and bool(found.rejected))
 
     def run(self, encode: Encode, process: tuple[int, int], batch_size: int, threads: int) -> bool:
         """Make the shards of one process, (its number, how many there are); the last one of all closes the folder.
@@ -262,6 +269,13 @@ class Preparation:
 
     def _note(self, shard: int) -> epath.Path:
         return self.output.path / "shards" / f"{shard:05d}.json"
+
+    def _read_note(self, shard: int) -> "_Note":
+        file = self._note(shard)
+        found = checked(read_json(file, MOST_OF_LIST), _Note, f"{file}: ")
+        if {*found.ids, *found.rejected} != {self.source.id(index) for index in self._entries(shard)}:
+            raise InputError(f"{file} names other examples than the manifest")
+        return found
 
     def _chunks(self, todo: list[int], batch_size: int, locks: "_Locks") -> Iterator[list["_Place"]]:
         """The examples of the shards that nobody else is making, in batches."""
@@ -311,12 +325,12 @@ class Preparation:
         there = {file.name for file in folder.iterdir()} if folder.exists() else set()
         if not there >= {self._note(shard).name for shard in range(self.shards)}:
             return False
-        notes = [json.loads(self._note(shard).read_text()) for shard in range(self.shards)]
-        rejected = {name: why for note in notes for name, why in note["rejected"].items()}
+        notes = [self._read_note(shard) for shard in range(self.shards)]
+        rejected = {name: why for note in notes for name, why in note.rejected.items()}
         lines = "".join(json.dumps({"id": name, "reason": why}) + "\n" for name, why in rejected.items())
         self.output.publish("rejected.jsonl", lambda file: file.write_text(lines))
         check_unreadable(rejected, len(self.source), "videos")
-        ids = [name for note in notes for name in note["ids"]]
+        ids = [name for note in notes for name in note.ids]
         if not ids:
             raise InputError(f"the only video cannot be read: {next(iter(rejected.values()))}")
         self.output.publish_json(records.IDS, ids)
@@ -331,6 +345,17 @@ class Preparation:
             "%s: %d records in %d shards, %d videos rejected", self.output.path, len(ids), len(notes), len(rejected)
         )
         return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Note:
+    """What is written when a shard is whole."""
+
+    ids: list[str]
+    # Names of the examples that are not in it, and why.
+    rejected: dict[str, str]
+    # Size of the shard's file.
+    bytes: int
 
 
 class _Locks:
@@ -402,7 +427,7 @@ def _watched(batches: Iterable[list[_Example]], bar: tqdm, interruption: Interru
         bar.update(len(batch))
 
 
-def _write_dataset_info(folder: Path, shape: list[int], notes: list[dict[str, Any]]) -> None:
+def _write_dataset_info(folder: Path, shape: list[int], notes: list["_Note"]) -> None:
     """What TensorFlow Datasets needs to read the records."""
     version = tfds.core.Version("1.0.0")
     identity = DatasetIdentity(name=records.NAME, version=version, data_dir=str(folder), module_name="")
@@ -411,7 +436,7 @@ def _write_dataset_info(folder: Path, shape: list[int], notes: list[dict[str, An
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name=records.NAME, split=records.SPLIT, filetype_suffix="array_record"
     )
-    lengths, size = [len(note["ids"]) for note in notes], sum(note["bytes"] for note in notes)
+    lengths, size = [len(note.ids) for note in notes], sum(note.bytes for note in notes)
     split = tfds.core.SplitInfo(name=records.SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template)
     info.set_splits(tfds.core.splits.SplitDict([split]))
     info.write_to_directory(folder)

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny import process_environment
-from worked import Environment, Examples
+from worked import Dying, Environment, Examples
 
 import cinema_jax.data
+from cinema_jax import command
 from cinema_jax.data.loader import Loader, LoaderConfig, Order, global_indices
 from cinema_jax.data.worker import example_rng
 from cinema_jax.errors import InputError
@@ -86,6 +87,19 @@ def test_worker_processes_change_nothing_and_never_import_jax():
     assert_same(found, batches(loader((2, 5, 6), corrupt=(5,)), stop=3))
     assert all(process != os.getpid() and not with_jax for process, with_jax in processes)
     assert all(ended(process) for process, _ in processes)
+
+
+def test_a_killed_worker_is_one_sentence_on_which_launchers_start_again(capsys, monkeypatch):
+    made = Loader((SIZE,), Dying(), LoaderConfig(global_batch=8, num_threads=1, num_workers=1, shuffle=False))
+    # What commands do with an error of any kind.
+    monkeypatch.setattr(command.app, "run", lambda entry, flags_parser: entry([]))
+    with pytest.raises(SystemExit) as ended:
+        command.run(lambda: batches(made, stop=2))
+    assert ended.value.code == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: a process that loads data was killed")
+    assert "config.data.workers (1 now)" in said
+    assert "Traceback" not in said
 
 
 def ended(process):

@@ -17,6 +17,7 @@ from prepared import SHAPE, SIZE, VIDEOS, encode, make_folder, run
 from cinema_jax.data.buckets import Bucket
 from cinema_jax.data.example import EncodedSource
 from cinema_jax.data.folder import Folder
+from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.records import Records
 from cinema_jax.errors import InputError
 from cinema_jax.training.preparing import Output, Preparation
@@ -182,3 +183,38 @@ def test_a_folder_that_is_not_finished_is_refused(folder, tmp_path):
     for path in (tmp_path / "records", tmp_path / "gone"):
         with pytest.raises(InputError, match=r"holds no dataset_info\.json"):
             load(path)
+
+
+DAMAGE = {
+    "flipped bits": lambda data: bytes(x ^ (16 * (i % 997 == 500)) for i, x in enumerate(data)),
+    "half": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_is_replaced_and_counted(output, tmp_path, damage):
+    shutil.copytree(output, tmp_path / "records")
+    file = tmp_path / "records" / "videos-train.array_record-00001-of-00003"
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    records = load(tmp_path / "records")
+
+    def example(entry, number, rng):
+        told = records.conditions(entry, rng)
+        return {"latents": np.asarray(records.latents[entry], np.float32), "references": np.int32(len(told.references))}
+
+    loader = Loader([len(records)], example, LoaderConfig(len(records), num_threads=0))
+    ((_, batch),) = loader.steps(0, 1)
+    assert len(batch["latents"]) == len(records)
+    assert loader.replaced >= 1
+    assert all("cannot be read" in message for message in loader.failures.values())
+
+
+@pytest.mark.parametrize("name", ["prepare.json", "ids.json", "groups.json", "dataset_info.json"])
+@pytest.mark.parametrize("text", ["", "null", "[1]", "{}", '{"records": 1, "splits": [], "frames": "5"}', "[" * 9999])
+def test_damaged_notes_are_named_in_one_sentence(output, tmp_path, name, text):
+    shutil.copytree(output, tmp_path / "records")
+    (tmp_path / "records" / name).write_text(text)
+    with pytest.raises(InputError, match=re.escape(name)):
+        load(tmp_path / "records")

@@ -1,6 +1,7 @@
 """Examples made in worker processes. Imports neither jax nor Grain, which would bring jax."""
 
 import os
+import signal
 import sys
 
 import numpy as np
@@ -30,6 +31,15 @@ class Environment:
     def __call__(self, index, global_index, rng):
         with_jax = any(name.split(".")[0] in ("jax", "jaxlib") for name in sys.modules)
         return {**self.make(index, global_index, rng), "process": np.array([os.getpid(), with_jax])}
+
+
+class Dying(Examples):
+    """Is killed by the system at an entry."""
+
+    def __call__(self, index, global_index, rng):
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(index, global_index, rng)
 
 
 def start():

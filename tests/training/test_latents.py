@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import resource
 import socket
 import subprocess
 import sys
@@ -17,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import process_environment
 
+from cinema_jax.command import storage_trouble
 from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.folder import Folder
 from cinema_jax.errors import InputError
+from cinema_jax.training import latents
 from cinema_jax.training.latents import encode_all
 
 DATASETS = st.lists(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 5), min_size=1), min_size=1, max_size=5)
@@ -155,3 +159,42 @@ def test_drawn_videos_are_known_by_all_that_decides_what_they_show():
         )
     ]
     assert len({json.dumps(source.content(3)) for source in sources}) == len(sources)
+
+
+def test_a_full_disk_is_one_error_before_anything_is_encoded_and_the_next_start_goes_on(tmp_path):
+    videos = {"a": 1, "b": 2}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A disk without room for the file: a hole would take it, and end whoever writes there with SIGBUS.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*\.partial") as caught:
+            encode(tmp_path, videos)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert storage_trouble(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert shown(encode(tmp_path, videos)[0]) == {0: 1, 1: 2}
+
+
+def test_all_of_the_file_has_its_place_before_it_is_written(tmp_path):
+    values = latents._reserve(tmp_path / "x.partial", (1000, 100, 1, 1, 1))
+    assert os.stat(tmp_path / "x.partial").st_blocks * 512 >= values.nbytes
+    assert np.load(tmp_path / "x.partial", mmap_mode="r").shape == values.shape
+
+
+@pytest.mark.parametrize("suffix", ["npy", "json"])
+@pytest.mark.parametrize("data", [b"", b"null", b"{}", b"[" * 5000, bytes(200)])
+def test_what_is_damaged_is_encoded_again(tmp_path, suffix, data, caplog):
+    encode(tmp_path, {"a": 1, "b": 2})
+    (file,) = tmp_path.glob(f"*.{suffix}")
+    file.write_bytes(data)
+    found, seen = encode(tmp_path, {"a": 1, "b": 2})
+    assert (shown(found), seen) == ({0: 1, 1: 2}, {1, 2})
+    assert file.stem in caplog.text
+
+
+def test_a_link_in_the_place_of_what_is_written_is_not_followed(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "x.partial").symlink_to(tmp_path / "victim")
+    latents._reserve(tmp_path / "x.partial", (1, 1, 1, 1, 1))
+    assert (tmp_path / "victim").read_text() == "mine"
