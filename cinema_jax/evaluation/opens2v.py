@@ -19,6 +19,7 @@ from cinema_jax.data.images import read_image
 from cinema_jax.data.output import write_video
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation.videos import claim, fingerprint
+from cinema_jax.files import check_regular, within
 from cinema_jax.sampling import Request, Sampler, Settings
 
 # Version 1.1 (eval/merge_result.py of PKU-YuanGroup/OpenS2V-Nexus). File and field of each score; the range that
@@ -61,13 +62,20 @@ def read_samples(file: Path) -> list[Sample]:
         listed = isinstance(images, list) and images and all(isinstance(image, str) for image in images)
         if not isinstance(prompt, str) or not listed:
             raise InputError(f"{file}: {name} needs a prompt and img_paths, as in OpenS2V-Eval's own lists")
-        paths = tuple(file.parent / image for image in images)
-        if missing := [path for path in paths if not path.is_file()]:
-            raise InputError(f"{file}: {name} names the image {missing[0]}, which does not exist")
-        samples.append(Sample(name, prompt, paths))
+        samples.append(Sample(name, prompt, tuple(_image(file, name, image) for image in images)))
     if not samples:
         raise InputError(f"{file} lists no samples")
     return samples
+
+
+def _image(file: Path, name: str, image: str) -> Path:
+    """The file of an image that the list `file` names; a list from elsewhere reads no other files of this machine."""
+    try:
+        path = within(file.parent, file.parent / image)
+        check_regular(path)
+    except (InputError, ValueError) as error:
+        raise InputError(f"{file}: {name} names an image that cannot be read: {error}") from None
+    return path
 
 
 def generate(

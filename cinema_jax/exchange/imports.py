@@ -1,7 +1,6 @@
 """Published weights as one checkpoint: checked, gathered from several folders, and written by Orbax."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.folders import new_folder
 from cinema_jax.exchange.pipelines import without_sources
 from cinema_jax.exchange.presets import preset_of, with_preset
-from cinema_jax.exchange.sources import copy_companions, find_all
+from cinema_jax.exchange.sources import copy, copy_companions, find_all
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def import_checkpoint(folders: Sequence[Path], output: Path, preset: str | None 
             folder = partial / "parts" / name
             if jax.process_index() == 0:
                 copy_companions(found[name], folder)
-                shutil.copyfile(found[name] / "config.json", folder / "config.json")
+                copy(found[name], "config.json", folder)
             together(f"import {name}")
             placed = sharding.place(arrays, mesh)
             ocp.save_checkpointables(folder / parts.STORED.parent, {parts.STORED.name: placed})

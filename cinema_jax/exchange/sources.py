@@ -8,6 +8,7 @@ from pathlib import Path
 from cinema_jax import parts
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.pipelines import is_pipeline
+from cinema_jax.files import within
 from cinema_jax.training.run import Run
 
 # Small files beside the weights: tokenizers, and what transformers keeps of templates and preprocessing.
@@ -99,7 +100,16 @@ def _check_file(file: Path) -> None:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy a part's small files that are neither its config nor its weights."""
+    """Copy a part's small files that are neither its config nor its weights.
+
+    Raises:
+        InputError: one is a symbolic link that leads out of the folder: what it leads to is nothing to be handed on.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for file in {file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()}:
-        shutil.copyfile(file, target / file.name)
+        copy(source, file.name, target)
+
+
+def copy(source: Path, name: str, target: Path) -> None:
+    """Copy a file of one folder to another; raises as `copy_companions` does."""
+    shutil.copyfile(within(source, source / name), target / name)

@@ -1,6 +1,7 @@
 """OpenS2V-Eval's files: its list in, its scores merged by its weights."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_a_list_is_read_with_images_beside_it(tmp_path):
     ("changes", "message"),
     [
         ({"id": "../out"}, "is no id"),
-        ({"img_paths": ["Images/2.png"]}, r"names the image .*2\.png, which does not exist"),
+        ({"img_paths": ["Images/2.png"]}, r"names an image that cannot be read: .*2\.png: no such file"),
         ({"img_paths": "Images/1.png"}, "needs a prompt and img_paths"),
         ({"prompt": None}, "needs a prompt and img_paths"),
     ],
@@ -103,3 +104,15 @@ def test_a_list_is_read_with_images_beside_it(tmp_path):
 def test_a_list_that_cannot_be_used_is_one_sentence(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         samples_of(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("image", ["../secret.png", "/etc/hostname", "link.png", "pipe.png", "a\0b", "x" * 5000])
+def test_a_list_reads_no_other_file_of_this_machine(tmp_path, image):
+    folder = tmp_path / "list"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "list.json").write_text(json.dumps({"a": {"prompt": "p", "img_paths": [image]}}))
+    with pytest.raises(InputError, match=r"list\.json: a names an image that cannot be read"):
+        read_samples(folder / "list.json")

@@ -6,8 +6,10 @@ import json
 import pytest
 
 from cinema_jax.config import Config, DataConfig, WeightsConfig, parse, to_dict
+from cinema_jax.errors import InputError
 from cinema_jax.exchange.card import _data
 from cinema_jax.exchange.pipelines import without_sources
+from cinema_jax.exchange.sources import copy_companions
 
 HOME = "/home/alice/secret"
 DATA = {
@@ -31,3 +33,16 @@ def test_a_published_config_holds_no_path(told):
     assert "/" not in json.dumps(values["data"] | values["weights"]) + values["init"]
     assert HOME not in json.dumps(values)
     assert parse(values).data.source == config.data.source
+
+
+def test_no_link_takes_another_file_of_this_machine_into_a_copy(tmp_path):
+    for name in ("source", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere/secret").write_text("secret")
+    (tmp_path / "source/tokenizer.json").write_text("{}")
+    copy_companions(tmp_path / "source", tmp_path / "copy")
+    assert [file.name for file in (tmp_path / "copy").iterdir()] == ["tokenizer.json"]
+    (tmp_path / "source/vocab.json").symlink_to(tmp_path / "elsewhere/secret")
+    with pytest.raises(InputError, match=r"vocab\.json leads out of .*source"):
+        copy_companions(tmp_path / "source", tmp_path / "copy")
+    assert "secret" not in "".join(file.read_text() for file in (tmp_path / "copy").iterdir())
