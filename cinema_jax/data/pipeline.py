@@ -270,7 +270,7 @@ class Examples:
         """
         references = conditions.references
         if stage == "finetune":
-            return self.preprocessor.laid_out(conditions.prompt, references, shown) | self._video(row)
+            return self.preprocessor.laid_out(conditions.prompt, references, shown=shown) | self._video(row)
         arrays = self._video(row) | {"caption_tokens": self.preprocessor.text(conditions.caption)[0]}
         if not self.preprocessor.config.pretrain.references:
             return arrays

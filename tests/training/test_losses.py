@@ -164,7 +164,7 @@ def test_align_is_held_against_the_flow_that_t5_itself_leads(aligned):
     _, _, (loss, _), (value, told, errors) = aligned
     assert value == pytest.approx(float(loss), rel=1e-5)
     # The first four times are the middles of the quarters.
-    by_aligner, by_t5 = (errors[name][:4].mean() for name in ("aligned", "t5"))
+    by_aligner, by_t5 = (float(errors[name][:4].mean()) for name in ("aligned", "t5"))
     expected = {"flow_aligned": by_aligner, "flow_t5": by_t5, "flow_ratio": by_aligner / by_t5}
     assert {name: float(told[name]) for name in expected} == pytest.approx(expected, rel=1e-4)
     assert abs(by_aligner / by_t5 - 1) > 1e-3
@@ -172,7 +172,7 @@ def test_align_is_held_against_the_flow_that_t5_itself_leads(aligned):
 
 def test_aligns_gate_is_what_is_missing_of_the_captions_worth_where_there_is_much_noise(aligned):
     *_, (_, told, errors) = aligned
-    noisy = {name: each[2:].mean() for name, each in errors.items()}
+    noisy = {name: float(each[2:].mean()) for name, each in errors.items()}
     assert min(abs(noisy["empty"] - noisy["t5"]), abs(noisy["aligned"] - noisy["t5"])) > 1e-4
     expected = (noisy["aligned"] - noisy["t5"]) / (noisy["empty"] - noisy["t5"])
     assert float(told["flow_gate"].ratio) == pytest.approx(expected, rel=1e-2)
@@ -207,7 +207,8 @@ def aligned(run, latents):
         stage = STAGES["align"]
         return texts, stage.loss(cinema)(params, batch, None), (*stage.evaluate(cinema)(params, batch, None), errors)
 
-    texts, trained, held_out = outputs(params, batch)
+    texts, trained, (value, told, errors) = outputs(params, batch)
+    held_out = value, told, {name: np.asarray(each, np.float64) for name, each in errors.items()}
     return batch, [np.asarray(texts[name], np.float64) for name in ("aligned", "t5")], trained, held_out
 
 
