@@ -188,7 +188,7 @@ def test_the_time_that_is_left_counts_longer_clips_as_longer(tmp_path):
     # After the first step: one more of its kind, and the others at its speed.
     assert left.seconds(5, 3.0, flops) is None
     for one in left._counted.values():
-        one.exception(timeout=60)
+        one.exception(timeout=300)
     np.testing.assert_allclose(left.seconds(5, 3.0, flops), 3.0 * (1 + (each[1] + each[2]) / flops))
     assert left.seconds(1, 3.0, flops) == 3.0
     left.close()

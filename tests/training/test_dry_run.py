@@ -16,7 +16,7 @@ from cinema_jax.training.run import Run
 @pytest.mark.release
 @pytest.mark.parametrize("config", ["cogvideox_2b", "cogvideox_5b"])
 def test_a_released_size_goes_through_all_stages_and_phases(config, tmp_path):
-    """Some gigabytes of memory each; on four virtual devices."""
+    """On four virtual devices; takes 12 GB of memory."""
     program = [sys.executable, str(Path(dry_run.__file__)), config, str(tmp_path)]
     done = subprocess.run(program, env=process_environment(4), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -21,7 +21,7 @@ def asked(left: Remaining, *arguments) -> float | None:
     """The answer, once everything is counted."""
     found = left.seconds(*arguments)
     for one in (left._counted or {}).values():
-        one.exception(timeout=60)
+        one.exception(timeout=300)
     return found if found is not None else left.seconds(*arguments)
 
 
