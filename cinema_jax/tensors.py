@@ -26,17 +26,20 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
 # Bytes of which XLA wants the addresses of arrays to be multiples.
 _ALIGNED = 64
 # Integers of the same size, which OpenCV can move.
 _SAME_SIZE = {1: np.uint8, 2: np.uint16, 4: np.int32, 8: np.float64}
-# Each type's bits as integers, and those of its exponent.
+# Each type's bits as integers, and the least of them without a sign that is not finite: those of its exponent.
 _EXPONENTS = {
     np.dtype(np.float64): (np.uint64, 0x7FF0 << 48),
     np.dtype(np.float32): (np.uint32, 0x7F800000),
     np.dtype(np.float16): (np.uint16, 0x7C00),
     np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7F80),
+    # It has no infinity, and of these bits one pattern alone is no number.
+    np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, 0x7F),
 }
 # What a folder may hold instead, all of which run code when they are opened.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -6,8 +6,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_save_file
 
 from cinema_jax import sharding
 from cinema_jax.tensors import Tensor, WeightError, open_tensors
@@ -160,3 +162,13 @@ def test_a_shape_off_by_one_and_missing_and_unexpected_tensors_are_told_together
         import_weights(open_tensors(folder), table, expected)
     for part in ("missing d [3, 4]", "unexpected c [3, 4]", "b has shape [3, 4], the model [3, 5]"):
         assert part in str(caught.value)
+
+
+def test_8_bits_are_read_to_their_largest_number_and_what_is_none_is_refused(tmp_path):
+    good = torch.tensor([0.0, -0.5, 448.0, -448.0]).to(torch.float8_e4m3fn)
+    bad = torch.tensor([float("nan")]).to(torch.float8_e4m3fn)
+    torch_save_file({"good": good, "bad": bad}, tmp_path / "x.safetensors")
+    tensors = {name: Tensor({name: x}, stacked=False) for name, x in open_tensors(tmp_path / "x.safetensors").items()}
+    np.testing.assert_array_equal(np.asarray(tensors["good"], np.float32), good.float().numpy())
+    with pytest.raises(WeightError, match="bad holds numbers that are not finite"):
+        np.asarray(tensors["bad"])

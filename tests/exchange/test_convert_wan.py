@@ -117,6 +117,20 @@ def test_the_original_layout_is_one_file_that_comes_back_bit_for_bit(made, tmp_p
         assert x.tobytes() == other[name].tobytes(), name
 
 
+def test_weights_in_8_bits_stay_as_they_are_and_are_computed_with(made, tmp_path):
+    tensors = load_file(made[2] / "transformer" / "diffusion_pytorch_model.safetensors")
+    narrow = {name: x.to(torch.float8_e4m3fn) if ".to_" in name and x.ndim == 2 else x for name, x in tensors.items()}
+    save_file(narrow, tmp_path / "narrow.safetensors")
+    import_checkpoint([made[2], tmp_path / "narrow.safetensors"], tmp_path / "checkpoint")
+    export_checkpoint(Run.load(tmp_path / "checkpoint"), tmp_path / "back", names=("dit",))
+    back = load_file(tmp_path / "back" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {x.dtype for x in back.values()} == {torch.float8_e4m3fn, torch.bfloat16}
+    assert all(torch.equal(back[name].float(), x.float()) and back[name].dtype == x.dtype for name, x in narrow.items())
+    found = Run.load(tmp_path / "checkpoint").params("dit")["dit/blocks/self_attention/to_q/kernel"]
+    expected = narrow["blocks.0.attn1.to_q.weight"].float().numpy().T
+    np.testing.assert_array_equal(np.asarray(found[0], np.float32), expected)
+
+
 @pytest.fixture(scope="module")
 def phantom(made, tmp_path_factory):
     """Another transformer, as it is published: a file of original names; and both in one checkpoint."""

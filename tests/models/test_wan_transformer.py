@@ -276,6 +276,7 @@ def test_a_config_of_another_network_is_refused_by_name(field, value):
         ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "LoRA"),
         ("lora_unet_blocks_0_self_attn_q.lora_down.weight", "LoRA"),
         ("condition_embedder.text_projector.linear_1.weight", "BindWeave"),
+        ("blocks.0.self_attn.q.scale_weight", "in 8 bits with scales"),
     ],
 )
 def test_files_of_other_networks_are_refused_in_one_sentence(name, what):

@@ -80,6 +80,8 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 _OTHERS = {
     "vace_": "a VACE checkpoint, whose control branch this project does not have",
     "lora_": "a LoRA file: adapters for a transformer and no transformer",
+    "scale_weight": "in 8 bits with scales beside them; 8 bits are read without scales alone",
+    "weight_scale": "in 8 bits with scales beside them; 8 bits are read without scales alone",
     "text_projector.": "BindWeave's transformer, which is not read yet",
     "audio_": "an audio-driven transformer, which this project does not have",
     "emb_pos": "a first-and-last-frame transformer, which this project does not have",
