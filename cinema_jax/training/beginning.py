@@ -11,6 +11,7 @@ from cinema_jax.cinema import Params
 from cinema_jax.config import Config
 from cinema_jax.data.manifest import Entry, read_manifest
 from cinema_jax.errors import InputError
+from cinema_jax.models.chunks import latent_shape
 from cinema_jax.sampling import needed_parts
 from cinema_jax.texts import listed
 from cinema_jax.training import texts
@@ -37,6 +38,7 @@ def check(run: Run) -> None:
     check_samples(run.config, todo)
     _check_parts(run, todo)
     tell_ignored(run, todo)
+    _check_clips(run, todo)
     manifest, sources = None, []
     if run.config.data.source == "folder":
         manifest = Path(run.config.data.path)
@@ -91,6 +93,19 @@ def _check_parts(run: Run, todo: Sequence[str]) -> None:
         begun |= {path.split("/")[0] for path in STAGES[stage].trained(run.config, shapes)[0]}
         if missing := [name for name in needed if name not in begun and run.folder(name) is None]:
             raise no_weights(stage, missing[0])
+
+
+def _check_clips(run: Run, todo: Sequence[str]) -> None:
+    """Whether the VAE takes clips of every bucket in every phase: those of a later one are encoded after days."""
+    if not any("vae" in STAGES[stage].needed(run.config) for stage in todo):
+        return
+    vae = run.part_config("vae")
+    for bucket in (bucket for one in every_run(run, todo) for bucket in one.buckets):
+        data, phase = bucket.config.data, bucket.records_folder
+        try:
+            latent_shape(vae, data.frames, data.height, data.width)
+        except InputError as error:
+            raise InputError(f"the VAE takes no clips of {phase or 'config.data'}: {error}") from None
 
 
 def no_weights(stage: str, part: str) -> InputError:

@@ -24,10 +24,10 @@ from cinema_jax.training import beginning, loop
 from cinema_jax.training.run import Run
 
 HEIGHT, WIDTH, SIDE = 32, 48, 32
-# Clips of nine frames, of five, and pictures; each with up to four subjects.
-KINDS = {"long": (9, 16), "short": (5, 16), "still": (1, 8)}
+# Clips of seventeen frames, of nine, and pictures; each with up to four subjects.
+KINDS = {"long": (17, 16), "short": (9, 16), "still": (1, 8)}
 NOUNS = ("owl", "fox", "cat", "hen")
-CURRICULUM = ((1, 2, 8, 2e-5), (5, 5, 4, 2e-5))
+CURRICULUM = ((1, 2, 8, 2e-5), (9, 5, 4, 2e-5))
 STEPS = {"align": 3, "finetune": 9}
 
 
@@ -78,8 +78,8 @@ def values_of(config: str, folder: Path) -> ConfigDict:
     """The config: its networks' widths, its buckets, phases and everything else, on small clips."""
     values = importlib.import_module(f"configs.{config}").get_config()
     data = values.data
-    data.frames, data.height, data.width = 9, HEIGHT, WIDTH
-    data.buckets = tuple((9, HEIGHT, WIDTH, references) for *_, references in data.buckets)
+    data.frames, data.height, data.width = 17, HEIGHT, WIDTH
+    data.buckets = tuple((17, HEIGHT, WIDTH, references) for *_, references in data.buckets)
     data.reference_height = data.reference_width = SIDE
     data.workers, data.validation_fraction, data.validation_videos = 0, 0.2, 4
     values.condition.mllm_max_pixels = values.condition.mllm_min_pixels = 56 * 56

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 from clips import write_images
+from ml_collections import ConfigDict
 from PIL import Image
 from tiny import random_run, tiny_values
 
 from cinema_jax.checkpoint import complete_steps, step_path
-from cinema_jax.config import parse
+from cinema_jax.config import parse, to_dict
 from cinema_jax.errors import InputError
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.stored import open_stored
 from cinema_jax.training import beginning, check, loop, rehearsal
 from cinema_jax.training.phases import every_run, phases, run_in
@@ -123,6 +125,14 @@ def test_pictures_and_short_clips_are_in_the_phases_that_they_are_long_enough_fo
         {"long": 4, "short": 4, "still": 0},
         {"long": 4, "short": 0, "still": 0},
     ]
+
+
+def test_a_phase_that_the_vae_cannot_code_is_refused_before_anything_is_trained(tmp_path):
+    """CogVideoX' takes 1, 9, 17, ... frames; the second phase has 5."""
+    given = values()
+    given.vae_model, given.weights.vae = ConfigDict(to_dict(CogVideoXVAEConfig())), ""
+    with pytest.raises(InputError, match=r"no clips of up_to_5_frames/5x32x32x3: frames=5 must be 8k \+ 1"):
+        beginning._check_clips(Run(parse(given), tmp_path), ["pretrain"])
 
 
 @pytest.fixture(scope="module")

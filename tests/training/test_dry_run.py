@@ -30,7 +30,7 @@ def test_a_released_size_goes_through_all_stages_and_phases(config, tmp_path):
     assert np.isfinite(run.finished("finetune")["eval_loss"])
     # Of each phase, and in it of each number of references, latents of their own.
     frames = [np.load(file, mmap_mode="r").shape[1] for file in (workdir / "latents").glob("train-*.npy")]
-    assert sorted(frames) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert sorted(frames) == [1, 1, 1, 3, 3, 3, 5, 5, 5]
     assert (workdir / "samples/contact_sheet.png").exists()
     for phrase in ("finetune, up to 1 frames: to step 2 in batches of 8", "finetune: to step 9 in batches of 4"):
         assert phrase in done.stderr
