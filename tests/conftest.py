@@ -24,7 +24,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 # What one test has compiled, all others have, in the suite's other processes too, until the first of them ends.
 os.environ.setdefault("CINEMA_TESTS_PID", str(os.getpid()))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp("_compiled")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
