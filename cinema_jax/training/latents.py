@@ -69,9 +69,9 @@ def encode_all(
     keys = [_digest([source.content(index), key, shape]) for index in range(count)] if distributed.is_first() else []
     salt = distributed.gather(_digest(keys))[0]
     file, notes = folder / f"{name}-{salt}.npy", folder / f"{name}-{salt}.json"
-    if not distributed.gather(_notes(file) is not None)[0]:
+    if not distributed.gather(_notes(file, shape, count) is not None)[0]:
         folder.mkdir(parents=True, exist_ok=True)
-        known = _known(folder) if distributed.is_first() else {}
+        known = _known(folder, shape) if distributed.is_first() else {}
         todo = distributed.gather([index for index, each in enumerate(keys) if each not in known])[0]
         told = distributed.gather(_encode_share(source, todo, encode, (count, *shape), file, name, batch_size, threads))
         rejected = {index: reason for unreadable in told for index, reason in unreadable}
@@ -84,7 +84,7 @@ def encode_all(
             _join(file, todo, {index: known[each] for index, each in enumerate(keys) if each in known}, kept)
             parts.write_json(notes, {"indices": kept, "keys": [keys[i] for i in kept], "rejected": reasons})
         distributed.together(f"{name} is encoded")
-    found = _notes(file)
+    found = _notes(file, shape, count)
     if found is None:
         raise InputError(f"{file} cannot be read, though it was just written: check the disk, and start again")
     for identity, reason in found.rejected.items():
@@ -104,17 +104,29 @@ class _Notes:
     keys: list[str] = dataclasses.field(default_factory=list)
 
 
-def _notes(file: Path) -> _Notes | None:
-    """What is known of a file of latents; None where it is not there or damaged, so that it is made anew."""
+def _notes(file: Path, shape: tuple[int, ...], count: int | None = None) -> _Notes | None:
+    """What is known of a file of latents; None where it is not there or damaged, so that it is made anew.
+
+    Args:
+        shape: of a video's latents. A file of others is None too.
+        count: of the source's videos, for the file that has theirs.
+    """
     notes = file.with_suffix(".json")
     if not notes.exists():
         return None
     try:
         found = checked(parts.read_json(notes, MOST_OF_LIST), _Notes, f"{notes}: ")
         with fault_of(f"{file} is damaged"):
-            rows = len(np.load(file, mmap_mode="r"))
-        if rows < len(found.indices) or (found.keys and len(found.keys) != len(found.indices)):
-            raise InputError(f"{file} has {rows} videos, {notes.name} {len(found.indices)}")
+            values = np.load(file, mmap_mode="r")
+        fits = values.dtype == np.float32 and values.shape[1:] == tuple(shape)
+        if not fits and count is None:
+            return None
+        if not fits or len(values) < len(found.indices):
+            raise InputError(f"{file} holds {values.shape}, not {len(found.indices)} times {shape}")
+        if found.keys and len(found.keys) != len(found.indices):
+            raise InputError(f"{notes} has {len(found.keys)} keys of {len(found.indices)} videos")
+        if count is not None and not set(found.indices) <= set(range(count)):
+            raise InputError(f"{notes} names videos that are not there")
     except InputError as error:
         logger.warning("%s; what it held is encoded again", error)
         return None
@@ -125,11 +137,11 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
 
 
-def _known(folder: Path) -> dict[str, tuple[Path, int]]:
-    """The latents that lie in the folder: of each key the file and the row."""
+def _known(folder: Path, shape: tuple[int, ...]) -> dict[str, tuple[Path, int]]:
+    """The latents of such a shape that lie in the folder: of each key the file and the row."""
     known: dict[str, tuple[Path, int]] = {}
     for file in sorted(folder.glob("*.npy")):
-        if found := _notes(file):
+        if found := _notes(file, shape):
             known |= {key: (file, row) for row, key in enumerate(found.keys)}
     return known
 
