@@ -116,8 +116,9 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
     """Where a part's initial weights come from: "packaged" (the small ones that ship with the project), a folder in the
-    Hugging Face layout (config.json + *.safetensors) or a repository of the hub, or "" for what `init` holds, or else
-    random numbers at the size of its section. A tokenizer that is not named is looked for in its part's folder."""
+    Hugging Face layout (config.json + *.safetensors) or a repository of the hub (hf://owner/name), or "" for what
+    `init` holds, or else random numbers at the size of its section. A tokenizer that is not named is looked for in its
+    part's folder."""
 
     vae: str = option("packaged", "The video VAE.")
     t5: str = option("packaged", "The T5 encoder.")

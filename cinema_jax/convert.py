@@ -24,7 +24,7 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
     command.add_process_flags(processes)
     commands = parser.add_subparsers(required=True, dest="command", metavar="import | export | inspect")
     folder = (
-        "A folder, or a repository of the Hugging Face hub (owner/name): a pipeline of diffusers, one network as "
+        "A folder, or a repository of the Hugging Face hub (hf://owner/name): a pipeline of diffusers, one network as "
         "diffusers or transformers save it, a run, or an import. May be repeated. Required."
     )
     new = "The new folder. Required."
@@ -84,10 +84,13 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
 
 def _import(options: argparse.Namespace) -> None:
     command.start_processes(options)
-    from cinema_jax.exchange import hub
+    from cinema_jax import parts
+    from cinema_jax.exchange.folders import check_new
     from cinema_jax.exchange.imports import import_checkpoint
 
-    preset = import_checkpoint([hub.folder(source) for source in options.source], options.output, options.preset)
+    check_new(options.output)
+    folders = [parts.checkpoint_folder(source) for source in options.source]
+    preset = import_checkpoint(folders, options.output, options.preset)
     if preset != "none":
         print(f"its transformer reads references as {preset} does (--preset=none: it is plain text-to-video)")
     print(f"{options.output}: take it as --config.init of a training run or --checkpoint of generate")
@@ -98,21 +101,29 @@ def _export(options: argparse.Namespace) -> None:
     from ml_dtypes import bfloat16
     from numpy import dtype
 
-    from cinema_jax import parts
+    from cinema_jax import distributed, parts
     from cinema_jax.exchange.exports import export_checkpoint, export_original
+    from cinema_jax.exchange.folders import check_new
     from cinema_jax.training.run import Run
+    from cinema_jax.training.standing import Standing, line
 
+    def tell(standing: Standing) -> None:
+        if distributed.is_first():
+            print(line(options.checkpoint, standing), flush=True)
+
+    check_new(options.output)
     run = Run.load(parts.checkpoint_folder(options.checkpoint), options.init)
     kind = dtype(bfloat16 if options.dtype == "bfloat16" else options.dtype) if options.dtype else None
     if options.layout == "original":
         if options.part not in (None, ["dit"]):
             raise InputError(f"--part={options.part[0]}: of the parts only dit has an original layout")
-        print(export_original(run, options.output, weights=options.weights, dtype=kind))
+        print(export_original(run, options.output, weights=options.weights, dtype=kind, tell=tell))
         return
     export_checkpoint(
         run,
         options.output,
         weights=options.weights,
+        tell=tell,
         dtype=kind,
         max_shard_size=options.max_shard_size,
         names=tuple(options.part) if options.part else None,
@@ -121,10 +132,10 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from cinema_jax.exchange import hub
+    from cinema_jax import parts
     from cinema_jax.exchange.inspection import inspect
 
-    for line in inspect([hub.folder(source) for source in options.source]):
+    for line in inspect([parts.checkpoint_folder(source) for source in options.source]):
         print(line)
 
 

@@ -4,8 +4,8 @@ docs/evaluate.md defines every figure. The same command continues where it stopp
 """
 
 import dataclasses
-import functools
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from absl import flags
 
 from cinema_jax import command, sampling_flags
 from cinema_jax.errors import InputError
+from cinema_jax.places import check_folder, check_place
 
 flags.adopt_module_key_flags(sampling_flags)
 SUITE = flags.DEFINE_enum(
@@ -58,30 +59,56 @@ def main() -> None:
             f"--subjects={SUBJECTS.value} is for the suite critters only; --suite=opens2v has its own references"
         )
     asked = sampling_flags.asked()
-    from cinema_jax import parts
-    from cinema_jax.sampling import sampler_of
+    _check_files()
     from cinema_jax.training.run import Run
 
-    run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value), sampling_flags.INIT.value)
+    run: Run = sampling_flags.run()
     if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
         raise InputError(f"{run.workdir} reads no references, so there is no identity to measure")
     folder = run.config.data.source == "folder"
     suite = SUITE.value or ("own" if folder else "critters")
     if suite == "own" and not folder:
         raise InputError(f"--suite=own is for a run on a folder of videos; {run.workdir} has none")
-    sampling_flags.keep_compiled()
-    sampler = sampler_of(run)
-    settings = sampler.settings(**asked)
+    settings = sampling_flags.checked(run, [], **asked)
     output = Path(OUTPUT.value) if OUTPUT.value else _beside(run.workdir)
-    {"critters": _critters, "opens2v": _opens2v, "own": functools.partial(_own, run)}[suite](sampler, settings, output)
+    check_folder(output)
+    {"critters": _critters, "opens2v": _opens2v, "own": _own}[suite](run, settings, output)
 
 
-def _own(run: Any, sampler: Any, settings: Any, output: Path) -> None:
+def _check_files() -> None:
+    """Raises `InputError` for files and folders that are named and do not do, before anything is read."""
+    for name, value in (("--clip", CLIP.value), ("--dino", DINO.value), ("--subjects", SUBJECTS.value)):
+        if value and not Path(value).is_dir():
+            raise InputError(f"{name}={value}: no such folder")
+    if JSON.value:
+        check_place(Path(JSON.value), Path(JSON.value).name)
+        if Path(JSON.value).is_dir():
+            raise InputError(f"--json={JSON.value} is a folder; name a file")
+
+
+def _sampler(run: Any, requests: Iterable[Any]) -> Any:
+    """The sampler of a run, once all that it will be asked for is known to be right."""
+    from cinema_jax.sampling import check_requests, sampler_of
+
+    check_requests(run.preprocessor().whole(), requests)
+    sampling_flags.keep_compiled()
+    return sampler_of(run, sampling_flags.tell)
+
+
+def _own(run: Any, settings: Any, output: Path) -> None:
     """Compare what is generated for a run's held-out clips with the clips themselves."""
     from cinema_jax.evaluation import own
 
-    print(own.evaluate(run, sampler, settings, output, batch=BATCH.value, most=CASES.value))
+    clips = own.held_out(run, settings, CASES.value)
+    sampler = _sampler(run, own.requests(clips))
+    print(own.evaluate(run, sampler, settings, clips, output, batch=BATCH.value, name=_name()))
     print(f"{output}/figures.json, {output}/index.html")
+
+
+def _name() -> str:
+    """What pages call the checkpoint: they are shown to others, to whom this machine's folders are nothing."""
+    where = sampling_flags.CHECKPOINT.value
+    return where if where == "packaged" or where.startswith("hf://") else Path(where).absolute().name
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -94,21 +121,22 @@ def _beside(checkpoint: Path) -> Path:
     return Path("evaluation") if set(others) & set(checkpoint.parents) else checkpoint / "evaluation"
 
 
-def _critters(sampler: Any, settings: Any, output: Path) -> None:
+def _critters(run: Any, settings: Any, output: Path) -> None:
     """Generate what is missing, judge everything, and write the report."""
     from cinema_jax import parts
     from cinema_jax.evaluation import benchmark, large, report, videos
     from cinema_jax.evaluation.judging import Eyes
     from cinema_jax.evaluation.suite import COUNTS, PER_COUNT, SEED, Suite
 
-    metrics = [large.Clip(Path(CLIP.value))] if CLIP.value else []
-    metrics += [large.Dino(Path(DINO.value))] if DINO.value else []
-    data = sampler.cinema.config.data
+    data = run.config.data
     cutouts, others = _cutouts(SUBJECTS.value, data.subjects) if SUBJECTS.value else (None, [])
     most = min(data.max_references, max(COUNTS) if cutouts is None else len({cutout.subject for cutout in cutouts}))
     counts = tuple(count for count in COUNTS if count <= most)
     size = settings.frames, settings.height, settings.width
     suite = Suite(*size, per_count=CASES.value or PER_COUNT, counts=counts, cutouts=cutouts, others=others)
+    sampler = _sampler(run, videos.requests(suite.cases))
+    metrics = [large.Clip(Path(CLIP.value))] if CLIP.value else []
+    metrics += [large.Dino(Path(DINO.value))] if DINO.value else []
     subjects = [cutout.key for cutout in cutouts or ()]
     eyes, digests = Eyes(), videos.digests(sampler)
     generated, seconds = videos.generate(sampler, settings, suite.cases, output, BATCH.value, digests, subjects)
@@ -123,13 +151,13 @@ def _critters(sampler: Any, settings: Any, output: Path) -> None:
         "suite_seed": SEED,
         "subjects": subjects,
         "candidates": suite.candidates,
-        "checkpoint": sampling_flags.CHECKPOINT.value,
+        "checkpoint": _name(),
         "digests": digests | {"judge": eyes.digest},
         "settings": dataclasses.asdict(settings),
         "seconds": {"generate": round(seconds, 1), "judge": round(time.monotonic() - begun, 1)},
     }
     text = report.table(found, suite.candidates)
-    title = f"{sampling_flags.CHECKPOINT.value}: suite critters (seed {SEED}), {len(suite.cases)} prompts"
+    title = f"{_name()}: suite critters (seed {SEED}), {len(suite.cases)} prompts"
     page = report.write_page(output, found, suite.candidates, suite.cases, results, kinds, data.fps, title)
     file = Path(JSON.value) if JSON.value else output / "figures.json"
     file.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -161,13 +189,14 @@ def _cutouts(folder: str, trained: str) -> tuple[list[Any], list[Any]]:
     return unseen, [cutout for cutout in found if cutout not in unseen]
 
 
-def _opens2v(sampler: Any, settings: Any, output: Path) -> None:
+def _opens2v(run: Any, settings: Any, output: Path) -> None:
     """Write the videos that OpenS2V-Eval's scripts score."""
     from cinema_jax.evaluation import opens2v, videos
 
     if not SAMPLES.value:
         raise InputError("--suite=opens2v needs --samples, for example OpenS2V-Eval/Open-Domain_Eval.json")
     samples = opens2v.read_samples(Path(SAMPLES.value))
+    sampler = _sampler(run, map(opens2v.request, samples, range(len(samples))))
     about = {"suite": "opens2v", "digests": videos.digests(sampler), "settings": dataclasses.asdict(settings)}
     made = opens2v.generate(sampler, settings, samples, output, about)
     print(f"{output}: {len(samples)} videos, {made} of them made now; --scores merges what the benchmark says of them")

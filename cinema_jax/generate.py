@@ -3,12 +3,15 @@
 Without --checkpoint the packaged demo is used, which draws critters at 64x64 pixels.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from cinema_jax import command, distributed, sampling_flags
-from cinema_jax.data.images import read_image
+from cinema_jax.data.images import Picture, read_image
 from cinema_jax.data.output import check_output, visible, write_video
 from cinema_jax.errors import InputError
+from cinema_jax.texts import check_whole
 
 flags.adopt_module_key_flags(sampling_flags)
 REFERENCE = flags.DEFINE_multi_string(
@@ -45,31 +48,31 @@ def main() -> None:
     asked = sampling_flags.asked()
     if not PROMPT.value.strip():
         raise InputError("--prompt is empty; say what happens in the video")
-    pictures = [read_image(path) for path in REFERENCE.value]
+    for name, text in (("--prompt", PROMPT.value), ("--negative-prompt", NEGATIVE.value)):
+        check_whole(text, name)
+    pictures = [_picture(path) for path in REFERENCE.value]
     command.start_processes()
     # Imported here, so that bad input is refused before the slow libraries are loaded.
-    from cinema_jax import parts
     from cinema_jax.data.example import Reference
     from cinema_jax.sampling import Request, check_references, progress_bar, sampler_of
-    from cinema_jax.training.run import Run
 
-    run = Run.load(parts.checkpoint_folder(sampling_flags.CHECKPOINT.value), sampling_flags.INIT.value)
+    run = sampling_flags.run()
     if not pictures and run.config.condition.conditioner != "t5":
         raise InputError(
             "no --reference was given; name at least one picture of a subject, for example "
             "--reference=examples/blue_bird.png of the project's checkout (four pictures lie in its folder examples/)"
         )
     check_references(run.config, len(pictures))
-    sampling_flags.keep_compiled()
-    sampler = sampler_of(run)
-    settings = sampler.settings(
-        **asked,
-        frames=FRAMES.value,
-        height=HEIGHT.value,
-        width=WIDTH.value,
-    )
     references = tuple(Reference(p.image, p.mask, str(i)) for i, p in enumerate(pictures))
     request = Request(PROMPT.value, references, SEED.value, NEGATIVE.value)
+    settings = sampling_flags.checked(
+        run, [request], **asked, frames=FRAMES.value, height=HEIGHT.value, width=WIDTH.value
+    )
+    sampling_flags.keep_compiled()
+    sampler = sampler_of(run, sampling_flags.tell)
+    sampling_flags.warn_of_unknown(
+        sampler.preprocessor, {"--prompt": request.prompt, "--negative-prompt": NEGATIVE.value}
+    )
     video = sampler([request], settings, progress_bar(settings.steps))[0]
     if not distributed.is_first():
         return
@@ -79,6 +82,15 @@ def main() -> None:
     print(
         f"{output}: {len(video)} frames of {settings.width}x{settings.height} at {fps:g} frames/s{_shown(scale, loop)}"
     )
+
+
+def _picture(path: str) -> Picture:
+    """The picture of one --reference."""
+    several = [name for name in path.split(",") if name]
+    if len(several) > 1 and not Path(path).exists() and Path(several[0]).exists():
+        repeated = " ".join(f"--reference={name}" for name in several)
+        raise InputError(f"--reference={path}: give the flag once for each picture: {repeated}")
+    return read_image(path)
 
 
 def _shown(scale: int, loop: int) -> str:

@@ -47,6 +47,9 @@ from cinema_jax.tensors import Tensor, WeightError, open_tensors
 from cinema_jax.weights import Array, Published
 
 PACKAGED = Path(__file__).parent / "assets"
+# A checkout, and the folders of weights in it that its configs name.
+PROJECT = Path(__file__).parents[1]
+SHIPPED = ("weights/demo_pretrain",)
 # What a checkpoint holds beside the parts: the MLLM's tokenizer and T5's.
 TOKENIZERS = ("tokenizer", "t5_tokenizer")
 
@@ -166,12 +169,17 @@ def part_folder(name: str, folder: str) -> Path:
     """Where a part lies: a packaged one under its name, the user's own as given."""
     if folder == "packaged":
         return PACKAGED / ("tokenizer" if name in TOKENIZERS else name)
-    return hub.folder(folder)
+    return _folder(folder)
 
 
 def checkpoint_folder(where: str) -> Path:
     """The folder of all parts of a checkpoint: "packaged" is the demo that ships with the project, else as given."""
-    return PACKAGED / "demo" if where == "packaged" else hub.folder(where)
+    return PACKAGED / "demo" if where == "packaged" else _folder(where)
+
+
+def _folder(where: str) -> Path:
+    """As given; what the shipped configs name is the project's own, from whatever folder a command is run."""
+    return PROJECT / where if where in SHIPPED and (PROJECT / where).is_dir() else hub.folder(where)
 
 
 def read_config(name: str, folder: Path) -> Any:

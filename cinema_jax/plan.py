@@ -66,8 +66,11 @@ def main() -> None:
     """Plan what was asked for."""
     values = CONFIG.value
     # Nothing is read from there.
-    values.data.path = values.data.path or "planned"
+    values.data.path = values.data.path or "the data"
     config = parse(values)
+    ways = [flag.name for flag in (PRICE, TABLE, HOSTS, SEARCH, SAMPLER) if flag.value not in (None, False)]
+    if len(ways) > 1:
+        raise InputError(f"{' and '.join(f'--{name}' for name in ways)} ask for different reports; say one of them")
     if STAGE.value not in CONDITIONED:
         raise InputError(f"--stage is {STAGE.value!r}; accepted: {', '.join(CONDITIONED)}")
     from cinema_jax.chips import chip_of

@@ -11,7 +11,9 @@ from ml_collections import config_flags
 
 from cinema_jax import command
 from cinema_jax.config import parse
+from cinema_jax.data.manifest import manifest_file
 from cinema_jax.errors import InputError
+from cinema_jax.places import check_folder
 
 MANIFEST = flags.DEFINE_string("manifest", None, "A manifest (.jsonl), or a folder that holds manifest.jsonl.")
 CONFIG = config_flags.DEFINE_config_file(
@@ -27,6 +29,7 @@ COUNT = flags.DEFINE_integer("process_count", None, "Number of processes, where 
 
 def main() -> None:
     """Make this process's share of the records."""
+    _check_files()
     values = CONFIG.value
     # What the config leaves open is what --manifest says.
     values.data.path = values.data.path or MANIFEST.value
@@ -47,6 +50,16 @@ def main() -> None:
     if not whole:
         print(f"{OUTPUT.value}: this process's files are made; the process that makes the last ones closes the folder")
     _wait_for_the_others()
+
+
+def _check_files() -> None:
+    """Raises `InputError` where the manifest is not there, or the records cannot be."""
+    file = manifest_file(MANIFEST.value)
+    if not file.is_file():
+        inside = "" if file == Path(MANIFEST.value) else f", or the folder holds no {file.name}"
+        raise InputError(f"--manifest={MANIFEST.value}: no such file{inside}; name a manifest (.jsonl) or its folder")
+    if "://" not in OUTPUT.value:
+        check_folder(Path(OUTPUT.value))
 
 
 def _wait_for_the_others() -> None:

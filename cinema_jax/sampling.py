@@ -1,9 +1,11 @@
 """Videos from prompts and references: conditions, guidance and sampler together."""
 
+import contextlib
 import dataclasses
 import functools
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,12 @@ from cinema_jax.errors import InputError
 from cinema_jax.models.layers import platform
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.run import Run
+from cinema_jax.training.standing import Gone, Standing, line, stands_for
+
+logger = logging.getLogger(__name__)
+
+# How often weights are looked for anew that a run which goes on has removed.
+_TRIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Settings:
 def load_sampler(checkpoint: str | Path = "packaged") -> tuple[Run, "Sampler"]:
     """A checkpoint by its name on the command line: a finished run, a released pipeline, or the packaged demo."""
     run = Run.load(parts.checkpoint_folder(str(checkpoint)))
-    return run, sampler_of(run)
+    return run, sampler_of(run, lambda standing: logger.info("%s", line(str(checkpoint), standing)))
 
 
 def check_references(config: Config, count: int) -> None:
@@ -78,18 +86,93 @@ def needed_parts(config: Config) -> tuple[str, ...]:
     return ("vae", *reading, "dit")
 
 
-def sampler_of(run: Run) -> "Sampler":
-    """That of a run which is loaded. Raises InputError where a part is not trained yet."""
-    needed = needed_parts(run.config)
-    missing = [name for name in needed if name in ("aligner", "dit") and run.folder(name) is None]
+def sampler_of(run: Run, tell: Callable[[Standing], Any] = lambda standing: None) -> "Sampler":
+    """That of a run which is loaded, with the weights that it stands for (`training/standing.py`).
+
+    Args:
+        tell: is told which these are, before they are read; again where a run that goes on removes them meanwhile.
+
+    Raises:
+        InputError: a part is not trained yet.
+    """
+    for _ in range(_TRIES):
+        standing = stands_for(run)
+        check_trained(run, standing)
+        tell(standing)
+        with contextlib.suppress(Gone):
+            return _loaded(standing)
+    raise InputError(
+        f"{run.workdir} removes its checkpoints faster than they are read: raise config.{standing.stage}.keep"
+    )
+
+
+def check_trained(run: Run, standing: Standing) -> None:
+    """Raises `InputError` where there are no weights of a part that generates a video."""
+    missing = [name for name in needed_parts(run.config) if not standing.has(name)]
     if missing:
         raise InputError(
             f"{run.workdir} holds no trained {' and no '.join(missing)} yet: let its training finish first"
         )
-    configs, params, _ = run.load_parts(needed)
-    cinema = Cinema(run.config, configs)
-    placed = {path: jax.device_put(np.asarray(x)) for path, x in cinema.held(params).items()}
+
+
+def _loaded(standing: Standing) -> "Sampler":
+    run, needed = standing.run, needed_parts(standing.run.config)
+    cinema = Cinema(run.config, run.part_configs(needed))
+    try:
+        params = {path: x for name in needed for path, x in standing.params(name).items()}
+        placed = {path: jax.device_put(np.asarray(x)) for path, x in cinema.held(params).items()}
+    except Exception:
+        # What is wrong with files that are going away says nothing.
+        standing.check_there()
+        raise
+    standing.check_there()
     return Sampler(cinema, placed, run.preprocessor().whole())
+
+
+def check_requests(preprocessor: Preprocessor, requests: Iterable[Request]) -> None:
+    """What can be wrong with requests, before any weights are read.
+
+    Raises:
+        InputError: a text that the model has no room for or cannot read, or too many references.
+    """
+    for request in requests:
+        for text in dict.fromkeys((request.prompt, request.negative_prompt)):
+            preprocessor.check(text, request.references)
+
+
+def checked_settings(config: Config, part_configs: Mapping[str, Any], **changes: float | int | str | None) -> Settings:
+    """A config's own settings, with those changes that are not None; no weights are needed.
+
+    Args:
+        part_configs: of the VAE and the transformer.
+
+    Raises:
+        InputError: the VAE cannot hold such a size (the nearest allowed one is named), or the solver does not fit.
+    """
+    flow, data = config.flow, config.data
+    own = {"frames": data.frames, "height": data.height, "width": data.width, "steps": flow.sample_steps}
+    own |= {"solver": flow.solver, "spacing": flow.spacing, "shift": flow.shift}
+    own |= {"guidance_text": flow.guidance_text, "guidance_reference": flow.guidance_reference}
+    settings = Settings(**own | {name: value for name, value in changes.items() if value is not None})
+    if settings.solver in DISCRETE_SOLVERS and flow.prediction != "v_prediction":
+        raise InputError(
+            f"solver is {settings.solver}, but this transformer was trained as a flow: take unipc or euler"
+        )
+    if not 0 < settings.shift < math.inf:
+        raise InputError(f"shift is {settings.shift}; it must be above 0 and finite")
+    if changes.get("shift") is not None and (settings.solver in DISCRETE_SOLVERS or settings.spacing == "schedule"):
+        raise InputError(f"shift is {settings.shift}, but the times of this checkpoint's noise schedule have none")
+    vae, dit = (part_configs[name] for name in ("vae", "dit"))
+    unit = vae.spatial_compression * dit.patch_size
+    for name, value, step, rest in (
+        ("frames", settings.frames, vae.frame_unit, 1),
+        ("height", settings.height, unit, 0),
+        ("width", settings.width, unit, 0),
+    ):
+        nearest = max(step * (1 - rest), round((value - rest) / step) * step) + rest
+        if value != nearest:
+            raise InputError(f"{name} is {value}; the nearest that the model can hold is {nearest}")
+    return settings
 
 
 class Sampler:
@@ -103,35 +186,8 @@ class Sampler:
         self.decode = jax.jit(cinema.decode_video)
 
     def settings(self, **changes: float | int | str | None) -> Settings:
-        """The run's own settings, with those changes that are not None.
-
-        Raises:
-            InputError: the VAE cannot hold such a size (the nearest allowed one is named), or guidance is not finite.
-        """
-        flow, data = self.cinema.config.flow, self.cinema.config.data
-        own = {"frames": data.frames, "height": data.height, "width": data.width, "steps": flow.sample_steps}
-        own |= {"solver": flow.solver, "spacing": flow.spacing, "shift": flow.shift}
-        own |= {"guidance_text": flow.guidance_text, "guidance_reference": flow.guidance_reference}
-        settings = Settings(**own | {name: value for name, value in changes.items() if value is not None})
-        if settings.solver in DISCRETE_SOLVERS and flow.prediction != "v_prediction":
-            raise InputError(
-                f"solver is {settings.solver}, but this transformer was trained as a flow: take unipc or euler"
-            )
-        if not 0 < settings.shift < math.inf:
-            raise InputError(f"shift is {settings.shift}; it must be above 0 and finite")
-        if changes.get("shift") is not None and (settings.solver in DISCRETE_SOLVERS or settings.spacing == "schedule"):
-            raise InputError(f"shift is {settings.shift}, but the times of this checkpoint's noise schedule have none")
-        vae, dit = (self.cinema.part_configs[name] for name in ("vae", "dit"))
-        unit = vae.spatial_compression * dit.patch_size
-        for name, value, step, rest in (
-            ("frames", settings.frames, vae.frame_unit, 1),
-            ("height", settings.height, unit, 0),
-            ("width", settings.width, unit, 0),
-        ):
-            nearest = max(step * (1 - rest), round((value - rest) / step) * step) + rest
-            if value != nearest:
-                raise InputError(f"{name} is {value}; the nearest that the model can hold is {nearest}")
-        return settings
+        """The run's own settings, with those changes that are not None; raises like `checked_settings`."""
+        return checked_settings(self.cinema.config, self.cinema.part_configs, **changes)
 
     def __call__(
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps

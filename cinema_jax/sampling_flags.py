@@ -1,6 +1,8 @@
 """The flags of the commands that sample: from which checkpoint, and how."""
 
+import logging
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import flags
@@ -8,6 +10,9 @@ from absl import flags
 from cinema_jax import command
 from cinema_jax.diffusion.config import SOLVERS
 from cinema_jax.errors import InputError
+from cinema_jax.texts import listed
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -55,3 +60,46 @@ def keep_compiled() -> None:
     from cinema_jax import compilation
 
     compilation.keep(_CACHE.value, _CACHE_FOLDER)
+
+
+def run() -> Any:
+    """The run (`training.run.Run`) of `--checkpoint`; none of its weights are read yet."""
+    from cinema_jax import parts
+    from cinema_jax.training.run import Run
+
+    return Run.load(parts.checkpoint_folder(CHECKPOINT.value), INIT.value)
+
+
+def checked(run: Any, requests: Iterable[Any], **changes: Any) -> Any:
+    """The settings of a run with `changes`; raises InputError for all that can be wrong before weights are read.
+
+    Args:
+        requests: those that are known already (`sampling.Request`).
+    """
+    from cinema_jax import sampling
+    from cinema_jax.training.standing import stands_for
+
+    sampling.check_trained(run, stands_for(run))
+    settings = sampling.checked_settings(run.config, run.part_configs(sampling.needed_parts(run.config)), **changes)
+    sampling.check_requests(run.preprocessor().whole(), requests)
+    return settings
+
+
+def tell(standing: Any) -> None:
+    """Print which weights are used (`training.standing.Standing`): the first line of every command that samples."""
+    from cinema_jax import distributed
+    from cinema_jax.training.standing import line
+
+    if distributed.is_first():
+        print(line(CHECKPOINT.value, standing), flush=True)
+
+
+def warn_of_unknown(preprocessor: Any, texts: Mapping[str, str]) -> None:
+    """Name the words that the model's tokenizer does not know; `texts` by what they are called."""
+    for name, text in texts.items():
+        if words := preprocessor.unknown(text):
+            logger.warning(
+                "%s holds words that the model's tokenizer does not know and reads as one and the same: %s",
+                name,
+                listed(words),
+            )

@@ -16,17 +16,34 @@ from absl import flags
 
 from cinema_jax import command, sampling_flags
 from cinema_jax.errors import InputError
+from cinema_jax.web import gate
 
 flags.adopt_module_key_flags(sampling_flags)
 HOST = flags.DEFINE_string("host", "127.0.0.1", "The address that is listened on; 0.0.0.0: all of this machine's.")
 PORT = flags.DEFINE_integer("port", 7860, "The port.", lower_bound=1, upper_bound=65535)
 MAX_UPLOAD = flags.DEFINE_integer("max_upload", 20, "Largest picture, in megabytes.", lower_bound=1)
 MAX_WAITING = flags.DEFINE_integer("max_waiting", 20, "Visitors who may wait for their video.", lower_bound=1)
+MAX_ORDERS = flags.DEFINE_integer("max_orders", 2, "Videos that one visitor may have ordered at a time.", lower_bound=1)
+MAX_UPLOADS = flags.DEFINE_integer(
+    "max_uploads",
+    1000,
+    "All pictures of all visitors together, in megabytes; one visitor may send a tenth of it in an hour.",
+    lower_bound=1,
+)
+ALLOWED = flags.DEFINE_multi_string(
+    "allowed_host",
+    [],
+    "A name under which visitors reach the page through a tunnel or proxy, for example demo.example.org or "
+    "*.trycloudflare.com. Give the flag once for each. Without it: this machine's own name and addresses.",
+)
 
 
 def main() -> None:
     """Load the checkpoint, compile, and serve until Ctrl-C."""
     asked = sampling_flags.asked()
+    gate.check_names(ALLOWED.value)
+    if not HOST.value.strip():
+        raise InputError("--host is empty; 127.0.0.1 is this machine alone, 0.0.0.0 all of its addresses")
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the web page needs Gradio, which is not installed: pip install -e ".[web]"')
     # Asked to end, it takes its files with it, as after Ctrl-C.
@@ -44,23 +61,23 @@ def main() -> None:
 
 
 def _serve(folder: Path, asked: dict[str, Any]) -> None:
-    from cinema_jax import parts
     from cinema_jax.data.critters.examples import write_examples
     from cinema_jax.sampling import sampler_of
-    from cinema_jax.training.run import Run
     from cinema_jax.web import page
     from cinema_jax.web.studio import Studio
 
-    checkpoint = sampling_flags.CHECKPOINT.value
-    run = Run.load(parts.checkpoint_folder(checkpoint), sampling_flags.INIT.value)
+    checkpoint, run = sampling_flags.CHECKPOINT.value, sampling_flags.run()
+    sampling_flags.checked(run, [], **asked)
     sampling_flags.keep_compiled()
-    studio = Studio(run, sampler_of(run), checkpoint, asked)
+    studio = Studio(run, sampler_of(run, sampling_flags.tell), checkpoint, asked)
+    visitors = Path(os.environ["GRADIO_TEMP_DIR"])
     examples = write_examples(folder, studio.most)
     blocks = page.build(studio, folder, examples)
     try:
         _, address, _ = blocks.queue(max_size=MAX_WAITING.value).launch(
             server_name=HOST.value,
             server_port=PORT.value,
+            app_kwargs={"middleware": [page.gate(blocks, visitors, _limits())]},
             max_file_size=f"{MAX_UPLOAD.value}mb",
             share=False,
             ssr_mode=False,
@@ -77,6 +94,19 @@ def _serve(folder: Path, asked: dict[str, Any]) -> None:
     threading.Thread(target=studio.warm_up, args=examples[0], daemon=True).start()
     print(f"The page of {checkpoint} is at {address} (Ctrl-C ends it)", flush=True)
     threading.Event().wait()
+
+
+def _limits() -> dict[str, Any]:
+    """Of `gate.Gate`."""
+    most = MAX_UPLOADS.value * 1_000_000
+    each = max(most // 10, MAX_UPLOAD.value * 1_000_000)
+    return {
+        "host": HOST.value,
+        "names": tuple(ALLOWED.value),
+        "most_each": each,
+        "most": most,
+        "orders": MAX_ORDERS.value,
+    }
 
 
 if __name__ == "__main__":

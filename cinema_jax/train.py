@@ -13,7 +13,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from cinema_jax import command, distributed
-from cinema_jax.config import parse, to_dict
+from cinema_jax.config import Config, parse, to_dict
+from cinema_jax.places import check_workdir
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/demo.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples, for example runs/demo.")
@@ -47,7 +48,7 @@ CACHE = command.compilation_cache_flag("WORKDIR/compilation_cache")
 
 def main() -> None:
     """Train the stages of the config that are not finished yet."""
-    config = command.started_after(lambda: parse(CONFIG.value))
+    config = command.started_after(_config)
     # Imported here, so that a wrong config is refused before the slow libraries are loaded.
     import jax
 
@@ -67,6 +68,7 @@ def main() -> None:
         check.check_and_tell(config, Path(WORKDIR.value), amend=AMEND.value)
         return
     check.refuse_unlike(config, Path(WORKDIR.value))
+    Run(config, Path(WORKDIR.value)).refuse_another(AMEND.value)
     # First, so that a run which cannot begin leaves nothing.
     beginning.check(Run(config, Path(WORKDIR.value)))
     run = Run.open(config, Path(WORKDIR.value), amend=AMEND.value)
@@ -80,6 +82,13 @@ def main() -> None:
         loop.train(run, profile_steps=profile_steps)
     if distributed.is_first():
         print(_next(run))
+
+
+def _config() -> Config:
+    """That of the command line, once nothing is wrong with it."""
+    config = parse(CONFIG.value)
+    check_workdir(Path(WORKDIR.value))
+    return config
 
 
 def _next(run: Any) -> str:

@@ -3,11 +3,14 @@
 import argparse
 import difflib
 import itertools
+import os
 import re
 import sys
 import textwrap
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
@@ -120,24 +123,70 @@ def parse(argv: Sequence[str], required: Iterable[str] = ()) -> None:
     if set(argv[1:]) & set(HELP):
         print(command_help(required))
         sys.exit(0)
+    argv = [argv[0], *(expanded(underscored(argument)) for argument in argv[1:])]
+    _check_config_file(argv)
     try:
-        rest = flags.FLAGS([argv[0], *map(underscored, argv[1:])])
+        rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         raise InputError(_unknown(error.flagname)) from None
     except flags.Error as error:
         raise InputError(_sentence(str(error))) from None
-    except (AttributeError, KeyError, TypeError) as error:
-        # What the code of a config's file raises wants its line.
-        if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
-            raise
+    except Exception as error:
+        if where := _in_config(argv, error):
+            raise InputError(where) from None
         # Otherwise ml_collections says that the config has no such field.
-        raise InputError(_no_such_field(argv, str(error))) from None
+        if isinstance(error, AttributeError | KeyError | TypeError):
+            raise InputError(_no_such_field(argv, str(error))) from None
+        raise
+    _check_once(argv)
     if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; flags start with --")
+        raise InputError(f"unexpected argument {rest[1]!r}; {_meant(argv, rest[1])}")
     if missing := [dashed(name) for name in required if flags.FLAGS[name].value is None]:
         are = "is" if len(missing) == 1 else "are"
         raise InputError(f"{' and '.join(missing)} {are} missing; --help describes all flags")
+    if empty := [dashed(name) for name in required if flags.FLAGS[name].value == ""]:
+        raise InputError(f"{empty[0]} is empty; --help describes all flags")
     _check_config(argv)
+
+
+def expanded(argument: str) -> str:
+    """`--output=~/x` with the home folder in it, as a shell writes it only where `~` begins a word."""
+    name, equals, value = argument.partition("=")
+    named = equals and name.startswith("--") and name not in ("--prompt", "--negative_prompt", "--negative-prompt")
+    return name + equals + os.path.expanduser(value) if named and re.match(r"~(/|$)", value) else argument
+
+
+def given(argv: Sequence[str]) -> Iterator[str]:
+    """The names of the flags of a command line, as often as they are given."""
+    for argument in argv[1:]:
+        if argument == "--":
+            return
+        if argument.startswith("--"):
+            name = argument[2:].partition("=")[0].replace("-", "_")
+            known = name in flags.FLAGS or not name.startswith("no")
+            yield name if known else name.removeprefix("no")
+
+
+def _check_once(argv: Sequence[str]) -> None:
+    """Of a flag that is given twice, the first value would be ignored without a word."""
+    for name, count in Counter(given(argv)).items():
+        several = name in flags.FLAGS and isinstance(flags.FLAGS[name], flags.MultiFlag)
+        if count > 1 and not several:
+            shown = f"--{name}" if name.startswith("config.") else dashed(name)
+            raise InputError(f"{shown} is given {count} times; say it once")
+
+
+def _meant(argv: Sequence[str], word: str) -> str:
+    """What an argument without a flag was probably meant to be."""
+    before = argv[argv.index(word) - 1] if word in argv[2:] else ""
+    flag = before.partition("=")[0].removeprefix("--")
+    if "=" not in before and word in argv[3:]:
+        flag = next((name.partition("=")[0][2:] for name in reversed(argv[: argv.index(word)]) if name[:2] == "--"), "")
+    if flag in flags.FLAGS and isinstance(flags.FLAGS[flag], flags.MultiFlag):
+        return f"say {dashed(flag)} once for each: {dashed(flag)}={word}"
+    if "config" in flags.FLAGS and re.search(r"\.py(:\w+)?$", word):
+        return f"did you mean --config={word}?"
+    return "flags start with --"
 
 
 def _unknown(name: str) -> str:
@@ -175,18 +224,48 @@ def _no_such_field(argv: Sequence[str], message: str) -> str:
     return f"{named} does not exist; {hint}"
 
 
+def _config_files(argv: Sequence[str]) -> list[str]:
+    """What --config is given, as often as it is."""
+    words = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    return words + [after for word, after in itertools.pairwise(argv) if word == "--config"]
+
+
+def _check_config_file(argv: Sequence[str]) -> None:
+    """ml_collections opens whatever it is given, and keeps the error for whoever reads a field."""
+    for word in _config_files(argv) if "config" in flags.FLAGS else ():
+        file = Path(word.partition(":")[0])
+        if file.suffix != ".py" or not file.is_file():
+            there = "is no file" if file.suffix == ".py" else "is not the name of a Python file"
+            raise InputError(
+                f"--config is {word!r}, which {there}; accepted is a file such as configs/demo.py, and FILE:VARIANT "
+                "where it has variants"
+            )
+
+
+def _in_config(argv: Sequence[str], error: Exception) -> str | None:
+    """What the code of a config's file raises, with its line; None: the error is not of such code."""
+    files = [Path(word.partition(":")[0]) for word in _config_files(argv)]
+    said = (traceback.format_exception_only(error)[-1].strip().splitlines() or [""])[0]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}: {said}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if any(Path(frame.filename).absolute() == file.absolute() for file in files)]
+    if own:
+        return f"{own[-1].filename}, line {own[-1].lineno}, in {own[-1].name}: {said}"
+    if isinstance(error, AttributeError) and "get_config" in str(error):
+        return f"--config={files[-1]}: the file has no function get_config()"
+    return None
+
+
 def _check_config(argv: Sequence[str]) -> None:
-    """ml_collections keeps the error of a config's file for whoever reads a field of it."""
+    """A file may give something else than a config."""
     if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
         return
     from ml_collections import ConfigDict
 
     if not isinstance(flags.FLAGS["config"].value, ConfigDict):
-        given = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
-        given += [after for word, after in itertools.pairwise(argv) if word == "--config"]
         raise InputError(
-            f"--config is {given[-1]!r}, which cannot be read; accepted is a file such as configs/demo.py, and "
-            "FILE:VARIANT where it has variants"
+            "--config names a file that gives no config: its get_config() must return an ml_collections.ConfigDict"
         )
 
 
@@ -264,6 +343,23 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **settings,
         )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """As argparse does; a flag that is given twice and may not be is refused."""
+        args = [expanded(argument) for argument in (sys.argv[1:] if args is None else args)]
+        self._once(args)
+        return super().parse_args(args, namespace)
+
+    def _once(self, args: Sequence[str]) -> None:
+        parsers = [self]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += [action.choices[word] for word in args[:1] if word in action.choices]
+        known = {option: action for parser in parsers for option, action in parser._option_string_actions.items()}
+        used = Counter(known.get(word.partition("=")[0]) for word in args if word.startswith("--"))
+        for action, count in used.items():
+            if action is not None and count > 1 and not isinstance(action, argparse._AppendAction):
+                self.error(f"{action.option_strings[0]} is given {count} times, say it once")
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""

@@ -4,7 +4,8 @@
         --config.init=CogVideoX-2b --config.weights.mllm=Qwen2-VL-2B-Instruct --config.data.path=videos
 
 `CogVideoX-2b` and `Qwen2-VL-2B-Instruct` are folders as published (safetensors), or repositories of the Hugging Face
-hub with their owners (`zai-org/CogVideoX-2b`); `videos` holds manifest.jsonl. Both as one checkpoint, in Orbax' layout:
+hub with their owners (`hf://zai-org/CogVideoX-2b`); `videos` holds manifest.jsonl. Both as one checkpoint, in Orbax'
+layout:
 `python -m cinema_jax.convert import --source=CogVideoX-2b --source=Qwen2-VL-2B-Instruct --output=checkpoint`, then
 `--config.init=checkpoint` alone.
 

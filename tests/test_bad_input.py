@@ -92,7 +92,10 @@ BAD = {
     "output below a file": ({"output": "good.png/out.mp4"}, r"good\.png is a file and not a folder"),
     "output is a folder": ({"output": "folder.mp4"}, r"folder\.mp4: this is a folder"),
     "missing checkpoint": ({"checkpoint": "none"}, r"none. does not exist; accepted is a folder"),
-    "incomplete checkpoint": ({"checkpoint": "incomplete"}, "incomplete holds no trained aligner and no dit yet"),
+    "incomplete checkpoint": (
+        {"checkpoint": "incomplete"},
+        "incomplete holds nothing that was trained yet: let",
+    ),
 }
 
 

@@ -161,7 +161,7 @@ def refusal(where: str) -> str:
     return message
 
 
-@pytest.mark.parametrize("where", ["acme/fox", "hf://acme/fox", "acme/fox@main", "hf://acme/fox@main"])
+@pytest.mark.parametrize("where", ["hf://acme/fox", "hf://acme/fox@main"])
 def test_what_is_read_arrives_bit_for_bit_and_nothing_else_is_asked_for(server, where):
     assert contents(hub.folder(where)) == MAIN
     assert not [path for _, path, _ in server.asked if path.endswith(tuple(UNREAD))]
@@ -169,13 +169,13 @@ def test_what_is_read_arrives_bit_for_bit_and_nothing_else_is_asked_for(server, 
 
 @pytest.mark.parametrize("revision", ["v1", commit("acme/fox", "v1")])
 def test_a_revision_is_a_branch_or_a_commit(server, revision):
-    assert contents(hub.folder(f"acme/fox@{revision}")) == {"config.json": b'{"version": 1}'}
-    assert contents(hub.folder("acme/fox")) == MAIN
+    assert contents(hub.folder(f"hf://acme/fox@{revision}")) == {"config.json": b'{"version": 1}'}
+    assert contents(hub.folder("hf://acme/fox")) == MAIN
 
 
 def test_asking_again_makes_no_request(server, caplog):
     caplog.set_level(logging.INFO, hub.__name__)
-    first = hub.folder("acme/fox")
+    first = hub.folder("hf://acme/fox")
     assert "fetching hf://acme/fox" in caplog.text
     asked = len(server.asked)
     assert hub.folder("hf://acme/fox") == first
@@ -183,10 +183,10 @@ def test_asking_again_makes_no_request(server, caplog):
 
 
 def test_a_new_process_fetches_no_file_again(server):
-    first = hub.folder("acme/fox")
+    first = hub.folder("hf://acme/fox")
     server.asked.clear()
     forget()
-    assert hub.folder("acme/fox") == first
+    assert hub.folder("hf://acme/fox") == first
     assert not server.downloads("/resolve/")
 
 
@@ -194,7 +194,7 @@ def test_a_download_that_breaks_goes_on_where_it_stopped(server, monkeypatch):
     # Bytes are written in pieces of this size: 15 of them before the file breaks.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", len(WEIGHTS) // 30)
     server.breaks["model.safetensors"] = 2
-    assert contents(hub.folder("acme/fox")) == MAIN
+    assert contents(hub.folder("hf://acme/fox")) == MAIN
     # The second try gets nothing before it breaks as well.
     half = f"bytes={len(WEIGHTS) // 2}-"
     assert server.downloads("model.safetensors") == [None, half, half]
@@ -202,13 +202,13 @@ def test_a_download_that_breaks_goes_on_where_it_stopped(server, monkeypatch):
 
 def test_a_download_that_keeps_breaking_is_told_and_keeps_whole_files(server):
     server.breaks["model.safetensors"] = 1000
-    message = refusal("acme/fox")
+    message = refusal("hf://acme/fox")
     assert "hf://acme/fox: its download was not complete (RemoteProtocolError: " in message
     assert "try again" in message
     arrived = {name for name in MAIN if server.downloads(name)} - {"vae/model.safetensors"}
     server.breaks.clear()
     server.asked.clear()
-    assert contents(hub.folder("acme/fox")) == MAIN
+    assert contents(hub.folder("hf://acme/fox")) == MAIN
     assert arrived
     assert not [name for name in arrived if server.downloads(name)]
 
@@ -231,7 +231,7 @@ def token_expired(server, monkeypatch):
 
 
 @pytest.mark.parametrize("fail", [unplugged, told_offline, down, token_expired])
-@pytest.mark.parametrize("where", ["acme/fox", "acme/fox@" + commit("acme/fox", "main")])
+@pytest.mark.parametrize("where", ["hf://acme/fox", "hf://acme/fox@" + commit("acme/fox", "main")])
 def test_without_the_hub_the_copy_in_the_cache_is_used(server, monkeypatch, caplog, fail, where):
     caplog.set_level(logging.INFO, hub.__name__)
     hub.folder(where)
@@ -243,9 +243,9 @@ def test_without_the_hub_the_copy_in_the_cache_is_used(server, monkeypatch, capl
 
 def test_without_the_hub_half_a_copy_is_refused(server, monkeypatch):
     server.breaks["model.safetensors"] = 1000
-    refusal("acme/fox")
+    refusal("hf://acme/fox")
     unplugged(server, monkeypatch)
-    assert "ConnectError" in refusal("acme/fox")
+    assert "ConnectError" in refusal("hf://acme/fox")
 
 
 def gated(server, monkeypatch):
@@ -267,13 +267,33 @@ def full(server, monkeypatch):
 @pytest.mark.parametrize(
     ("where", "fail", "message"),
     [
-        ("acme/wolf", None, "acme/wolf: the hub has no such repository, or a private one: check the name, or log in"),
+        (
+            "hf://acme/wolf",
+            None,
+            "acme/wolf: the hub has no such repository, or a private one: check the name, or log in",
+        ),
         ("acme/fox@v9", None, "acme/fox@v9: the repository has no such revision: name a branch"),
-        ("acme/pickles", None, r"has none of \*\.json, \*\.safetensors, .*; pickles can run any code and are never"),
-        ("acme/fox", gated, "its owner grants access: ask for it at http://.*/acme/fox, then log in with `hf auth"),
-        ("acme/fox", forbidden, r"\(HfHubHTTPError: 403 Forbidden: None\): check connection, disk and access token"),
+        (
+            "hf://acme/pickles",
+            None,
+            r"has none of \*\.json, \*\.safetensors, .*; pickles can run any code and are never",
+        ),
+        (
+            "hf://acme/fox",
+            gated,
+            "its owner grants access: ask for it at http://.*/acme/fox, then log in with `hf auth",
+        ),
+        (
+            "hf://acme/fox",
+            forbidden,
+            r"\(HfHubHTTPError: 403 Forbidden: None\): check connection, disk and access token",
+        ),
         ("acme/fox", unplugged, r"\(ConnectError: .*Connection refused\): check connection"),
-        ("acme/fox", told_offline, "HF_HUB_OFFLINE is set and keeps from asking the hub: unset it, or give a folder"),
+        (
+            "hf://acme/fox",
+            told_offline,
+            "HF_HUB_OFFLINE is set and keeps from asking the hub: unset it, or give a folder",
+        ),
         ("acme/fox", down, r"\(HfHubHTTPError: .*503 Service Unavailable.*\): check connection"),
         ("acme/fox", full, "No space left on device.*: check connection, disk"),
     ],
@@ -281,7 +301,8 @@ def full(server, monkeypatch):
 def test_every_failure_is_one_sentence_that_says_what_to_do(server, monkeypatch, where, fail, message):
     if fail:
         fail(server, monkeypatch)
-    assert re.search(message, refusal(where)), refusal(where)
+    said = refusal(f"hf://{where}")
+    assert re.search(message, said), said
 
 
 @pytest.mark.parametrize(
@@ -296,17 +317,25 @@ def test_every_failure_is_one_sentence_that_says_what_to_do(server, monkeypatch,
 def test_what_is_neither_path_nor_hub_id_leads_to_no_request(server, where):
     Path("runs").mkdir()
     message = refusal(where)
-    assert message.startswith(f"{where!r} does not exist; accepted is a folder")
+    shown = repr(where if len(where) < 200 else where[:197] + "...")
+    assert message.startswith(f"{shown} does not exist; accepted is a folder")
     assert "hf://owner/name" in message
     assert not server.asked
 
 
-def test_what_exists_here_is_taken_before_the_hub(server):
+@pytest.mark.parametrize("where", ["acme/fox", "acme/fox@main", "weights/demo_pretrain", "runs/nope"])
+def test_a_name_without_hf_never_leads_to_the_hub(server, where):
+    """Whoever owns `runs/nope` there would decide what runs."""
+    assert refusal(where).endswith(f"; for the repository of that name say hf://{where}")
+    assert not server.asked
+
+
+def test_what_exists_here_is_no_repository(server):
     Path("acme/fox").mkdir(parents=True)
     assert hub.folder("acme/fox") == Path("acme/fox")
     assert hub.folder(str(Path("acme").absolute())) == Path("acme").absolute()
     assert not server.asked
-    # Unless the hub is asked for by name.
+    # The hub is asked for by name.
     assert contents(hub.folder("hf://acme/fox")) == MAIN
 
 

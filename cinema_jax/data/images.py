@@ -13,6 +13,8 @@ from cinema_jax.files import check_regular
 
 # Of the sides of a box, on each side of it.
 MARGIN = 0.05
+# Below this an opacity, of 255, is noise.
+FAINT = 8
 # A small picture of a subject is enlarged up to this factor: beyond it a network would see blots.
 MOST_ENLARGED = 3.0
 # Beyond this the picture is a strip in which no network sees a subject.
@@ -51,6 +53,14 @@ def read_image(path: str | Path) -> Picture:
         return _decode(path, ImageOps.exif_transpose(image))
 
 
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image file by its header, decoding nothing; raises `InputError` as `read_image` does."""
+    path = Path(path)
+    with _open(path) as image:
+        _check_size(path, image.size)
+        return image.size
+
+
 def read_mask(path: str | Path) -> UInt8[np.ndarray, "height width"]:
     """Reads a mask: white (or opaque, where the file has transparency) is the subject, black is not.
 
@@ -83,11 +93,21 @@ def with_margin(box: Box, width: int, height: int, margin: float = MARGIN) -> Bo
     return max(0, left - x), max(0, top - y), min(width, right + x), min(height, bottom + y)
 
 
+def subject_box(mask: UInt8[np.ndarray, "h w"]) -> Box | None:
+    """The box around a subject; None where there is none.
+
+    What nobody sees does not widen it: cut-outs have noise of a few levels around them. A mask that is as faint as that
+    everywhere is taken as it is.
+    """
+    seen = Image.fromarray(np.where(mask >= FAINT, mask, np.uint8(0)))
+    return seen.getbbox() or Image.fromarray(mask).getbbox()
+
+
 def cropped(
     image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None
 ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], UInt8[np.ndarray, "h2 w2"] | None]:
     """Picture and mask within the box around the mask and its margin; without a mask, or with an empty one, all."""
-    box = None if mask is None else Image.fromarray(mask).getbbox()
+    box = None if mask is None else subject_box(mask)
     if box is None:
         return image, mask
     left, top, right, bottom = with_margin(box, image.shape[1], image.shape[0])
@@ -111,7 +131,7 @@ def letterbox(
     """The box around the mask, never enlarged, centred on white; no mask: all of the picture."""
     picture = Image.fromarray(on_white(image, mask))
     # What the box leaves out is white: a subject gets as many of the few visual tokens as there are.
-    return _fit(picture.crop(None if mask is None else Image.fromarray(mask).getbbox()), height, width, 1.0)
+    return _fit(picture.crop(None if mask is None else subject_box(mask)), height, width, 1.0)
 
 
 def _fit(picture: Image.Image, height: int, width: int, enlarged: float) -> UInt8[np.ndarray, "height width 3"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cinema_jax.errors import InputError
 from cinema_jax.files import MOST_OF_LIST, parse_json, read_text
+from cinema_jax.texts import check_whole
 
 NAME = "manifest.jsonl"
 # All problems are collected; more than this many lines help nobody.
@@ -192,6 +193,10 @@ def _text(record: dict, field: str, prefix: str) -> str:
     value = _required(record, field, prefix)
     if not isinstance(value, str) or not value.strip():
         raise _Problem(f'"{prefix}{field}" is {_shown(value)}; it must be text that is not empty')
+    try:
+        check_whole(value, f'"{prefix}{field}"')
+    except InputError as error:
+        raise _Problem(str(error)) from None
     return value
 
 

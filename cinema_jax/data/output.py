@@ -1,19 +1,17 @@
 """Writing videos: MP4, GIF or PNG frames, complete or not at all."""
 
 import math
-import os
 import re
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import UInt8
 from PIL import Image
 
 from cinema_jax.errors import InputError
 from cinema_jax.files import scratch
+from cinema_jax.places import check_place
 
 ACCEPTED = "clip.mp4, clip.gif, clip.png (numbered: clip_000.png, ...) or a folder name without a suffix (000.png, ...)"
 # Browsers play a GIF frame of less than 20 ms as if it lasted 100 ms.
@@ -54,25 +52,24 @@ def check_output(path: str | Path) -> Path:
     Missing parent folders are made by `write_video`. An existing MP4 or GIF is replaced; PNG frames are never mixed
     with older ones. Raises `InputError` for an unknown suffix, a place that cannot be written to, and frames there.
     """
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: a path has no zero bytes")
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in (".mp4", ".gif", ".png", ""):
-        raise InputError(f"{path}: cannot write '{path.suffix}'; accepted are {ACCEPTED}")
+    if suffix not in (".mp4", ".gif", ".png", "") or path.name.lower() in (".mp4", ".gif", ".png"):
+        raise InputError(f"{path}: cannot write '{path.suffix or path.name}'; accepted are {ACCEPTED}")
+    # First, because a name that is too long cannot even be looked up.
+    check_place(path, f".{path.name}.{8 * 'x'}")
     if suffix and path.is_dir():
         raise InputError(f"{path}: this is a folder; accepted are {ACCEPTED}")
+    if not suffix and path.is_symlink():
+        raise InputError(f"{path}: this is a symbolic link; name a new folder for the frames, not a link to one")
     if not suffix and path.exists() and not path.is_dir():
         raise InputError(f"{path}: a file of this name exists where a folder for the frames would go")
     if not suffix and path.is_dir() and any(path.iterdir()):
         raise InputError(f"{path}: this folder is not empty; name a new one for the frames")
     if suffix == ".png" and (old := _numbered(path)):
         raise InputError(f"{path}: frames from an earlier run are there ({old[0].name}, ...); remove them first")
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: cannot be written, {folder} is a file and not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: no permission to write in {folder}")
     return path
 
 
@@ -100,6 +97,10 @@ def _numbered(path: Path) -> list[Path]:
 
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: float | int, folder: Path) -> None:
+    # Imported here: it costs whoever writes no video 0.1 s.
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     whole = folder / "video.mp4"

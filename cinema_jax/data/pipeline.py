@@ -18,6 +18,7 @@ from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.config import VisionConfig
 from cinema_jax.models.qwen_vl.processing import Processor
+from cinema_jax.texts import check_whole, unknown_words
 
 Arrays = dict[str, np.ndarray]
 
@@ -72,6 +73,7 @@ class Preprocessor:
     def text(self, text: str) -> tuple[Int32[np.ndarray, "T"], int]:
         """T5 token ids of `text`, padded to the text block, and how many of them are real."""
         length = self.config.condition.text_tokens
+        check_whole(text, "the text")
         tokens = list(self.t5_tokenizer(self._cleaned(text))["input_ids"])
         if not tokens or tokens[-1] != self.t5_tokenizer.eos_token_id:
             tokens.append(self.t5_tokenizer.eos_token_id)
@@ -120,6 +122,23 @@ class Preprocessor:
         data = dataclasses.replace(self.config.data, height=height, width=width)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
 
+    def check(self, prompt: str, references: Sequence[Reference]) -> None:
+        """Raises as `conditions` would, without any pixels: a text that is too long, or too many references."""
+        self._check_count(references)
+        if self.processor is not None:
+            self.processor.check(prompt, [self.cropped(reference).image.shape[:2] for reference in references])
+        if self.config.condition.conditioner == "t5":
+            self.text(prompt)
+
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of a prompt that its reader's tokenizer does not know."""
+        reads = self.config.condition.conditioner == "mllm" and self.processor is not None
+        return unknown_words(self.processor.tokenizer, prompt) if reads else self.unknown_to_t5(prompt)
+
+    def unknown_to_t5(self, text: str) -> list[str]:
+        """The words of a text that T5's tokenizer does not know."""
+        return unknown_words(self.t5_tokenizer, self._cleaned(text))
+
     def cropped(self, reference: Reference) -> Reference:
         """What all readers are shown of a picture; before augmentation, so that training and sampling agree."""
         if not self.config.data.crop_references:
@@ -150,8 +169,7 @@ class Preprocessor:
         """One sample's references for the VAE; they are cropped already."""
         data, zeros = self.config.data, self.config.condition.empty_references == "zeros"
         references = references if shown or zeros else ()
-        if len(references) > data.max_references:
-            raise InputError(f"{len(references)} references were given; at most {data.max_references} are accepted")
+        self._check_count(references)
         size = data.reference_size
         boxes = np.full((data.max_references, *size, 3), 255, np.uint8)
         for i, reference in enumerate(references):
@@ -161,6 +179,11 @@ class Preprocessor:
                 boxes[i] = (fitted if data.crop_references else letterbox)(reference.image, reference.mask, *size)
         arrays = {"references": boxes, "entity_lengths": np.int32(len(references))}
         return arrays | {"entities_shown": np.bool_(shown)} if zeros else arrays
+
+    def _check_count(self, references: Sequence[Reference]) -> None:
+        most = self.config.data.max_references
+        if len(references) > most:
+            raise InputError(f"{len(references)} references were given; at most {most} are accepted")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,6 +78,13 @@ def _image(file: Path, name: str, image: str) -> Path:
     return path
 
 
+def request(sample: Sample, seed: int) -> Request:
+    """What is asked for, of a sample. Raises `InputError` where one of its pictures cannot be read."""
+    pictures = [read_image(path) for path in sample.images]
+    references = tuple(Reference(p.image, p.mask, str(i)) for i, p in enumerate(pictures))
+    return Request(sample.prompt, references, seed)
+
+
 def generate(
     sampler: Sampler, settings: Settings, samples: Sequence[Sample], folder: Path, about: dict[str, Any]
 ) -> int:
@@ -86,20 +93,13 @@ def generate(
     `about` says what makes them: see `videos.claim`.
     """
     config = sampler.cinema.config
-    for sample in samples:
-        if len(sample.images) > config.data.max_references:
-            raise InputError(
-                f"{sample.id} has {len(sample.images)} references; this checkpoint takes {config.data.max_references}"
-            )
     files = {sample.id: [hashlib.sha256(path.read_bytes()).hexdigest() for path in sample.images] for sample in samples}
     prints = {sample.id: fingerprint(sample.prompt, seed, files[sample.id]) for seed, sample in enumerate(samples)}
     claim(folder, about, prints)
     missing = [sample for sample in samples if not (folder / f"{sample.id}.mp4").exists()]
     for sample in tqdm(missing, desc="generate", unit="video"):
-        pictures = [read_image(path) for path in sample.images]
-        references = tuple(Reference(p.image, p.mask, str(i)) for i, p in enumerate(pictures))
         # The seed is the sample's place in the list, wherever a stopped command goes on.
-        video = sampler([Request(sample.prompt, references, samples.index(sample))], settings)[0]
+        video = sampler([request(sample, samples.index(sample))], settings)[0]
         write_video(folder / f"{sample.id}.mp4", video, config.data.fps)
     return len(missing)
 

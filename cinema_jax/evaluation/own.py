@@ -70,24 +70,33 @@ def held_out(run: Run, settings: Settings, most: int | None) -> list[Clip]:
     return [Clip(source.id(i), held_out_conditions(run, source, i), source.video(i)) for i in chosen]
 
 
-def evaluate(run: Run, sampler: Sampler, settings: Settings, output: Path, *, batch: int, most: int | None) -> str:
+def requests(clips: Sequence[Clip]) -> list[Request]:
+    """What is asked for, of each clip."""
+    return [Request(clip.told.prompt, clip.told.references, seed=seed) for seed, clip in enumerate(clips)]
+
+
+def evaluate(
+    run: Run, sampler: Sampler, settings: Settings, clips: Sequence[Clip], output: Path, *, batch: int, name: str
+) -> str:
     """Generate a video for each held-out clip, compare it with the real one, and write page and figures.
 
-    Returns the figures as text.
+    Args:
+        name: what the page calls the checkpoint.
+
+    Returns:
+        The figures as text.
     """
-    clips = held_out(run, settings, most)
     about = {"suite": "own", "digests": videos.digests(sampler), "settings": dataclasses.asdict(settings)}
     prints = {
         clip.id: videos.fingerprint(clip.told.prompt, seed, map(videos.picture_digest, clip.told.references))
         for seed, clip in enumerate(clips)
     }
     videos.claim(output, about | {"clips": [clip.id for clip in clips]}, prints)
-    begun, made = time.monotonic(), []
+    begun, made, asked = time.monotonic(), [], requests(clips)
     for start in tqdm(range(0, len(clips), batch), desc="generate", unit="batch"):
-        now = clips[start : start + batch]
+        now = asked[start : start + batch]
         filled = now + now[:1] * (batch - len(now))  # one shape, one compilation
-        requests = [Request(c.told.prompt, c.told.references, seed=start + i) for i, c in enumerate(filled)]
-        made += list(sampler(requests, settings))[: len(now)]
+        made += list(sampler(filled, settings))[: len(now)]
     real = [clip.real for clip in clips]
     kinds = {"generated": made, "real": real, "reconstructed": videos.reconstruct(sampler, real, batch)}
     told = [clip.told for clip in clips]
@@ -102,7 +111,7 @@ def evaluate(run: Run, sampler: Sampler, settings: Settings, output: Path, *, ba
         about | {"clips": [clip.id for clip in clips], "figures": found, "losses": losses, "seconds": seconds},
     )
     text = table(found, losses, len(clips))
-    title = f"{run.workdir}: {len(clips)} held-out clips"
+    title = f"{name}: {len(clips)} held-out clips"
     _write_page(output, clips, made, run.config.data.fps, found, losses, title)
     return text
 

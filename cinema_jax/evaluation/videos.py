@@ -98,6 +98,11 @@ def claim(folder: Path, description: dict[str, Any], videos: Mapping[str, str]) 
     parts.write_json(file, description | {"videos": dict(videos)})
 
 
+def requests(cases: Sequence[Case]) -> list[Request]:
+    """What is asked for, of each case."""
+    return [Request(case.prompt, case.shown, seed=case.index) for case in cases]
+
+
 def generate(
     sampler: Sampler,
     settings: Settings,
@@ -121,7 +126,7 @@ def generate(
     for start in tqdm(range(0, len(missing), batch), desc="generate", unit="batch", disable=not missing):
         now = missing[start : start + batch]
         filled = now + now[:1] * (batch - len(now))  # one shape, one compilation
-        videos = sampler([Request(case.prompt, case.shown, seed=case.index) for case in filled], settings)
+        videos = sampler(requests(filled), settings)
         for case, video in zip(now, videos, strict=False):
             kept.write(case.id, video)
     size = settings.frames, settings.height, settings.width

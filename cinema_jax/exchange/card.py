@@ -8,6 +8,7 @@ from cinema_jax import parts
 from cinema_jax.exchange.pipelines import FOLDERS, OWN_PIPELINE
 from cinema_jax.models.t5.weights import CLASSES
 from cinema_jax.training.run import Run
+from cinema_jax.training.standing import Standing
 
 _HEAD = """\
 ---
@@ -39,17 +40,16 @@ from diffusers import {pipeline}
 pipeline = {pipeline}.from_pretrained("DIR")  # text only: references need cinema_jax"""
 
 
-def model_card(run: Run, names: Iterable[str], pipeline: str, weights: str, step: int | None) -> str:
+def model_card(standing: Standing, names: Iterable[str], pipeline: str) -> str:
     """The card in Markdown.
 
     Args:
-        run: what was exported.
+        standing: the weights that were exported.
         names: the parts that were.
         pipeline: the class in model_index.json.
-        weights: "ema" or "params".
-        step: of the checkpoint that the weights are from, if they are not those of a finished stage.
     """
-    names, config = list(names), run.config
+    run, names = standing.run, list(names)
+    config = run.config
     snippet = "\n".join(_loading(run, names)) if pipeline == OWN_PIPELINE else _PIPELINE.format(pipeline=pipeline)
     reads = "mllm" in names and config.condition.conditioner == "mllm"
     task = "image-to-video" if reads else "text-to-video"
@@ -67,7 +67,7 @@ def model_card(run: Run, names: Iterable[str], pipeline: str, weights: str, step
     text += "\n| part | folder | came from |\n|---|---|---|\n"
     for name in names:
         text += f"| {name} | `{FOLDERS[name]}/` | {_origin(run, name)} |\n"
-    return text + _training(run, weights, step)
+    return text + _training(standing)
 
 
 def _loading(run: Run, names: Iterable[str]) -> Iterable[str]:
@@ -100,12 +100,15 @@ def _short(folder: Path) -> str:
     return "the project's own packaged weights" if parts.PACKAGED in folder.parents else "/".join(folder.parts[-2:])
 
 
-def _training(run: Run, weights: str, step: int | None) -> str:
+def _training(standing: Standing) -> str:
+    run = standing.run
     records = {stage: run.finished(stage) for stage in run.config.stages}
-    if not any(records.values()) and step is None:
+    if standing.stage is None:
         return "\nNothing was trained here: these are the weights that were imported.\n"
-    kind = "moving average of the weights" if weights == "ema" else "last weights"
-    when = "" if step is None else f", at step {step} of a stage that was still being trained"
+    kind = "moving average of the weights" if standing.weights == "ema" else "last weights"
+    when = f", {standing.stage} at step {standing.step}"
+    if records[standing.stage] is None:
+        when += f" of {getattr(run.config, standing.stage).steps}, which was still being trained"
     text = f"\n## Training\n\nExported: the {kind}{when}. Data: {_data(run.config.data)}.\n\n"
     text += "| stage | steps | batch | learning rate | optimizer | measured |\n|---|---|---|---|---|---|\n"
     for stage, record in records.items():

@@ -2,18 +2,18 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
+import numpy as np
 
 from cinema_jax import parts, shards
-from cinema_jax.checkpoint import complete_steps, newest_params
 from cinema_jax.config import to_dict
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.card import model_card
-from cinema_jax.exchange.folders import new_folder
+from cinema_jax.exchange.folders import check_new, new_folder
 from cinema_jax.exchange.pipelines import (
     CINEMA,
     FOLDERS,
@@ -27,11 +27,11 @@ from cinema_jax.exchange.released import RELEASED, scheduler_of
 from cinema_jax.exchange.sources import copy_companions
 from cinema_jax.models.t5.weights import CLASSES
 from cinema_jax.training.run import Run
-from cinema_jax.weights import Array, Published, publish
+from cinema_jax.training.standing import Standing, Weights, stands_for
+from cinema_jax.weights import Published, publish
 
 logger = logging.getLogger(__name__)
 
-Weights = Literal["ema", "params"]
 # The file of `export_original`.
 ORIGINAL = "diffusion_model.safetensors"
 
@@ -53,6 +53,7 @@ def export_checkpoint(
     output: Path,
     *,
     weights: Weights = "ema",
+    tell: Callable[[Standing], Any] = lambda standing: None,
     dtype: Any = None,
     max_shard_size: int | str = "5GB",
     names: tuple[str, ...] | None = None,
@@ -66,6 +67,7 @@ def export_checkpoint(
         run: the checkpoint.
         output: the new folder.
         weights: the averaged weights of what was trained, or its last values.
+        tell: is told which weights these are, before they are read.
         dtype: of all tensors; as each is in the checkpoint if None.
         max_shard_size: of one file, in bytes or as a text such as "5GB".
         names: which parts; all of the checkpoint if None.
@@ -73,16 +75,18 @@ def export_checkpoint(
     Raises:
         InputError: there is nothing to export, `output` is there already, or a value does not fit `dtype`.
     """
-    step, trained = trained_params(run, weights)
-    begun = {path.split("/")[0] for path in trained}
-    there = [name for name in parts.KINDS if run.folder(name) or name in begun]
+    check_new(output)
+    shards.plan("model", {"x": np.zeros(1)}, max_shard_size)
+    standing = stands_for(run, weights)
+    tell(standing)
+    there = [name for name in parts.KINDS if standing.has(name)]
     if unknown := set(names or ()) - set(there):
         held = ", ".join(there) or "no part"
         raise InputError(f"{run.workdir} holds no {', '.join(sorted(unknown))}; it holds {held}")
     there = [name for name in there if names is None or name in names]
     if not there:
         raise InputError(f"{run.workdir} holds no trained part yet; let a stage of it reach its first checkpoint")
-    prepared = {name: _prepare(run, name, trained, dtype, max_shard_size) for name in there}
+    prepared = {name: _prepare(standing, name, dtype, max_shard_size) for name in there}
     with new_folder(output) as partial:
         for part in prepared.values():
             (partial / part.folder).mkdir(exist_ok=True)
@@ -92,14 +96,22 @@ def export_checkpoint(
             shards.write_tensors(partial / part.folder / file, tensors)
             logger.info("%s", part.folder / file)
         if jax.process_index() == 0:
-            _write_texts(run, partial, prepared, weights, step)
+            _write_texts(standing, partial, prepared)
+        standing.check_there()
 
 
-def export_original(run: Run, output: Path, *, weights: Weights = "ema", dtype: Any = None) -> Path:
+def export_original(
+    run: Run,
+    output: Path,
+    *,
+    weights: Weights = "ema",
+    tell: Callable[[Standing], Any] = lambda standing: None,
+    dtype: Any = None,
+) -> Path:
     """Write the transformer to one file under the names of the project that first published such networks.
 
     Args:
-        run, weights, dtype: as for `export_checkpoint`.
+        run, weights, tell, dtype: as for `export_checkpoint`.
         output: the new folder.
 
     Returns:
@@ -108,11 +120,13 @@ def export_original(run: Run, output: Path, *, weights: Weights = "ema", dtype: 
     Raises:
         InputError: as `export_checkpoint`; or such transformers have no other names than diffusers'.
     """
-    _, trained = trained_params(run, weights)
+    standing = stands_for(run, weights)
+    tell(standing)
     config = run.part_config("dit")
     if (table := parts.kind_of("dit", config).original) is None:
         raise InputError(f"{run.workdir} holds a {parts.kind_of('dit', config).names[0]}, which has no original layout")
-    tensors = publish(_arrays(run, "dit", config, trained), table(config))
+    arrays = {path.removeprefix("dit/"): x for path, x in standing.arrays("dit").items()}
+    tensors = publish(arrays, table(config))
     if dtype is not None:
         tensors = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
     with new_folder(output) as partial:
@@ -120,25 +134,15 @@ def export_original(run: Run, output: Path, *, weights: Weights = "ema", dtype: 
             shards.write_tensors(partial / ORIGINAL, tensors)
         else:
             shards.read_along(tensors)
+        standing.check_there()
     return output / ORIGINAL
 
 
-def trained_params(run: Run, weights: Weights) -> tuple[int | None, dict[str, Array]]:
-    """What the run's last stage has trained and its `parts/` do not hold: the step, and the parameters by path."""
-    for stage in reversed(run.config.stages):
-        folder = run.workdir / "checkpoints" / stage
-        if complete_steps(folder):
-            # A finished stage leaves its averaged weights in parts/.
-            finished = weights == "ema" and run.finished(stage)
-            return (None, {}) if finished else newest_params(folder, ema=weights == "ema")
-    return None, {}
-
-
-def _prepare(run: Run, name: str, trained: Mapping[str, Array], dtype: Any, max_shard_size: int | str) -> _Part:
-    config, folder = run.part_config(name), run.folder(name)
+def _prepare(standing: Standing, name: str, dtype: Any, max_shard_size: int | str) -> _Part:
+    run = standing.run
+    config, folder, arrays = run.part_config(name), run.folder(name), standing.arrays(name)
     kind = parts.kind_of(name, config)
-    arrays = _arrays(run, name, config, trained)
-    tensors = parts.published(name, config, {f"{name}/{path}": x for path, x in arrays.items()})
+    tensors = parts.published(name, config, arrays)
     if dtype is not None:
         tensors = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
     values = parts.read_json(folder / "config.json") if folder else kind.config_to_hf(config)
@@ -151,17 +155,8 @@ def _prepare(run: Run, name: str, trained: Mapping[str, Array], dtype: Any, max_
     return _Part(Path(FOLDERS[name]), values, tensors, shards.plan(kind.stem, tensors, max_shard_size))
 
 
-def _arrays(run: Run, name: str, config: Any, trained: Mapping[str, Array]) -> dict[str, Array]:
-    """A part's parameters, without its name before their paths."""
-    folder = run.folder(name)
-    arrays = dict(parts.read(name, config, folder)) if folder else {}
-    arrays |= {path: x for path, x in trained.items() if path.startswith(f"{name}/")}
-    if missing := sorted(set(parts.structure(name, config)[1]) - set(arrays)):
-        raise InputError(f"{run.workdir} holds no {missing[0]} and {len(missing) - 1} more of {name} yet")
-    return {path.removeprefix(f"{name}/"): x for path, x in arrays.items()}
-
-
-def _write_texts(run: Run, output: Path, prepared: Mapping[str, _Part], weights: Weights, step: int | None) -> None:
+def _write_texts(standing: Standing, output: Path, prepared: Mapping[str, _Part]) -> None:
+    run = standing.run
     for name, part in prepared.items():
         parts.write_json(output / part.folder / "config.json", part.values)
         if len(part.files) > 1:
@@ -182,7 +177,7 @@ def _write_texts(run: Run, output: Path, prepared: Mapping[str, _Part], weights:
     parts.write_json(output / "scheduler" / "scheduler_config.json", scheduler)
     index = _model_index(run, prepared, scheduler, output / FOLDERS["t5_tokenizer"])
     parts.write_json(output / CINEMA, {"format": FORMAT, "config": without_sources(to_dict(run.config))})
-    (output / "README.md").write_text(model_card(run, prepared.keys(), index["_class_name"], weights, step))
+    (output / "README.md").write_text(model_card(standing, prepared.keys(), index["_class_name"]))
     # Last: without it nobody takes the folder for a pipeline.
     parts.write_json(output / INDEX, index)
 

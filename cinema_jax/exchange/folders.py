@@ -9,6 +9,7 @@ import jax
 
 from cinema_jax.distributed import together
 from cinema_jax.errors import InputError
+from cinema_jax.places import check_place
 
 
 @contextlib.contextmanager
@@ -20,8 +21,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     Raises:
         InputError: `output` is there and not empty.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is there already; name a new folder")
+    check_new(output)
     partial = output.with_name(output.name + ".partial").absolute()
     first = jax.process_index() == 0
     if first:
@@ -43,3 +43,10 @@ def new_folder(output: Path) -> Iterator[Path]:
     if first:
         partial.replace(output)
     together("renamed")
+
+
+def check_new(output: Path) -> None:
+    """Raises `InputError` where a folder is there already and not empty, or cannot be made."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is there already; name a new folder")
+    check_place(output, f"{output.name}.partial")

@@ -19,6 +19,7 @@ _ID = re.compile(
     r"(?P<repository>\b(?P<owner>[\w.-]+)\b/\b[\w.-]+\b(?<!\.git))(@(?P<revision>\w[\w./-]*))?",
     re.ASCII,
 )
+_REPOSITORY = f"a repository of the Hugging Face hub as {SCHEME}owner/name or {SCHEME}owner/name@revision"
 # Seconds after which the hub counts as out of reach.
 _PATIENCE = 10
 
@@ -28,22 +29,25 @@ def folder(where: str) -> Path:
 
     Args:
         where: a path; or `hf://owner/name`, or `hf://owner/name@revision`, whose files are fetched into the cache of
-            huggingface_hub unless they are there. Without `hf://` too, where no path and no folder `owner` exists.
+            huggingface_hub unless they are there. Nothing else ever leads to the hub: whoever owns a name there that is
+            like a mistyped path would decide what runs.
 
     Raises:
         InputError: it is neither, or the hub does not give it.
     """
-    on_hub = where.startswith(SCHEME)
-    if where and not on_hub and os.path.exists(where):
-        return Path(where)
+    if not where.startswith(SCHEME):
+        if where and "\0" not in where and os.path.exists(where):
+            return Path(where)
+        hint = f"; for the repository of that name say {SCHEME}{where}" if _ID.fullmatch(where) else ""
+        raise InputError(f"{_shown(where)} does not exist; accepted is a folder, or {_REPOSITORY}{hint}")
     named = _ID.fullmatch(where.removeprefix(SCHEME))
-    # Beside an existing folder it is more likely a mistyped path, which nobody else should hear of.
-    if named is None or (not on_hub and os.path.isdir(named["owner"])):
-        raise InputError(
-            f"{where!r} does not exist; accepted is a folder, or a repository of the Hugging Face hub as "
-            f"{SCHEME}owner/name or {SCHEME}owner/name@revision"
-        )
+    if named is None:
+        raise InputError(f"{_shown(where)} does not exist; accepted is a folder, or {_REPOSITORY}")
     return _fetched(named["repository"], named["revision"])
+
+
+def _shown(where: str) -> str:
+    return repr(where if len(where) <= 200 else f"{where[:197]}...")
 
 
 @functools.lru_cache

@@ -15,7 +15,8 @@ from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.folders import new_folder
 from cinema_jax.exchange.pipelines import without_sources
 from cinema_jax.exchange.presets import preset_of, with_preset
-from cinema_jax.exchange.sources import copy, copy_companions, find_all
+from cinema_jax.exchange.sources import copy, copy_companions, find, find_all
+from cinema_jax.training.standing import refuse_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ def import_checkpoint(folders: Sequence[Path], output: Path, preset: str | None 
         InputError: the folders hold a part twice or parts that do not fit, `output` is there already, or a file is
             damaged.
     """
+    for folder in folders:
+        if run := find(folder).run:
+            refuse_unfinished(run, f"--source={folder}")
     source = find_all(folders)
     found = {name: folder for name, folder in source.parts.items() if name in parts.KINDS}
     configs = {name: parts.read_config(name, folder) for name, folder in found.items()}

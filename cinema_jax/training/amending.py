@@ -18,6 +18,7 @@ from cinema_jax import parts
 from cinema_jax.checkpoint import complete_steps
 from cinema_jax.config import STAGES, Config, parse, to_dict
 from cinema_jax.errors import InputError
+from cinema_jax.exchange import hub
 from cinema_jax.training import results
 from cinema_jax.training.optimizer import learning_rate
 
@@ -58,8 +59,13 @@ def differences(old: Any, new: Any, path: str = "config") -> Iterator[Difference
         for key in sorted(old.keys() | new.keys()):
             if key not in FREE_FIELDS:
                 yield from differences(old.get(key), new.get(key), f"{path}.{key}")
-    elif old != new:
+    elif _named(old) != _named(new):
         yield Difference(path, old, new)
+
+
+def _named(value: Any) -> Any:
+    """Repositories of the hub were named without `hf://`, too."""
+    return value.removeprefix(hub.SCHEME) if isinstance(value, str) else value
 
 
 def has_begun(workdir: Path) -> bool:

@@ -1,5 +1,6 @@
 """What can be known to be wrong with a run before anything is encoded or trained, each in one sentence."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -8,12 +9,16 @@ from pathlib import Path
 from cinema_jax import parts
 from cinema_jax.cinema import Params
 from cinema_jax.config import Config
+from cinema_jax.data.manifest import Entry, read_manifest
 from cinema_jax.errors import InputError
 from cinema_jax.sampling import needed_parts
+from cinema_jax.texts import listed
 from cinema_jax.training import texts
+from cinema_jax.training.amending import has_begun
 from cinema_jax.training.phases import check_microbatches, every_run
 from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
+from cinema_jax.training.standing import refuse_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +31,12 @@ def check(run: Run) -> None:
             manifest or a split that cannot be used, texts for which the config has no room, each with its line.
     """
     todo = [stage for stage in run.config.stages if run.finished(stage) is None]
+    if run.config.init and not has_begun(run.workdir):
+        refuse_unfinished(run.initial, f"config.init is {run.config.init!r}")
     check_microbatches(run.config, todo)
     check_samples(run.config, todo)
     _check_parts(run, todo)
+    tell_ignored(run, todo)
     manifest, sources = None, []
     if run.config.data.source == "folder":
         manifest = Path(run.config.data.path)
@@ -40,6 +48,25 @@ def check(run: Run) -> None:
                     logger.info("%s: no clip belongs to %s, which is left out", split, ", ".join(empty))
                 sources += found
     texts.check(run, todo, manifest, texts.belonging(sources))
+    if manifest is not None:
+        data = run.config.data
+        tell_unknown(run, todo, read_manifest(manifest, data.max_references, data.follow_links))
+
+
+def tell_ignored(run: Run, todo: Iterable[str]) -> None:
+    """Warn of sizes that were set in `config.<part>_model` and are ignored: weights have sizes of their own."""
+    for name in dict.fromkeys(part for stage in todo for part in STAGES[stage].needed(run.config)):
+        if (folder := run.folder(name)) is None:
+            continue
+        field, there = f"{name}_model", run.part_config(name)
+        said, usual = getattr(run.config, field), getattr(Config(), field)
+        for one in dataclasses.fields(said) if type(said) is type(usual) is type(there) else ():
+            mine, theirs = getattr(said, one.name), getattr(there, one.name)
+            if isinstance(mine, int | str) and mine not in (getattr(usual, one.name), theirs):
+                logger.warning(
+                    "config.%s.%s is %r, which is ignored: the weights in %s have %r",
+                    *(field, one.name, mine, folder, theirs),
+                )
 
 
 def check_samples(config: Config, stages: Iterable[str]) -> None:
@@ -91,3 +118,21 @@ def at_t5s_scale(stage: str, params: Params, origins: Mapping[str, str], trained
     if stage != "align" or origins["aligner"] != "random" or ours not in trained:
         return params
     return {**params, ours: params[theirs]}
+
+
+def tell_unknown(run: Run, todo: Collection[str], entries: Sequence[Entry]) -> None:
+    """Warn of words that a tokenizer reads as one and the same: texts that differ in them alone are one text."""
+    preprocessor = run.preprocessor()
+    captions = preprocessor.unknown_to_t5 if {"t5", "pretrain", "align"} & set(todo) else None
+    prompts = preprocessor.unknown if {"align", "finetune"} & set(todo) else None
+    for what, reads, said in (
+        ("captions", captions, [entry.caption for entry in entries]),
+        ("prompts", prompts, [entry.prompt for entry in entries]),
+    ):
+        unknown = [words for text in said if (words := reads(text))] if reads else []
+        if unknown:
+            words = dict.fromkeys(word for each in unknown for word in each)
+            logger.warning(
+                "%d of %d %s hold words that the tokenizer does not know and reads as one and the same: %s",
+                *(len(unknown), len(said), what, listed(words)),
+            )

@@ -48,6 +48,7 @@ from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import read_ahead, vae_key
 from cinema_jax.training.phases import every_run
 from cinema_jax.training.run import Run
+from cinema_jax.training.standing import refuse_unfinished
 from cinema_jax.training.watch import check_unreadable
 from cinema_jax.typed import checked
 
@@ -77,6 +78,8 @@ def prepare(
     run = Run(config, Path(output))
     # First, because a mistake in the manifest is found at once.
     sources = _sources(run, manifest, output)
+    if config.init:
+        refuse_unfinished(run.initial, f"config.init is {config.init!r}")
     configs, params, origins = run.load_parts(["vae"])
     if origins["vae"] == "random":
         raise InputError("the vae has no weights: name them as config.weights.vae, or a checkpoint as config.init")

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,14 @@ from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.pipelines import FOLDERS, is_pipeline, pipeline_config
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
+from cinema_jax.places import check_workdir
 from cinema_jax.training import amending, results
 from cinema_jax.weights import Array
 
 # Fields of a part that no published config has: they always come from the run's own config.
 OWN_FIELDS = {"dit": ("entity_time", "entity_index", "sequence_multiple", "remat")}
+# Seconds that it may take to move a stage's result to its place, on slow disks.
+_MOVING = 30.0
 # Who reads the tokens of each tokenizer.
 READERS = {"tokenizer": "mllm", "t5_tokenizer": "t5"}
 
@@ -132,12 +136,7 @@ class Run:
         One that never came to a checkpoint is replaced. With `amend` the config there is changed where that leaves what
         was trained as it is (`training/amending.py`). InputError names the fields in which the configs differ.
         """
-        # "gs://bucket/x" as a path is "gs:/bucket/x": a local folder that nobody meant.
-        if str(workdir).startswith(("gs:", "s3:")):
-            raise InputError(
-                f"--workdir is in a bucket ({workdir}); name a folder: Cloud Storage FUSE makes /gcs/BUCKET of "
-                "gs://BUCKET (gcsfuse --implicit-dirs --rename-dir-limit=1000000 /gcs), which launch/ does by itself"
-            )
+        check_workdir(workdir)
         cls(config, workdir).check_prediction()
         distributed.agree("their --config", to_dict(config))
         distributed.in_first(lambda: cls._enter(config, workdir, amend))
@@ -188,7 +187,7 @@ class Run:
                 f"{workdir} holds neither config.json nor model_index.json; a checkpoint is the --workdir of a "
                 "training run, an import, or a folder in the layout of diffusers"
             )
-        if stages := results.unsettled(workdir):
+        if stages := _unsettled(workdir):
             raise InputError(
                 f"{workdir} was stopped while the result of {', '.join(stages)} was moved to its parts/; start its "
                 "training command again, which does the rest"
@@ -213,7 +212,7 @@ class Run:
         """Refuse a config that would read the network of `config.init` as something else than it was trained as."""
         if not self.config.init or self.config.weights.dit:
             return
-        init = self._initial
+        init = self.initial
         if init.folder("dit") is None:
             return
         for name, ours, theirs in (
@@ -263,21 +262,21 @@ class Run:
             return self._named(name, named)
         if name in READERS and (part := self.folder(READERS[name])) and (part / "tokenizer_config.json").is_file():
             return part
-        return self._initial.folder(name) if self.config.init else None
+        return self.initial.folder(name) if self.config.init else None
 
     def _named(self, name: str, named: str) -> Path:
         """Where the part lies that `config.weights` names; in `init`, where that is not on this machine."""
         try:
             return parts.part_folder(name, named)
         except InputError as error:
-            if self.init and (found := self._initial.folder(name)):
+            if self.init and (found := self.initial.folder(name)):
                 return found
             if self.init is None:
                 raise
             raise self._elsewhere(f"config.weights.{name}", error) from error
 
     @property
-    def _initial(self) -> "Run":
+    def initial(self) -> "Run":
         """The checkpoint that parts without a name in `config.weights` start from."""
         try:
             found = Run.load(parts.checkpoint_folder(self.init or self.config.init))
@@ -465,6 +464,22 @@ def outer_sizes(part: str, part_config: Callable[[str], Any], config: Config) ->
         own = {"in_channels": channels, "out_channels": channels}
         return own | {"text_embed_dim": text, "max_text_seq_length": tokens}
     return {}
+
+
+def _unsettled(workdir: Path) -> list[str]:
+    """The finished stages of which something lies aside still; a run that goes on moves it in a moment."""
+    end = time.monotonic() + _MOVING
+    while (stages := results.unsettled(workdir)) and _in_use(workdir) and time.monotonic() < end:
+        time.sleep(0.1)
+    return stages
+
+
+def _in_use(workdir: Path) -> bool:
+    try:
+        with _locked(workdir):
+            return False
+    except InputError:
+        return True
 
 
 @contextlib.contextmanager

@@ -4,19 +4,23 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from cinema_jax.errors import InputError
 from cinema_jax.web import fragments
+from cinema_jax.web.gate import Gate
 from cinema_jax.web.studio import Order, Report, Stopped, Studio
 
 # Seconds after which files of visitors are deleted, and between two looks for such files.
 _KEPT, _LOOK = 3600, 600
+# How programs call the function that makes a video.
+ORDER = "generate"
 # Seconds between two reports on a video.
 _TICK = 0.3
 # The system's fonts: the page asks nobody else for anything. Colours of text and buttons have the contrast that WCAG
@@ -103,7 +107,7 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
                 yield nothing, nothing, fragments.status(f"{error}.")
             else:
                 # The page copies the file before this goes on.
-                done = f"Done in {time.monotonic() - begun:.0f} s."
+                done = f"Done in {time.monotonic() - begun:.0f} s.{studio.unknown(order)}"
                 yield str(output), studio.command(order), fragments.status(done)
             finally:
                 # A visitor who leaves waits for nothing.
@@ -167,7 +171,7 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
             concurrency_limit=1,
             trigger_mode="once",
             show_progress="hidden",
-            api_name="generate",
+            api_name=ORDER,
         )
         made.then(
             end,
@@ -181,6 +185,21 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
         stop.click(stops.set, None, None, queue=False, api_name=False)
         page.unload(stops.set)
     return page
+
+
+def gate(page: gr.Blocks, folder: Path, limits: Mapping[str, Any]) -> Middleware:
+    """What stands before the page's server: see `gate.Gate`; `folder` is where uploads lie."""
+
+    def waiting() -> list[Any]:
+        queue = page._queue
+        events = [event for each in queue.event_queue_per_concurrency_id.values() for event in each.queue]
+        return events + [event for job in queue.active_jobs for event in job or ()]
+
+    def ordering(function: int | str) -> bool:
+        made = [fn for fn in page.fns.values() if fn.api_name == ORDER]
+        return any(function in (fn._id, fn.api_name) for fn in made)
+
+    return Middleware(Gate, folder=folder, waiting=waiting, ordering=ordering, **limits)
 
 
 def _settings(studio: Studio) -> list[gr.components.Component]:

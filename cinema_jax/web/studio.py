@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import shlex
 import threading
 import time
@@ -13,11 +14,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cinema_jax.data.example import Reference
-from cinema_jax.data.images import read_image
+from cinema_jax.data.images import picture_size, read_image
 from cinema_jax.data.output import visible, write_video
 from cinema_jax.diffusion.guidance import Branch
 from cinema_jax.errors import InputError
-from cinema_jax.sampling import Request, Sampler, Settings, check_references
+from cinema_jax.sampling import Request, Sampler, Settings, check_references, check_requests
+from cinema_jax.texts import listed
 from cinema_jax.training.run import Run
 
 
@@ -51,6 +53,14 @@ class Report:
     done: int = 0
     count: int = 1
     left: float | None = None
+
+
+# Of all pictures of one order, before they are decoded: a photograph of a phone has 12 to 50 million.
+MOST_PIXELS = 64_000_000
+# Of a prompt, before it is cut into tokens.
+MOST_LETTERS = 10_000
+# The page's slider ends there; programs call the same function.
+MOST_STEPS = 100
 
 
 class Stopped(Exception):
@@ -93,7 +103,7 @@ class Studio:
         """One sentence on what the checkpoint is."""
         size, settings = sum(x.size for x in self.sampler.params.values()), self.settings()
         number = f"{size / 1e9:.1f} billion" if size > 1e9 else f"{size / 1e6:.1f} million"
-        name = "This demo" if self.checkpoint == "packaged" else f"Checkpoint {self.checkpoint}"
+        name = "This demo" if self.checkpoint == "packaged" else f"Checkpoint {Path(self.checkpoint).name}"
         makes = f"{settings.frames} frames of {settings.width} x {settings.height} pixels"
         critters = " It draws critters, small cartoon animals; photographs become blots." * self.run.draws_critters
         return f"{name} has {number} parameters and makes {makes}.{critters}"
@@ -104,7 +114,7 @@ class Studio:
         Raises:
             InputError: one cannot be read, or there are too many.
         """
-        return self.sampler.preprocessor.seen(_references(pictures))
+        return self.sampler.preprocessor.seen(self._references(pictures))
 
     def make(
         self, order: Order, output: Path, tell: Callable[[Report], Any], stop: threading.Event | None = None
@@ -163,7 +173,7 @@ class Studio:
     def warm_up(self, pictures: Sequence[str], prompt: str) -> None:
         """Compile: make a video of as many steps as any and throw it away."""
         with self._turn:
-            request = Request(prompt, _references(pictures))
+            request = Request(prompt, self._references(pictures))
             self._sampled(request, self.settings(), lambda report: None, threading.Event())
 
     def command(self, order: Order) -> str:
@@ -181,24 +191,53 @@ class Studio:
     def _checked(self, order: Order) -> tuple[Request, Settings]:
         if not order.prompt.strip():
             raise InputError("the prompt is empty; say what happens in the video")
+        for text in (order.prompt, order.negative_prompt):
+            if len(text) > MOST_LETTERS:
+                raise InputError(f"the prompt has {len(text)} letters; at most {MOST_LETTERS} are read")
         if not order.pictures and self.needs_pictures:
             raise InputError("there is no picture; give at least one of a subject")
         check_references(self.run.config, len(order.pictures))
-        self.seen(order.pictures)
-        request = Request(order.prompt, _references(order.pictures), order.seed, order.negative_prompt)
-        return request, self.settings(**order.settings)
+        settings = self.settings(**order.settings)
+        if not 1 <= settings.steps <= MOST_STEPS:
+            raise InputError(f"{settings.steps} steps were asked for; from 1 to {MOST_STEPS} are made here")
+        scales = settings.guidance_text, settings.guidance_reference
+        if not all(map(math.isfinite, scales)):
+            raise InputError(f"the guidance scales are {scales[0]:g} and {scales[1]:g}; they must be finite numbers")
+        if not 0 <= order.seed < 2**32:
+            raise InputError(f"the seed is {order.seed}; it must be from 0 to {2**32 - 1}")
+        request = Request(order.prompt, self._references(order.pictures), order.seed, order.negative_prompt)
+        check_requests(self.sampler.preprocessor, [request])
+        return request, settings
+
+    def unknown(self, order: Order) -> str:
+        """A sentence on the words of an order that the model does not know, or nothing."""
+        words = self.sampler.preprocessor.unknown(order.prompt)
+        return f" The model does not know, and reads as one and the same: {listed(words)}." if words else ""
+
+    def _references(self, pictures: Sequence[str]) -> tuple[Reference, ...]:
+        """The pictures of a visitor; counted and measured, by their headers, before any is decoded.
+
+        Raises:
+            InputError: one cannot be read, or there are too many, or they are too large together.
+        """
+        if len(pictures) > self.most:
+            raise InputError(f"{len(pictures)} references were given; at most {self.most} are accepted")
+        try:
+            pixels = sum(width * height for width, height in map(picture_size, pictures))
+            if pixels > MOST_PIXELS:
+                raise InputError(
+                    f"the pictures have {pixels / 1e6:.0f} million pixels together; at most {MOST_PIXELS / 1e6:.0f} "
+                    "million are read"
+                )
+            read = [read_image(picture) for picture in pictures]
+        except InputError as error:
+            # Visitors know their files by name; where these lie on the server is nobody's business.
+            folders = {f"{Path(picture).parent}/" for picture in pictures}
+            said = functools.reduce(lambda text, folder: text.replace(folder, ""), folders, str(error))
+            raise InputError(said) from None
+        return tuple(Reference(picture.image, picture.mask, str(i)) for i, picture in enumerate(read))
 
 
 def _end_if(stop: threading.Event) -> None:
     if stop.is_set():
         raise Stopped("The video was stopped.")
-
-
-def _references(pictures: Sequence[str]) -> tuple[Reference, ...]:
-    try:
-        read = [read_image(picture) for picture in pictures]
-    except InputError as error:
-        # Visitors know their files by name; where these lie on the server is nobody's business.
-        folders = {f"{Path(picture).parent}/" for picture in pictures}
-        raise InputError(functools.reduce(lambda text, folder: text.replace(folder, ""), folders, str(error))) from None
-    return tuple(Reference(picture.image, picture.mask, str(i)) for i, picture in enumerate(read))

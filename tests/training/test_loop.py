@@ -220,5 +220,5 @@ def test_sizes_that_the_model_cannot_hold_are_refused_with_the_nearest(workdir, 
 
 def test_an_unfinished_run_cannot_generate(tmp_path):
     Run.open(tiny_config(), tmp_path)
-    with pytest.raises(InputError, match="no trained aligner and no dit"):
+    with pytest.raises(InputError, match="holds nothing that was trained yet"):
         load_sampler(tmp_path)

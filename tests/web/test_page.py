@@ -84,8 +84,9 @@ def wait_for_the_video(page):
     page.locator("#video video").wait_for(timeout=PATIENCE)
 
 
-def test_the_server_says_one_line(server):
-    (line,) = server[2]
+def test_the_server_says_which_weights_it_has_and_where_it_is(server):
+    weights, line = server[2]
+    assert weights.startswith("weights of ")
     assert line.endswith(f" is at {server[0]} (Ctrl-C ends it)\n")
 
 

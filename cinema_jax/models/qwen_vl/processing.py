@@ -16,6 +16,7 @@ from PIL import Image
 
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.config import VisionConfig
+from cinema_jax.texts import check_whole
 
 SYSTEM = (
     "You prepare the making of a video. Reference images show its subjects, and a prompt tells what happens. "
@@ -193,22 +194,9 @@ class Processor:
         Raises:
             InputError: naming the length and the maximum, if the text is too long or the images too many.
         """
-        for text in (prompt, answer or ""):
-            found = next((token for token in self.tokenizer.all_special_tokens if token in text), None)
-            if found is not None:
-                raise InputError(f"the text {text[:80]!r} holds {found!r}, which is reserved by the tokenizer")
         resized = self._resize(images)
-        grids = [tuple(side // self.vision.pixel_unit for side in image.shape[:2]) for image in resized]
-        answered = [] if answer is None else [*self._tokenize(answer), self.tokenizer.eos_token_id]
-        if self.truncate:
-            prompt = self._cut(prompt, grids, self.max_length - len(answered))
-        tokens = self._asked(prompt, grids)
+        tokens, answered, grids = self._tokens(prompt, [image.shape[:2] for image in resized], answer)
         length = len(tokens) + len(answered)
-        if length > self.max_length:
-            raise InputError(
-                f"the sequence of the prompt {prompt[:80]!r} has {length} tokens, {sum(r * c for r, c in grids)} of "
-                f"them of {len(images)} images: max_length is {self.max_length}"
-            )
         sequence = np.full(self.max_length, self.tokenizer.pad_token_id, np.int32)
         sequence[:length] = [*tokens, *answered]
         positions = mrope_positions(np.asarray([*tokens, *answered]) == self.image_token_id, grids)
@@ -237,6 +225,31 @@ class Processor:
         kept = bisect.bisect_right(ends, room, key=lambda end: len(self._asked(prompt[:end], grids)))
         return prompt[: ends[kept - 1]] if kept else ""
 
+    def check(self, prompt: str, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raises as a call would, without any pixels; `sizes` are height and width of the images."""
+        self._tokens(prompt, self._fitted(sizes), None)
+
+    def _tokens(
+        self, prompt: str, resized: Sequence[tuple[int, int]], answer: str | None
+    ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+        """The tokens of the prompt with its images, those of the answer, and the merged blocks of each image."""
+        for text in (prompt, answer or ""):
+            check_whole(text, "the text")
+            found = next((token for token in self.tokenizer.all_special_tokens if token in text), None)
+            if found is not None:
+                raise InputError(f"the text {text[:80]!r} holds {found!r}, which is reserved by the tokenizer")
+        grids = [(height // self.vision.pixel_unit, width // self.vision.pixel_unit) for height, width in resized]
+        answered = [] if answer is None else [*self._tokenize(answer), self.tokenizer.eos_token_id]
+        if self.truncate:
+            prompt = self._cut(prompt, grids, self.max_length - len(answered))
+        tokens = self._asked(prompt, grids)
+        if (length := len(tokens) + len(answered)) > self.max_length:
+            raise InputError(
+                f"the sequence of the prompt {prompt[:80]!r} has {length} tokens, {sum(r * c for r, c in grids)} of "
+                f"them of {len(grids)} images: max_length is {self.max_length}"
+            )
+        return tokens, answered, grids
+
     def most_tokens(self, prompts: Sequence[str], images: Sequence[int]) -> list[int]:
         """The most tokens that each prompt can take with so many images, whatever their sizes."""
         texts = [self.template.text(prompt, count) for prompt, count in zip(prompts, images, strict=True)]
@@ -256,20 +269,23 @@ class Processor:
         for image in images:
             if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
                 raise InputError(f"an image is {image.dtype} {list(image.shape)}, accepted is uint8 [h w 3]")
-        share = self.max_patches // self.vision.merge_unit // max(1, len(images))
+        resized = []
+        for image, (height, width) in zip(images, self._fitted([image.shape[:2] for image in images]), strict=True):
+            picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+            resized.append(np.asarray(picture))
+        return resized
+
+    def _fitted(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Heights and widths at which the tower reads images of these."""
+        share = self.max_patches // self.vision.merge_unit // max(1, len(sizes))
         if share == 0:
             raise InputError(
-                f"{len(images)} images need at least {len(images) * self.vision.merge_unit} patches: max_patches is "
+                f"{len(sizes)} images need at least {len(sizes) * self.vision.merge_unit} patches: max_patches is "
                 f"{self.max_patches}"
             )
         unit = self.vision.pixel_unit
         max_pixels = min(self.max_pixels, share * unit**2)
-        resized = []
-        for image in images:
-            height, width = fit_size(*image.shape[:2], unit, self.min_pixels, max_pixels)
-            picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-            resized.append(np.asarray(picture))
-        return resized
+        return [fit_size(*size, unit, self.min_pixels, max_pixels) for size in sizes]
 
     def _expand(self, tokens: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[int]:
         """Repeat each image token once per merged block."""
