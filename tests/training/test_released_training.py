@@ -193,6 +193,6 @@ def test_two_references_become_a_video(workdir):
 
 def test_a_manifest_with_more_references_than_configured_is_refused(released_2b, tmp_path):
     values = released_2b[1].copy_and_resolve_references()
-    values.data.max_references = 1
+    values.data.max_references, values.data.buckets, values.finetune.curriculum = 1, (), ()
     with pytest.raises(InputError, match='"references" names 2 subjects; at most 1 are configured'):
         Run.open(parse(values), tmp_path).source("train")
