@@ -12,15 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from cinema_jax import parts, sharding
 from cinema_jax.config import parse
+from cinema_jax.devices import sharding
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.aligner.model import alignment_loss
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import loop, state
 from cinema_jax.training.held_out import HeldOut
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 from cinema_jax.training.step import make_train_step
 from configs import demo

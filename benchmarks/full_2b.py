@@ -26,7 +26,8 @@ from flax import nnx
 from safetensors import safe_open
 from timing import seconds
 
-from cinema_jax import command, parts
+from cinema_jax.commands import command
+from cinema_jax.experiment import parts
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.weights import config_to_hf
 

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
-from cinema_jax.checkpoint import step_path
+from cinema_jax.experiment.checkpoint import step_path
 from cinema_jax.training.progress import PERFORMANCE
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where both runs go; must not exist.", required=True)

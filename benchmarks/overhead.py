@@ -18,12 +18,13 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from cinema_jax import command, sharding
+from cinema_jax.commands import command
 from cinema_jax.config import parse
+from cinema_jax.devices import sharding
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import state
 from cinema_jax.training.loop import Trainer
 from cinema_jax.training.metrics import MetricsWriter
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.watch import Supply
 from configs import demo

@@ -18,14 +18,15 @@ from absl import app, flags
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import Config, parse
-from cinema_jax.data.augment import AugmentConfig, augment_reference
+from cinema_jax.config.augment import AugmentConfig
+from cinema_jax.data.augment import augment_reference
 from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Preprocessor, mllm_room
 from cinema_jax.diffusion import flow
+from cinema_jax.experiment.run import Run
 from cinema_jax.planning import cost
 from cinema_jax.planning.planner import Target
 from cinema_jax.planning.program import abstract_batch, part_configs
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, training_times
 from cinema_jax.training.work import dit_tokens
 from configs import cogvideox_2b, cogvideox_5b

@@ -16,7 +16,7 @@ from absl import app, flags
 from subject_errors import Pair, load, rise, subject_errors
 
 from cinema_jax.data.critters import Critters
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "weights/demo_pretrain", "A run, or a folder of weights with its config."

@@ -21,9 +21,9 @@ from subject_errors import Pair, batches, load, rise, subject_errors
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters import Critters, grammar
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.identity import log_likelihood
-from cinema_jax.training.run import Run
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "weights/demo_pretrain", "A run, or a folder of weights with its config."

@@ -21,7 +21,7 @@ from diffusers import AutoencoderKLWan, CogVideoXTransformer3DModel
 from flax import nnx
 from timing import seconds
 
-from cinema_jax import command
+from cinema_jax.commands import command
 from cinema_jax.models.cogvideox import weights as cogvideox_weights
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.transformer import CogVideoXTransformer
@@ -36,7 +36,7 @@ from cinema_jax.models.t5.model import T5Encoder
 from cinema_jax.models.wan import weights as wan_weights
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.vae import WanVAE
-from cinema_jax.weights import flatten, import_weights, load_into
+from cinema_jax.weights.rules import flatten, import_weights, load_into
 
 ONLY = flags.DEFINE_enum("only", None, ["dit", "t5", "qwen", "vae"], "One network alone.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Runs of each, after two for warming up.", lower_bound=1)

@@ -20,12 +20,13 @@ from absl import app, flags
 from ml_collections import config_flags
 from timing import seconds
 
-from cinema_jax import command, sharding
+from cinema_jax.commands import command
 from cinema_jax.config import parse
-from cinema_jax.flops import matmul_flops
+from cinema_jax.devices import sharding
+from cinema_jax.devices.flops import matmul_flops
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import state
 from cinema_jax.training.loop import Trainer
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "An experiment.")

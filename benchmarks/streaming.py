@@ -32,8 +32,10 @@ from absl import app, flags  # noqa: E402
 from orbax.checkpoint import v1 as ocp  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from cinema_jax import parts, sharding, shards  # noqa: E402
+from cinema_jax.devices import sharding  # noqa: E402
+from cinema_jax.experiment import parts  # noqa: E402
 from cinema_jax.models.cogvideox.config import CogVideoXConfig  # noqa: E402
+from cinema_jax.weights import shards  # noqa: E402
 
 FOLDER = flags.DEFINE_string("workdir", None, "Where the files go, 7 GB of them.", required=True)
 WORK = flags.DEFINE_string("work", None, "Do one work and print what it took (the script calls itself).")

@@ -10,8 +10,8 @@ import numpy as np
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.pipeline import covered
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import flow_errors
 
 BATCH = 16

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import jax
 
-from cinema_jax import sharding
 from cinema_jax.config import parse
+from cinema_jax.devices import sharding
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import state
 from cinema_jax.training.held_out import KINDS
 from cinema_jax.training.loop import Trainer
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import HELD_OUT_TIMES, STAGES
 from configs import demo
 

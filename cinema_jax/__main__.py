@@ -4,7 +4,7 @@ import difflib
 import os
 import sys
 
-from cinema_jax import usage
+from cinema_jax.commands import usage
 
 
 def main() -> None:

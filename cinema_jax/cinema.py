@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from cinema_jax import parts, sharding, weights
 from cinema_jax.config import Config
+from cinema_jax.devices import sharding
 from cinema_jax.diffusion.discrete import as_velocity
 from cinema_jax.errors import InputError
+from cinema_jax.experiment import parts
 from cinema_jax.models.layers import TIMESTEPS
+from cinema_jax.models.numerics import at_least_fp32
 from cinema_jax.models.qwen_vl.model import MLLMInputs
-from cinema_jax.numerics import at_least_fp32
+from cinema_jax.weights import rules
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -64,7 +66,7 @@ class Cinema:
                 # Stacked layers are gathered one by one, where they are used.
                 x = x if re.search(sharding.STACKED, path) else sharding.gathered(path, x)
                 own[path.removeprefix(f"{name}/")] = x
-        return weights.build(self.graphs[name], own)
+        return rules.build(self.graphs[name], own)
 
     def encode_video(self, params: Params, video: UInt8[Array, "B frames height width 3"]) -> Float[Array, "B F H W C"]:
         """Normalised latents (posterior mode) of clips."""

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cinema_jax import command, usage
+from cinema_jax.commands import command, usage
 from cinema_jax.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -84,9 +84,9 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
 
 def _import(options: argparse.Namespace) -> None:
     command.start_processes(options)
-    from cinema_jax import parts
     from cinema_jax.exchange.folders import check_new
     from cinema_jax.exchange.imports import import_checkpoint
+    from cinema_jax.experiment import parts
 
     check_new(options.output)
     folders = [parts.checkpoint_folder(source) for source in options.source]
@@ -101,11 +101,12 @@ def _export(options: argparse.Namespace) -> None:
     from ml_dtypes import bfloat16
     from numpy import dtype
 
-    from cinema_jax import distributed, parts
+    from cinema_jax.devices import distributed
     from cinema_jax.exchange.exports import export_checkpoint, export_original
     from cinema_jax.exchange.folders import check_new
-    from cinema_jax.training.run import Run
-    from cinema_jax.training.standing import Standing, line
+    from cinema_jax.experiment import parts
+    from cinema_jax.experiment.run import Run
+    from cinema_jax.experiment.standing import Standing, line
 
     def tell(standing: Standing) -> None:
         if distributed.is_first():
@@ -132,8 +133,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from cinema_jax import parts
     from cinema_jax.exchange.inspection import inspect
+    from cinema_jax.experiment import parts
 
     for line in inspect([parts.checkpoint_folder(source) for source in options.source]):
         print(line)

@@ -11,11 +11,12 @@ from typing import Any
 
 from absl import flags
 
-from cinema_jax import command, sampling_flags
+from cinema_jax.commands import command
 from cinema_jax.errors import InputError
-from cinema_jax.places import check_folder, check_place
+from cinema_jax.inputs.places import check_folder, check_place
+from cinema_jax.sampling import options
 
-flags.adopt_module_key_flags(sampling_flags)
+flags.adopt_module_key_flags(options)
 SUITE = flags.DEFINE_enum(
     "suite",
     None,
@@ -58,18 +59,18 @@ def main() -> None:
         raise InputError(
             f"--subjects={SUBJECTS.value} is for the suite critters only; --suite=opens2v has its own references"
         )
-    asked = sampling_flags.asked()
+    asked = options.asked()
     _check_files()
-    from cinema_jax.training.run import Run
+    from cinema_jax.experiment.run import Run
 
-    run: Run = sampling_flags.run()
+    run: Run = options.run()
     if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
         raise InputError(f"{run.workdir} reads no references, so there is no identity to measure")
     folder = run.config.data.source == "folder"
     suite = SUITE.value or ("own" if folder else "critters")
     if suite == "own" and not folder:
         raise InputError(f"--suite=own is for a run on a folder of videos; {run.workdir} has none")
-    settings = sampling_flags.checked(run, [], **asked)
+    settings = options.checked(run, [], **asked)
     output = Path(OUTPUT.value) if OUTPUT.value else _beside(run.workdir)
     check_folder(output)
     {"critters": _critters, "opens2v": _opens2v, "own": _own}[suite](run, settings, output)
@@ -88,11 +89,11 @@ def _check_files() -> None:
 
 def _sampler(run: Any, requests: Iterable[Any]) -> Any:
     """The sampler of a run, once all that it will be asked for is known to be right."""
-    from cinema_jax.sampling import check_requests, sampler_of
+    from cinema_jax.sampling.sampler import check_requests, sampler_of
 
     check_requests(run.preprocessor().whole(), requests)
-    sampling_flags.keep_compiled()
-    return sampler_of(run, sampling_flags.tell)
+    options.keep_compiled()
+    return sampler_of(run, options.tell)
 
 
 def _own(run: Any, settings: Any, output: Path) -> None:
@@ -107,7 +108,7 @@ def _own(run: Any, settings: Any, output: Path) -> None:
 
 def _name() -> str:
     """What pages call the checkpoint: they are shown to others, to whom this machine's folders are nothing."""
-    where = sampling_flags.CHECKPOINT.value
+    where = options.CHECKPOINT.value
     return where if where == "packaged" or where.startswith("hf://") else Path(where).absolute().name
 
 
@@ -115,7 +116,7 @@ def _beside(checkpoint: Path) -> Path:
     """Where the report goes: into the checkpoint, unless that is the installed project's or the hub's cache."""
     from huggingface_hub import constants
 
-    from cinema_jax import parts
+    from cinema_jax.experiment import parts
 
     others = parts.PACKAGED, Path(constants.HF_HUB_CACHE)
     return Path("evaluation") if set(others) & set(checkpoint.parents) else checkpoint / "evaluation"
@@ -123,10 +124,10 @@ def _beside(checkpoint: Path) -> Path:
 
 def _critters(run: Any, settings: Any, output: Path) -> None:
     """Generate what is missing, judge everything, and write the report."""
-    from cinema_jax import parts
     from cinema_jax.evaluation import benchmark, large, report, videos
     from cinema_jax.evaluation.judging import Eyes
     from cinema_jax.evaluation.suite import COUNTS, PER_COUNT, SEED, Suite
+    from cinema_jax.experiment import parts
 
     data = run.config.data
     cutouts, others = _cutouts(SUBJECTS.value, data.subjects) if SUBJECTS.value else (None, [])
@@ -204,8 +205,8 @@ def _opens2v(run: Any, settings: Any, output: Path) -> None:
 
 def _merge() -> None:
     """Print and write the total of OpenS2V-Eval."""
-    from cinema_jax import parts
     from cinema_jax.evaluation import opens2v
+    from cinema_jax.experiment import parts
 
     merged = opens2v.merge(Path(SCORES.value), DOMAIN.value)
     print("\n".join(f"{name:18} {100 * value:6.2f} %" for name, value in merged.items()))

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from absl import flags
 
-from cinema_jax import command, distributed, sampling_flags
+from cinema_jax.commands import command
 from cinema_jax.data.images import Picture, read_image
 from cinema_jax.data.output import check_output, visible, write_video
+from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
-from cinema_jax.texts import check_whole
+from cinema_jax.inputs.texts import check_whole
+from cinema_jax.sampling import options
 
-flags.adopt_module_key_flags(sampling_flags)
+flags.adopt_module_key_flags(options)
 REFERENCE = flags.DEFINE_multi_string(
     "reference",
     [],
@@ -45,7 +47,7 @@ LOOP = flags.DEFINE_integer(
 def main() -> None:
     """Check everything that was asked for, then sample and write the video."""
     output = check_output(OUTPUT.value)
-    asked = sampling_flags.asked()
+    asked = options.asked()
     if not PROMPT.value.strip():
         raise InputError("--prompt is empty; say what happens in the video")
     for name, text in (("--prompt", PROMPT.value), ("--negative-prompt", NEGATIVE.value)):
@@ -54,9 +56,9 @@ def main() -> None:
     command.start_processes()
     # Imported here, so that bad input is refused before the slow libraries are loaded.
     from cinema_jax.data.example import Reference
-    from cinema_jax.sampling import Request, check_references, progress_bar, sampler_of
+    from cinema_jax.sampling.sampler import Request, check_references, progress_bar, sampler_of
 
-    run = sampling_flags.run()
+    run = options.run()
     if not pictures and run.config.condition.conditioner != "t5":
         raise InputError(
             "no --reference was given; name at least one picture of a subject, for example "
@@ -65,14 +67,10 @@ def main() -> None:
     check_references(run.config, len(pictures))
     references = tuple(Reference(p.image, p.mask, str(i)) for i, p in enumerate(pictures))
     request = Request(PROMPT.value, references, SEED.value, NEGATIVE.value)
-    settings = sampling_flags.checked(
-        run, [request], **asked, frames=FRAMES.value, height=HEIGHT.value, width=WIDTH.value
-    )
-    sampling_flags.keep_compiled()
-    sampler = sampler_of(run, sampling_flags.tell)
-    sampling_flags.warn_of_unknown(
-        sampler.preprocessor, {"--prompt": request.prompt, "--negative-prompt": NEGATIVE.value}
-    )
+    settings = options.checked(run, [request], **asked, frames=FRAMES.value, height=HEIGHT.value, width=WIDTH.value)
+    options.keep_compiled()
+    sampler = sampler_of(run, options.tell)
+    options.warn_of_unknown(sampler.preprocessor, {"--prompt": request.prompt, "--negative-prompt": NEGATIVE.value})
     video = sampler([request], settings, progress_bar(settings.steps))[0]
     if not distributed.is_first():
         return

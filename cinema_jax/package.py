@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from cinema_jax import command
+from cinema_jax.commands import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A finished run of configs/demo.py:scratch or configs/demo_full.py.")
 DEMO = flags.DEFINE_bool("demo", False, "Write the whole run as the packaged demo.")
@@ -26,9 +26,9 @@ LIMIT = 40_000_000
 
 def main() -> None:
     """Copy the trained parts."""
-    from cinema_jax import parts
     from cinema_jax.errors import InputError
-    from cinema_jax.training.run import Run
+    from cinema_jax.experiment import parts
+    from cinema_jax.experiment.run import Run
 
     run = Run.load(Path(WORKDIR.value))
     if DEMO.value or OUTPUT.value:
@@ -48,11 +48,11 @@ def main() -> None:
 
 def _write_whole(run: Any, output: Path) -> None:
     """All that is not packaged already, and the config without what lies on this machine only."""
-    from cinema_jax import parts
     from cinema_jax.config import to_dict
     from cinema_jax.errors import InputError
-    from cinema_jax.exchange.pipelines import without_sources
     from cinema_jax.exchange.sources import copy_companions
+    from cinema_jax.experiment import parts
+    from cinema_jax.experiment.pipelines import without_sources
 
     needed = {"aligner", "dit"} if DEMO.value else {"dit"}
     if missing := sorted(part for part in needed if not (run.workdir / "parts" / part).is_dir()):
@@ -74,7 +74,7 @@ def _write_whole(run: Any, output: Path) -> None:
 
 
 def _write(run: Any, part: str, folder: Path) -> None:
-    from cinema_jax import parts
+    from cinema_jax.experiment import parts
 
     parts.write(part, run.part_config(part), run.params(part), folder, np.float16)
     print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.2f} MB")

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from cinema_jax import command
+from cinema_jax.commands import command
 from cinema_jax.config import CONDITIONED, parse
 from cinema_jax.errors import InputError
 
@@ -73,7 +73,7 @@ def main() -> None:
         raise InputError(f"{' and '.join(f'--{name}' for name in ways)} ask for different reports; say one of them")
     if STAGE.value not in CONDITIONED:
         raise InputError(f"--stage is {STAGE.value!r}; accepted: {', '.join(CONDITIONED)}")
-    from cinema_jax.chips import chip_of
+    from cinema_jax.devices.chips import chip_of
     from cinema_jax.planning import planner
 
     chip_of(TOPOLOGY.value)
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _plan(run: Any) -> None:
-    from cinema_jax.chips import chip_of
+    from cinema_jax.devices.chips import chip_of
     from cinema_jax.planning import cost, hosts, planner, report
 
     target = planner.Target(TOPOLOGY.value, SLICES.value, BANDWIDTH.value * 1e9)

@@ -9,11 +9,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from cinema_jax import command
+from cinema_jax.commands import command
 from cinema_jax.config import parse
 from cinema_jax.data.manifest import manifest_file
 from cinema_jax.errors import InputError
-from cinema_jax.places import check_folder
+from cinema_jax.inputs.places import check_folder
 
 MANIFEST = flags.DEFINE_string("manifest", None, "A manifest (.jsonl), or a folder that holds manifest.jsonl.")
 CONFIG = config_flags.DEFINE_config_file(

@@ -14,11 +14,12 @@ from typing import Any
 
 from absl import flags
 
-from cinema_jax import command, sampling_flags
+from cinema_jax.commands import command
 from cinema_jax.errors import InputError
+from cinema_jax.sampling import options
 from cinema_jax.web import gate
 
-flags.adopt_module_key_flags(sampling_flags)
+flags.adopt_module_key_flags(options)
 HOST = flags.DEFINE_string("host", "127.0.0.1", "The address that is listened on; 0.0.0.0: all of this machine's.")
 PORT = flags.DEFINE_integer("port", 7860, "The port.", lower_bound=1, upper_bound=65535)
 MAX_UPLOAD = flags.DEFINE_integer("max_upload", 20, "Largest picture, in megabytes.", lower_bound=1)
@@ -40,7 +41,7 @@ ALLOWED = flags.DEFINE_multi_string(
 
 def main() -> None:
     """Load the checkpoint, compile, and serve until Ctrl-C."""
-    asked = sampling_flags.asked()
+    asked = options.asked()
     gate.check_names(ALLOWED.value)
     if not HOST.value.strip():
         raise InputError("--host is empty; 127.0.0.1 is this machine alone, 0.0.0.0 all of its addresses")
@@ -62,14 +63,14 @@ def main() -> None:
 
 def _serve(folder: Path, asked: dict[str, Any]) -> None:
     from cinema_jax.data.critters.examples import write_examples
-    from cinema_jax.sampling import sampler_of
+    from cinema_jax.sampling.sampler import sampler_of
     from cinema_jax.web import page
     from cinema_jax.web.studio import Studio
 
-    checkpoint, run = sampling_flags.CHECKPOINT.value, sampling_flags.run()
-    sampling_flags.checked(run, [], **asked)
-    sampling_flags.keep_compiled()
-    studio = Studio(run, sampler_of(run, sampling_flags.tell), checkpoint, asked)
+    checkpoint, run = options.CHECKPOINT.value, options.run()
+    options.checked(run, [], **asked)
+    options.keep_compiled()
+    studio = Studio(run, sampler_of(run, options.tell), checkpoint, asked)
     visitors = Path(os.environ["GRADIO_TEMP_DIR"])
     examples = write_examples(folder, studio.most)
     blocks = page.build(studio, folder, examples)

@@ -12,9 +12,10 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from cinema_jax import command, distributed
+from cinema_jax.commands import command
 from cinema_jax.config import Config, parse, to_dict
-from cinema_jax.places import check_workdir
+from cinema_jax.devices import distributed
+from cinema_jax.inputs.places import check_workdir
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/demo.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples, for example runs/demo.")
@@ -52,10 +53,10 @@ def main() -> None:
     # Imported here, so that a wrong config is refused before the slow libraries are loaded.
     import jax
 
-    from cinema_jax import compilation
-    from cinema_jax.training import beginning, check, loop, watchdog
+    from cinema_jax.devices import compilation, watchdog
+    from cinema_jax.experiment.run import Run
+    from cinema_jax.training import beginning, check, loop
     from cinema_jax.training.profile import parse_steps
-    from cinema_jax.training.run import Run
     from cinema_jax.training.wandb import WandB, check_installed
 
     lengths = [getattr(config, stage).steps for stage in config.stages]

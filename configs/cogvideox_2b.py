@@ -36,7 +36,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from cinema_jax.config import default, to_dict
-from cinema_jax.data.augment import AugmentConfig
+from cinema_jax.config.augment import AugmentConfig
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 
 VARIANTS = ("align", "control", "times", "entity_time", "index", "no_align", "t5")

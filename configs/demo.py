@@ -19,7 +19,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from cinema_jax.config import default
-from cinema_jax.data.augment import AugmentConfig
+from cinema_jax.config.augment import AugmentConfig
 
 _PRETRAINED = "weights/demo_pretrain"
 # Scenes of one, two and three subjects. Three are hardest to keep apart.

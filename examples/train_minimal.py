@@ -29,8 +29,8 @@ from cinema_jax.data.output import write_video
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.diffusion.flow import sample_noise
 from cinema_jax.diffusion.guidance import Branch, guidance_coefficients
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training.run import Run
 
 ALIGN_STEPS = flags.DEFINE_integer("align_steps", 100, "Steps of the first stage.")
 FINETUNE_STEPS = flags.DEFINE_integer("finetune_steps", 100, "Steps of the second.")

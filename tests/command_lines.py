@@ -69,7 +69,7 @@ def _guarded() -> list[str]:
     """What commands touch from now on of that which they should not."""
     import socket
 
-    from cinema_jax import stored, tensors
+    from cinema_jax.weights import stored, tensors
 
     touched: list[str] = []
 
@@ -121,10 +121,10 @@ def _run_all(folder: str) -> None:
     import gradio  # noqa: F401
     import jax  # noqa: F401
 
-    from cinema_jax import sampling  # noqa: F401
     from cinema_jax.evaluation import benchmark, opens2v, own, report  # noqa: F401
     from cinema_jax.exchange import exports, imports, inspection  # noqa: F401
     from cinema_jax.planning import planner  # noqa: F401
+    from cinema_jax.sampling import sampler  # noqa: F401
     from cinema_jax.training import beginning, check, loop, preparing  # noqa: F401
     from cinema_jax.web import page  # noqa: F401
 
@@ -139,7 +139,8 @@ def _main() -> None:
     from absl import flags
     from ml_collections import config_flags  # noqa: F401
 
-    from cinema_jax import command, config
+    from cinema_jax import config
+    from cinema_jax.commands import command
     from cinema_jax.data import images, output  # noqa: F401
 
     run = command.run

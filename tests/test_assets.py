@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cinema_jax import parts
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.pipeline import Examples
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.reports import describe_held_out
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, t5_loss
 
 ROOT = Path(__file__).parents[1]

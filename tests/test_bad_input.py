@@ -20,13 +20,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import random_run, tiny_config, tiny_values
 
-from cinema_jax import generate, parts, sampling, usage
+from cinema_jax import generate
+from cinema_jax.commands import usage
 from cinema_jax.config import parse
 from cinema_jax.data import manifest
 from cinema_jax.data.images import read_image, read_mask
 from cinema_jax.data.video import read_frames
 from cinema_jax.errors import InputError
-from cinema_jax.training.run import Run
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 
 HERE = Path(__file__).parent
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from tiny import process_environment
 
-from cinema_jax import checkpoint, checksums, sharding
-from cinema_jax.checkpoint import CheckpointError, Checkpoints
+from cinema_jax.config.optimizer import OptimizerConfig
+from cinema_jax.devices import sharding
+from cinema_jax.experiment import checkpoint, checksums
+from cinema_jax.experiment.checkpoint import CheckpointError, Checkpoints
 from cinema_jax.training import state
-from cinema_jax.training.config import OptimizerConfig
 from cinema_jax.training.optimizer import make_optimizer
 
 OPTIMIZER = make_optimizer(OptimizerConfig(), steps=10)
@@ -183,7 +184,7 @@ OTHER_MESH = """
 import sys, pathlib, jax, numpy as np
 sys.path.insert(0, "tests")
 import test_checkpoint as t
-from cinema_jax import sharding
+from cinema_jax.devices import sharding
 folder = pathlib.Path(sys.argv[1])
 saved = t.new_state(sharding.make_mesh(data=2, fsdp=4), 5)
 with t.Checkpoints(folder) as checkpoints:

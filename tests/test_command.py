@@ -9,9 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from cinema_jax import command, parts
+from cinema_jax.commands import command
 from cinema_jax.data.worker import Maker
 from cinema_jax.errors import InputError, passing_error
+from cinema_jax.experiment import parts
 
 
 def ended(main, monkeypatch, capsys) -> tuple[int, str]:

@@ -11,7 +11,7 @@ import command_lines
 import pytest
 from tiny import process_environment
 
-from cinema_jax import usage
+from cinema_jax.commands import usage
 
 ROOT = Path(__file__).parents[1]
 # Commands whose help is asked for; `convert` has one for each of its words.
@@ -162,7 +162,11 @@ def test_the_configs_of_the_help_are_those_of_the_checkout():
 
 
 @pytest.mark.parametrize(
-    "asked", ["from cinema_jax import __main__ as m; m.main()", "from cinema_jax import train, usage; usage.overview()"]
+    "asked",
+    [
+        "from cinema_jax import __main__ as m; m.main()",
+        "from cinema_jax import train; from cinema_jax.commands import usage; usage.overview()",
+    ],
 )
 def test_jax_is_not_imported_to_read_a_command_line(asked):
     done = run("-c", READ_BEFORE_JAX.format(asked))
@@ -174,7 +178,8 @@ def test_libtpu_without_a_tpu_says_nothing_before_the_first_word():
     environment = {
         name: x for name, x in process_environment().items() if not name.startswith(("JAX_", "TPU_", "XLA_"))
     }
-    code = "from cinema_jax import command; command.run(lambda: print(__import__('jax').devices()[0].platform))"
+    shown = "lambda: print(__import__('jax').devices()[0].platform)"
+    code = f"from cinema_jax.commands import command; command.run({shown})"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "TPU" not in done.stderr

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from tiny import process_environment
 
-from cinema_jax import compilation
+from cinema_jax.devices import compilation
 
 START = """
 import sys
 import jax, jax.numpy as jnp
-from cinema_jax import compilation
+from cinema_jax.devices import compilation
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

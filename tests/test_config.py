@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cinema_jax.config import Config, default, parse, to_dict
-from cinema_jax.data.augment import AugmentConfig
+from cinema_jax.config.augment import AugmentConfig
 from cinema_jax.errors import InputError
 from configs import demo, demo_full
 

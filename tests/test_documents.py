@@ -16,7 +16,7 @@ import command_lines
 import pytest
 from ml_collections import ConfigDict
 
-from cinema_jax import usage
+from cinema_jax.commands import usage
 from cinema_jax.config import default
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 

@@ -11,7 +11,7 @@ from tiny import tiny_config
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.diffusion.flow import logit_normal_times, sample_noise
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 from cinema_jax.training.state import sample_keys
 
 BATCH = 4

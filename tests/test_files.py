@@ -9,9 +9,9 @@ import sys
 import pytest
 from tiny import process_environment
 
-from cinema_jax import files
 from cinema_jax.config import default, parse
 from cinema_jax.errors import InputError, fault_of
+from cinema_jax.inputs import files
 
 WRONG = {
     "no JSON": (b"{", "cannot be read as JSON"),
@@ -96,7 +96,7 @@ def test_a_folder_for_scratch_that_somebody_else_made_is_refused(tmp_path, monke
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from cinema_jax.files import scratch
+from cinema_jax.inputs.files import scratch
 with scratch(Path(sys.argv[1])) as folder:
     (folder / "video.mp4").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

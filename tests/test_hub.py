@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import close_session, constants, file_download
 
 from cinema_jax.errors import InputError
-from cinema_jax.exchange import hub
+from cinema_jax.experiment import hub
 
 WEIGHTS = np.random.default_rng(0).bytes(300_000)
 MAIN = {
@@ -340,5 +340,5 @@ def test_what_exists_here_is_no_repository(server):
 
 
 def test_the_hub_does_not_import_jax():
-    code = "import sys, cinema_jax.exchange.hub; sys.exit(bool({'jax', 'huggingface_hub'} & set(sys.modules)))"
+    code = "import sys, cinema_jax.experiment.hub; sys.exit(bool({'jax', 'huggingface_hub'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -13,7 +13,7 @@ from tiny import process_environment, random_run, tiny_values
 from cinema_jax import convert, generate
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 
 
 @pytest.fixture(scope="module")

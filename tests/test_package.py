@@ -8,11 +8,11 @@ import sys
 import numpy as np
 from tiny import process_environment, random_run
 
-from cinema_jax import parts
 from cinema_jax.config import to_dict
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.tokenizer import load_tokenizer
-from cinema_jax.tensors import open_tensors
-from cinema_jax.training.run import Run
+from cinema_jax.weights.tensors import open_tensors
 
 
 def package(*words: str) -> subprocess.CompletedProcess:
@@ -56,7 +56,8 @@ PLAIN = """
 import sys
 from pathlib import Path
 from absl import flags
-from cinema_jax import package, parts
+from cinema_jax import package
+from cinema_jax.experiment import parts
 parts.PACKAGED, package.LIMIT = Path(sys.argv[1]), 100
 flags.FLAGS(["package", f"--workdir={sys.argv[2]}"])
 package.main()

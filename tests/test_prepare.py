@@ -9,13 +9,14 @@ import prepared
 import pytest
 from tiny import process_environment
 
-from cinema_jax import parts, sharding
 from cinema_jax.config import parse
+from cinema_jax.devices import sharding
 from cinema_jax.errors import InputError
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import loop
 from cinema_jax.training.loop import Trainer
 from cinema_jax.training.preparing import prepare
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 
 

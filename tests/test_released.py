@@ -17,9 +17,9 @@ from cinema_jax import generate
 from cinema_jax.config import default, parse
 from cinema_jax.diffusion import flow
 from cinema_jax.errors import InputError
-from cinema_jax.exchange.pipelines import pipeline_config
-from cinema_jax.sampling import Request, load_sampler
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.pipelines import pipeline_config
+from cinema_jax.experiment.run import Run
+from cinema_jax.sampling.sampler import Request, load_sampler
 
 SEED, STEPS = 3, 10
 

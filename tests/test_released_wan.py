@@ -22,12 +22,12 @@ from cinema_jax.config import parse, to_dict
 from cinema_jax.data.example import Reference
 from cinema_jax.diffusion import flow
 from cinema_jax.errors import InputError
-from cinema_jax.exchange.pipelines import pipeline_config
-from cinema_jax.exchange.presets import PHANTOM
+from cinema_jax.experiment.pipelines import pipeline_config
+from cinema_jax.experiment.presets import PHANTOM
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.models.wan.transformer_config import WanConfig
-from cinema_jax.sampling import Request, load_sampler
-from cinema_jax.training.run import Run
+from cinema_jax.sampling.sampler import Request, load_sampler
 from cinema_jax.training.stages import STAGES
 
 SEED, STEPS = 3, 10

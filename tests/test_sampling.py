@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny import random_run
 
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.sampling import Request, Sampler, sampler_of
-from cinema_jax.training.run import Run
+from cinema_jax.sampling.sampler import Request, Sampler, sampler_of
 
 STEPS = 3
 

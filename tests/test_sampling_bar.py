@@ -1,6 +1,6 @@
 """What people see of sampling."""
 
-from cinema_jax.sampling import progress_bar
+from cinema_jax.sampling.sampler import progress_bar
 
 
 def test_the_bar_says_that_the_model_is_compiled_until_the_first_step_is_there(capsys):

@@ -9,8 +9,9 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from tiny import process_environment
 
-from cinema_jax import sharding
-from cinema_jax.axes import AXES, STATE, WEIGHTS
+from cinema_jax.config.optimizer import OptimizerConfig
+from cinema_jax.devices import sharding
+from cinema_jax.devices.axes import AXES, STATE, WEIGHTS
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.aligner.model import AlignerNet
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
@@ -22,9 +23,8 @@ from cinema_jax.models.t5.model import T5Encoder
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.vae import WanVAE
 from cinema_jax.training import state
-from cinema_jax.training.config import OptimizerConfig
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.weights import flatten
+from cinema_jax.weights.rules import flatten
 
 
 def abstract_mesh(data=1, fsdp=1, context=1, tensor=1, slice=1):
@@ -158,7 +158,7 @@ def test_mesh_that_does_not_fit_is_refused(sizes):
 def test_mesh_fills_and_batches_split_over_data_and_fsdp():
     out = on_eight_devices("""
 import jax, numpy as np
-from cinema_jax import sharding
+from cinema_jax.devices import sharding
 mesh = sharding.make_mesh(fsdp=2, context=2)
 print(dict(mesh.shape), {t.name for t in mesh.axis_types})
 x = jax.device_put(np.zeros((8, 3)), sharding.batch_sharding(mesh))

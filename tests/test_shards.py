@@ -8,11 +8,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import save_file
 
-from cinema_jax import shards
 from cinema_jax.errors import InputError
-from cinema_jax.stored import open_stored
-from cinema_jax.tensors import WeightError, contiguous
-from cinema_jax.weights import LINEAR, Rule, export_weights, publish
+from cinema_jax.weights import shards
+from cinema_jax.weights.rules import LINEAR, Rule, export_weights, publish
+from cinema_jax.weights.stored import open_stored
+from cinema_jax.weights.tensors import WeightError, contiguous
 
 RNG = np.random.default_rng(0)
 TENSORS = {

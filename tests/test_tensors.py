@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as torch_save_file
 
-from cinema_jax import sharding
-from cinema_jax.tensors import Tensor, WeightError, open_tensors
-from cinema_jax.weights import LINEAR, Rule, import_weights
+from cinema_jax.devices import sharding
+from cinema_jax.weights.rules import LINEAR, Rule, import_weights
+from cinema_jax.weights.tensors import Tensor, WeightError, open_tensors
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 SHARDS = {"one.safetensors": {"a": A, "b": A + 1}, "two.safetensors": {"c": A.astype(np.float16)}}

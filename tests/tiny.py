@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from cinema_jax import parts
 from cinema_jax.config import Config, parse
-from cinema_jax.training.run import Run
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 from configs import demo
 
 

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import EpsImagePlugin, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from cinema_jax.errors import InputError, fault_of
-from cinema_jax.files import check_regular
+from cinema_jax.inputs.files import check_regular
 
 # Of the sides of a box, on each side of it.
 MARGIN = 0.05

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cinema_jax.errors import InputError
-from cinema_jax.files import MOST_OF_LIST, parse_json, read_text
-from cinema_jax.texts import check_whole
+from cinema_jax.inputs.files import MOST_OF_LIST, parse_json, read_text
+from cinema_jax.inputs.texts import check_whole
 
 NAME = "manifest.jsonl"
 # All problems are collected; more than this many lines help nobody.

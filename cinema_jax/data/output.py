@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cinema_jax.errors import InputError
-from cinema_jax.files import scratch
-from cinema_jax.places import check_place
+from cinema_jax.inputs.files import scratch
+from cinema_jax.inputs.places import check_place
 
 ACCEPTED = "clip.mp4, clip.gif, clip.png (numbered: clip_000.png, ...) or a folder name without a suffix (000.png, ...)"
 # Browsers play a GIF frame of less than 20 ms as if it lasted 100 ms.

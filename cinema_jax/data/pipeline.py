@@ -16,9 +16,9 @@ from cinema_jax.data.images import cropped, fitted, letterbox, on_white
 from cinema_jax.data.texts import clean
 from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError
+from cinema_jax.inputs.texts import check_whole, unknown_words
 from cinema_jax.models.qwen_vl.config import VisionConfig
 from cinema_jax.models.qwen_vl.processing import Processor
-from cinema_jax.texts import check_whole, unknown_words
 
 Arrays = dict[str, np.ndarray]
 

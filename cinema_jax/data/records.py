@@ -25,8 +25,8 @@ from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.data.images import decode_png
 from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError, fault_of
-from cinema_jax.files import MOST_OF_LIST, parse_json, read_json, read_text
-from cinema_jax.typed import checked
+from cinema_jax.inputs.files import MOST_OF_LIST, parse_json, read_json, read_text
+from cinema_jax.inputs.typed import checked
 
 # What the data set is called in file names, and its only split: held-out examples are chosen when it is read.
 NAME, SPLIT = "videos", "train"

@@ -17,7 +17,7 @@ from cinema_jax.data import hdr
 from cinema_jax.data.images import MAX_ASPECT_RATIO
 from cinema_jax.data.output import check_output, write_video
 from cinema_jax.errors import InputError, fault_of
-from cinema_jax.files import check_regular
+from cinema_jax.inputs.files import check_regular
 
 __all__ = ["VideoInfo", "check_output", "frame_at", "probe", "read_frames", "write_video"]
 

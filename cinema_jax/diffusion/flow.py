@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from cinema_jax.numerics import at_least_fp32
+from cinema_jax.models.numerics import at_least_fp32
 
 # Constants that part the uses of one sample's key: the same keys may go into every function here.
 _TIME, _NOISE, _EVALUATION = (zlib.crc32(b"flow." + use) for use in (b"time", b"noise", b"evaluation"))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from cinema_jax.numerics import at_least_fp32
+from cinema_jax.models.numerics import at_least_fp32
 
 
 class Branch(NamedTuple):

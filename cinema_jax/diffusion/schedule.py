@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from cinema_jax import typed
 from cinema_jax.errors import InputError, unsupported
+from cinema_jax.inputs import typed
 
 # What only other networks' schedulers set otherwise.
 _FIXED = {

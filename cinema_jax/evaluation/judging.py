@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from cinema_jax import parts
-from cinema_jax.checkpoint import digest
 from cinema_jax.cinema import to_float
 from cinema_jax.data.example import Reference
+from cinema_jax.evaluation.judge.weights import read_judge
 from cinema_jax.evaluation.lessons import picture
-from cinema_jax.models.judge.weights import read_judge
-from cinema_jax.weights import flatten
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.checkpoint import digest
+from cinema_jax.weights.rules import flatten
 
 # Pictures that go through the judge at once: one shape, one compilation.
 BATCH = 32

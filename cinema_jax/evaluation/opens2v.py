@@ -13,14 +13,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cinema_jax import parts
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import read_image
 from cinema_jax.data.output import write_video
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation.videos import claim, fingerprint
-from cinema_jax.files import check_regular, within
-from cinema_jax.sampling import Request, Sampler, Settings
+from cinema_jax.experiment import parts
+from cinema_jax.inputs.files import check_regular, within
+from cinema_jax.sampling.sampler import Request, Sampler, Settings
 
 # Version 1.1 (eval/merge_result.py of PKU-YuanGroup/OpenS2V-Nexus). File and field of each score; the range that
 # becomes [0, 1]; what it weighs in total for open-domain (also single-domain) and for human-domain lists.

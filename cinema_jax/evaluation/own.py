@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from cinema_jax import parts
 from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.data.images import letterbox
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation import videos, webpage
 from cinema_jax.evaluation.videos import Video
-from cinema_jax.sampling import Request, Sampler, Settings
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
+from cinema_jax.sampling.sampler import Request, Sampler, Settings
 from cinema_jax.training.reports import held_out_conditions
-from cinema_jax.training.run import Run
 
 # Levels of each colour that are told apart.
 _LEVELS = 6

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from cinema_jax import command
+from cinema_jax.commands import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for training data and state, for example runs/judge.")
 PACKAGE = flags.DEFINE_bool("package", False, "Replace the judge in cinema_jax/assets.")
@@ -16,10 +16,10 @@ PACKAGE = flags.DEFINE_bool("package", False, "Replace the judge in cinema_jax/a
 
 def main() -> None:
     """Teach, and write the judge's folder."""
+    from cinema_jax.evaluation.judge.config import JudgeConfig
+    from cinema_jax.evaluation.judge.weights import write_judge
     from cinema_jax.evaluation.teaching import teach
-    from cinema_jax.models.judge.config import JudgeConfig
-    from cinema_jax.models.judge.weights import write_judge
-    from cinema_jax.parts import PACKAGED
+    from cinema_jax.experiment.parts import PACKAGED
 
     config, workdir = JudgeConfig(), Path(WORKDIR.value)
     params = teach(workdir, config)

@@ -15,15 +15,15 @@ from jaxtyping import Array, Float, Int, UInt8
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from cinema_jax import weights
 from cinema_jax.cinema import to_float
+from cinema_jax.config.optimizer import OptimizerConfig
 from cinema_jax.evaluation import lessons
-from cinema_jax.models.judge.config import JudgeConfig
-from cinema_jax.models.judge.model import Judge
-from cinema_jax.shards import write_tensors
-from cinema_jax.training.config import OptimizerConfig
+from cinema_jax.evaluation.judge.config import JudgeConfig
+from cinema_jax.evaluation.judge.model import Judge
 from cinema_jax.training.optimizer import Optimizer, make_optimizer
 from cinema_jax.training.state import update_ema
+from cinema_jax.weights import rules
+from cinema_jax.weights.shards import write_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ State = tuple[Params, Params, optax.OptState]  # parameters, their moving averag
 def teach(folder: Path, config: JudgeConfig, parts: Sequence[Part] = PARTS) -> Params:
     """Train a judge in `folder`, going on where an earlier call was stopped; the averaged parameters."""
     judge = Judge(config, rngs=nnx.Rngs(SEED))
-    params = weights.flatten(judge)
+    params = rules.flatten(judge)
     for part in parts:
         params = _teach(folder, nnx.graphdef(judge), params, part)
     return params
@@ -95,7 +95,7 @@ def _step(graph: nnx.GraphDef, optimizer: Optimizer, state: State, batch: Batch,
     params, average, moments = state
 
     def loss(params):
-        return lesson_loss(weights.build(graph, params), batch, key)
+        return lesson_loss(rules.build(graph, params), batch, key)
 
     gradients, seen = jax.grad(loss, has_aux=True)(params)
     directions, moments = optimizer.transform.update(gradients, moments, params)

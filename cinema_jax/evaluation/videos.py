@@ -13,15 +13,15 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from cinema_jax import parts
-from cinema_jax.checkpoint import digest
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import open_image
 from cinema_jax.errors import InputError, fault_of
 from cinema_jax.evaluation.suite import SEED, Case
-from cinema_jax.files import whole_file
-from cinema_jax.sampling import Request, Sampler, Settings
-from cinema_jax.typed import checked
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.checkpoint import digest
+from cinema_jax.inputs.files import whole_file
+from cinema_jax.inputs.typed import checked
+from cinema_jax.sampling.sampler import Request, Sampler, Settings
 
 Video = UInt8[np.ndarray, "frames height width 3"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cinema_jax.data.output import visible, write_video
 from cinema_jax.evaluation.videos import Video
-from cinema_jax.files import write_text
+from cinema_jax.inputs.files import write_text
 
 _STYLE = (Path(__file__).parents[1] / "assets/web/evaluation.css").read_text()
 _SCRIPT = (Path(__file__).parents[1] / "assets/web/evaluation.js").read_text()

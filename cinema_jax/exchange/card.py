@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cinema_jax import parts
-from cinema_jax.exchange.pipelines import FOLDERS, OWN_PIPELINE
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.pipelines import FOLDERS, OWN_PIPELINE
+from cinema_jax.experiment.run import Run
+from cinema_jax.experiment.standing import Standing
 from cinema_jax.models.t5.weights import CLASSES
-from cinema_jax.training.run import Run
-from cinema_jax.training.standing import Standing
 
 _HEAD = """\
 ---

@@ -9,26 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from cinema_jax import parts, shards
 from cinema_jax.config import to_dict
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.card import model_card
 from cinema_jax.exchange.folders import check_new, new_folder
-from cinema_jax.exchange.pipelines import (
-    CINEMA,
-    FOLDERS,
-    FORMAT,
-    INDEX,
-    OWN_PIPELINE,
-    is_pipeline,
-    without_sources,
-)
-from cinema_jax.exchange.released import RELEASED, scheduler_of
 from cinema_jax.exchange.sources import copy_companions
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.pipelines import CINEMA, FOLDERS, FORMAT, INDEX, OWN_PIPELINE, is_pipeline, without_sources
+from cinema_jax.experiment.released import RELEASED, scheduler_of
+from cinema_jax.experiment.run import Run
+from cinema_jax.experiment.standing import Standing, Weights, stands_for
 from cinema_jax.models.t5.weights import CLASSES
-from cinema_jax.training.run import Run
-from cinema_jax.training.standing import Standing, Weights, stands_for
-from cinema_jax.weights import Published, publish
+from cinema_jax.weights import shards
+from cinema_jax.weights.rules import Published, publish
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jax
 
-from cinema_jax.distributed import together
+from cinema_jax.devices.distributed import together
 from cinema_jax.errors import InputError
-from cinema_jax.places import check_place
+from cinema_jax.inputs.places import check_place
 
 
 @contextlib.contextmanager

@@ -7,16 +7,18 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from cinema_jax import parts, sharding, shards
 from cinema_jax.config import default, parse, to_dict
-from cinema_jax.distributed import together
+from cinema_jax.devices import sharding
+from cinema_jax.devices.distributed import together
 from cinema_jax.errors import InputError
-from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.folders import new_folder
-from cinema_jax.exchange.pipelines import without_sources
-from cinema_jax.exchange.presets import preset_of, with_preset
 from cinema_jax.exchange.sources import copy, copy_companions, find, find_all
-from cinema_jax.training.standing import refuse_unfinished
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.fit import fits
+from cinema_jax.experiment.pipelines import without_sources
+from cinema_jax.experiment.presets import preset_of, with_preset
+from cinema_jax.experiment.standing import refuse_unfinished
+from cinema_jax.weights import shards
 
 logger = logging.getLogger(__name__)
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from cinema_jax import parts, shards
 from cinema_jax.errors import InputError
-from cinema_jax.exchange.fit import fits
 from cinema_jax.exchange.sources import find_all
-from cinema_jax.training.standing import line, stands_for
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.fit import fits
+from cinema_jax.experiment.standing import line, stands_for
+from cinema_jax.weights import shards
 
 
 def inspect(folders: list[Path]) -> Iterator[str]:

@@ -5,11 +5,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cinema_jax import parts
 from cinema_jax.errors import InputError
-from cinema_jax.exchange.pipelines import is_pipeline
-from cinema_jax.files import within
-from cinema_jax.training.run import Run
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.pipelines import is_pipeline
+from cinema_jax.experiment.run import Run
+from cinema_jax.inputs.files import within
 
 # Small files beside the weights: tokenizers, and what transformers keeps of templates and preprocessing.
 COMPANIONS = (

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from cinema_jax.axes import BATCH, CONTEXT, TENSOR
+from cinema_jax.devices.axes import BATCH, CONTEXT, TENSOR
 
 # Name: mesh axes of each array axis.
 LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {

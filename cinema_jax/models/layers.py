@@ -11,9 +11,9 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from cinema_jax.devices.sharding import gathered_layer
 from cinema_jax.models.activations import REMAT
-from cinema_jax.numerics import at_least_fp32
-from cinema_jax.sharding import gathered_layer
+from cinema_jax.models.numerics import at_least_fp32
 
 # Flow time is in [0, 1]; networks read it in steps of 1000.
 TIMESTEPS = 1000.0

@@ -4,15 +4,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from cinema_jax.chips import chip_count, chip_of
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import CONDITIONED
 from cinema_jax.data.buckets import Bucket
+from cinema_jax.devices.chips import chip_count, chip_of
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.run import Run
 from cinema_jax.planning.planner import Target
 from cinema_jax.planning.program import abstract_batch, part_configs
 from cinema_jax.training.phases import label, phases, run_in
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 from cinema_jax.training.work import work
 

@@ -11,16 +11,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from cinema_jax import sharding
-from cinema_jax.chips import chip_of
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.loader import LoaderConfig
 from cinema_jax.data.pipeline import TOLD
+from cinema_jax.devices import sharding
+from cinema_jax.devices.chips import chip_of
+from cinema_jax.experiment.run import Run
 from cinema_jax.planning import program
 from cinema_jax.planning.program import Program
 from cinema_jax.training.held_out import KINDS
 from cinema_jax.training.phases import label
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 
 GIB = 2**30

@@ -15,16 +15,16 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from cinema_jax import sharding
-from cinema_jax.axes import WEIGHTS
-from cinema_jax.chips import chip_of, host_shape
+from cinema_jax.devices import sharding
+from cinema_jax.devices.axes import WEIGHTS
+from cinema_jax.devices.chips import chip_of, host_shape
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.run import Run
 from cinema_jax.planning import hosts, program, report
 from cinema_jax.planning.hosts import GIB, Hosts
 from cinema_jax.planning.report import Report
 from cinema_jax.training.beginning import check_samples
 from cinema_jax.training.phases import check_batches, label, phases, run_in
-from cinema_jax.training.run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cinema_jax import sharding
-from cinema_jax.axes import WEIGHTS
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.pipeline import mllm_room
+from cinema_jax.devices import sharding
+from cinema_jax.devices.axes import WEIGHTS
 from cinema_jax.diffusion.guidance import guidance_coefficients
 from cinema_jax.diffusion.samplers import start
-from cinema_jax.sampling import Sampler, needed_parts
+from cinema_jax.experiment.run import Run, outer_sizes
+from cinema_jax.sampling.sampler import Sampler, needed_parts
 from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.run import Run, outer_sizes
 from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.state import TrainState
 

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from cinema_jax import sharding
-from cinema_jax.axes import BATCH, DATA, STATE, WEIGHTS
-from cinema_jax.chips import Chip
+from cinema_jax.devices import sharding
+from cinema_jax.devices.axes import BATCH, DATA, STATE, WEIGHTS
+from cinema_jax.devices.chips import Chip
 from cinema_jax.planning import hosts
 from cinema_jax.planning.collectives import BETWEEN_SLICES, Collective, collectives, summary
 from cinema_jax.planning.hosts import GIB, Hosts

@@ -6,20 +6,20 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cinema_jax import parts
 from cinema_jax.cinema import Params
 from cinema_jax.config import Config
 from cinema_jax.data.manifest import Entry, read_manifest
 from cinema_jax.errors import InputError
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.amending import has_begun
+from cinema_jax.experiment.run import Run
+from cinema_jax.experiment.standing import refuse_unfinished
+from cinema_jax.inputs.texts import listed
 from cinema_jax.models.chunks import latent_shape
-from cinema_jax.sampling import needed_parts
-from cinema_jax.texts import listed
+from cinema_jax.sampling.sampler import needed_parts
 from cinema_jax.training import texts
-from cinema_jax.training.amending import has_begun
 from cinema_jax.training.phases import check_microbatches, every_run
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
-from cinema_jax.training.standing import refuse_unfinished
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from cinema_jax import distributed, peers, sharding
 from cinema_jax.config import Config
+from cinema_jax.devices import distributed, peers, sharding, watchdog
 from cinema_jax.errors import InputError
-from cinema_jax.training import beginning, facts, links, rehearsal, watchdog
+from cinema_jax.experiment.run import Run
+from cinema_jax.training import beginning, facts, links, rehearsal
 from cinema_jax.training.phases import Phase, check_batches
-from cinema_jax.training.run import Run
 
 GB = 1e9
 # Of clocks. Files' times, and the logs of hosts laid side by side, mislead above that.

@@ -13,8 +13,8 @@ import jax
 
 import cinema_jax
 from cinema_jax.config import to_dict
+from cinema_jax.experiment.run import Run
 from cinema_jax.training.phases import every_run
-from cinema_jax.training.run import Run
 
 VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Environment variables that change the compiled program, and those among them that say who a process is.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import jax
 
-from cinema_jax import parts, typed
 from cinema_jax.errors import InputError
+from cinema_jax.experiment import parts
+from cinema_jax.inputs import typed
 
 logger = logging.getLogger(__name__)
 

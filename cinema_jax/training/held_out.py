@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cinema_jax import sharding
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.data.example import Conditions
 from cinema_jax.data.pipeline import TOLD, Examples, Mixture
+from cinema_jax.devices import sharding, watchdog
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training import state, watchdog
+from cinema_jax.training import state
 from cinema_jax.training.stages import HELD_OUT_TIMES, Stage, noisier
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import mean_of_batches

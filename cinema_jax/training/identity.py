@@ -16,19 +16,18 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
-from cinema_jax import distributed
 from cinema_jax.cinema import Batch, Cinema, Params
 from cinema_jax.data.critters.background import PLACES
 from cinema_jax.data.critters.grammar import QUESTIONS, SENTENCES, naming
 from cinema_jax.data.critters.identity import Identity
 from cinema_jax.data.critters.source import Critters, reference
 from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.devices import distributed, watchdog
+from cinema_jax.experiment.run import Run
+from cinema_jax.models.numerics import at_least_fp32, token_log_likelihood
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.numerics import at_least_fp32, token_log_likelihood
-from cinema_jax.sampling import Request, Sampler
-from cinema_jax.training import watchdog
-from cinema_jax.training.run import Run
+from cinema_jax.sampling.sampler import Request, Sampler
 from cinema_jax.training.samples import generate
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cinema_jax import distributed
 from cinema_jax.cinema import Cinema, Params, to_float
+from cinema_jax.devices import distributed
 
 # Relative to the largest: directions that change the picture less are taken to change it so much.
 _LEAST = 1e-4

@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from cinema_jax import distributed, parts
 from cinema_jax.data.example import VideoSource
+from cinema_jax.devices import distributed, watchdog
 from cinema_jax.errors import InputError, fault_of, passing_error
-from cinema_jax.files import MOST_OF_LIST
-from cinema_jax.training import watchdog
+from cinema_jax.experiment import parts
+from cinema_jax.inputs.files import MOST_OF_LIST
+from cinema_jax.inputs.typed import checked
 from cinema_jax.training.watch import check_unreadable
-from cinema_jax.typed import checked
 
 logger = logging.getLogger(__name__)
 

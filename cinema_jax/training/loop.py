@@ -10,21 +10,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cinema_jax import distributed, parts, sharding
-from cinema_jax.axes import WEIGHTS
-from cinema_jax.checkpoint import Checkpoints, complete_steps, digest
 from cinema_jax.cinema import Cinema, Params
-from cinema_jax.compilation import for_shapes
 from cinema_jax.config import StageConfig
 from cinema_jax.data.example import EncodedSource, Source
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
+from cinema_jax.devices import distributed, sharding, watchdog
+from cinema_jax.devices.axes import WEIGHTS
+from cinema_jax.devices.compilation import for_shapes
+from cinema_jax.devices.interruption import Interrupted, Interruption
 from cinema_jax.errors import InputError
-from cinema_jax.training import latent_scale, reports, results, state, watchdog
+from cinema_jax.experiment import parts, results
+from cinema_jax.experiment.checkpoint import Checkpoints, complete_steps, digest
+from cinema_jax.experiment.run import Run
+from cinema_jax.inputs.typed import checked
+from cinema_jax.training import latent_scale, reports, state
 from cinema_jax.training.beginning import at_t5s_scale, check_weights
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.held_out import HeldOut
-from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import encode_all, vae_key
 from cinema_jax.training.metrics import MetricsWriter, Sink
 from cinema_jax.training.optimizer import make_optimizer
@@ -32,14 +35,12 @@ from cinema_jax.training.phases import Phase, batch_shapes, check_batches, phase
 from cinema_jax.training.profile import Profile
 from cinema_jax.training.progress import PERFORMANCE, Progress
 from cinema_jax.training.remaining import Remaining
-from cinema_jax.training.run import Run
 from cinema_jax.training.samples import sampler_of
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import TrainStep
 from cinema_jax.training.watch import Slowest, Supply, check_unreadable
 from cinema_jax.training.work import WorkCounter
-from cinema_jax.typed import checked
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from cinema_jax.errors import InputError
-from cinema_jax.files import parse_json, write_text
-from cinema_jax.typed import checked
+from cinema_jax.inputs.files import parse_json, write_text
+from cinema_jax.inputs.typed import checked
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from cinema_jax.sharding import path_name
-from cinema_jax.training.config import OptimizerConfig
+from cinema_jax.config.learning_rate import learning_rate
+from cinema_jax.config.optimizer import OptimizerConfig
+from cinema_jax.devices.sharding import path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,34 +28,6 @@ class Optimizer:
     learning_rate: Callable[[Any], Any]
     # The global norm to which the transform scales larger gradients down, for the report.
     clip_norm: float = float("inf")
-
-
-def learning_rate(
-    config: OptimizerConfig, steps: int, before: Sequence[tuple[int, float]] = ()
-) -> Callable[[Any], Any]:
-    """The schedule: step (0 = first update) to learning rate, for a stage of `steps` updates.
-
-    Args:
-        before: of each phase before the main one, how many updates are done at its end, and its own rate, which is
-            constant. What the config says of a decay is then of the main phase alone, and the warm-up of the first one.
-    """
-    begin = max([config.warmup_steps, *(end for end, _ in before)])
-
-    def schedule(step):
-        step = jnp.asarray(step, float)
-        # The first update already moves: warm-up counts from 1.
-        warmup = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
-        rate = config.learning_rate * warmup
-        if config.schedule == "cosine":
-            # The last update is number `steps - 1`.
-            progress = jnp.clip((step - begin) / max(steps - 1 - begin, 1), 0.0, 1.0)
-            cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-            rate = rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
-        for end, peak in reversed(before):
-            rate = jnp.where(step < end, peak * warmup, rate)
-        return rate
-
-    return schedule
 
 
 def decayed(params: Any) -> Any:

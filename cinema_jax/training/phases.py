@@ -8,12 +8,12 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from cinema_jax import sharding
 from cinema_jax.config import Config, ImageFirstStageConfig
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
+from cinema_jax.devices import sharding
 from cinema_jax.errors import InputError
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 
 
 class Phase(NamedTuple):

@@ -34,23 +34,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tqdm import tqdm
 
-from cinema_jax.checkpoint import digest
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.config import Config
 from cinema_jax.data import records
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.manifest import manifest_file
+from cinema_jax.devices.interruption import Interrupted, Interruption
 from cinema_jax.errors import InputError, passing_error
-from cinema_jax.files import MOST_OF_LIST, own_folder, read_json, scratch, whole_file
-from cinema_jax.parts import TOKENIZERS
+from cinema_jax.experiment.checkpoint import digest
+from cinema_jax.experiment.parts import TOKENIZERS
+from cinema_jax.experiment.run import Run
+from cinema_jax.experiment.standing import refuse_unfinished
+from cinema_jax.inputs.files import MOST_OF_LIST, own_folder, read_json, scratch, whole_file
+from cinema_jax.inputs.typed import checked
 from cinema_jax.training import texts
-from cinema_jax.training.interruption import Interrupted, Interruption
 from cinema_jax.training.latents import read_ahead, vae_key
 from cinema_jax.training.phases import every_run
-from cinema_jax.training.run import Run
-from cinema_jax.training.standing import refuse_unfinished
 from cinema_jax.training.watch import check_unreadable
-from cinema_jax.typed import checked
 
 logger = logging.getLogger(__name__)
 

@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cinema_jax import sharding
-from cinema_jax.axes import WEIGHTS
-from cinema_jax.checkpoint import Checkpoints, complete_steps
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.example import EncodedSource, Source
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.pipeline import Examples, Mixture
+from cinema_jax.devices import sharding
+from cinema_jax.devices.axes import WEIGHTS
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.checkpoint import Checkpoints, complete_steps
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import state
 from cinema_jax.training.beginning import check_weights
 from cinema_jax.training.optimizer import Optimizer, make_optimizer
 from cinema_jax.training.phases import Phase, phases, run_in
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.state import TrainState
 

@@ -5,9 +5,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 import numpy as np
 
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import rehearsal
 from cinema_jax.training.phases import Phase, batch_shapes, every_run, phase_of, phases, run_in
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 from cinema_jax.training.work import products, work
 

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from cinema_jax import distributed
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.data.critters.describing import attribute_accuracy
 from cinema_jax.data.critters.grammar import QUESTIONS
@@ -17,14 +16,15 @@ from cinema_jax.data.critters.source import reference
 from cinema_jax.data.example import Conditions, EncodedSource, Source
 from cinema_jax.data.output import visible, write_video
 from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
-from cinema_jax.files import whole_file
+from cinema_jax.devices import distributed
+from cinema_jax.experiment.run import Run
+from cinema_jax.inputs.files import whole_file
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.model import generate_greedy
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.sampling import Request, Sampler
+from cinema_jax.sampling.sampler import Request, Sampler
 from cinema_jax.training import identity
 from cinema_jax.training.metrics import MetricsWriter
-from cinema_jax.training.run import Run
 from cinema_jax.training.samples import BATCH, generate, sampler_of
 
 logger = logging.getLogger(__name__)

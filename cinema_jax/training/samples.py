@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.config import Config
-from cinema_jax.sampling import Request, Sampler, needed_parts
-from cinema_jax.training import watchdog
-from cinema_jax.training.run import Run
+from cinema_jax.devices import watchdog
+from cinema_jax.experiment.run import Run
+from cinema_jax.sampling.sampler import Request, Sampler, needed_parts
 
 # Videos sampled at once. One size, so that one program is compiled.
 BATCH = 4

@@ -19,8 +19,8 @@ from cinema_jax.config import Config
 from cinema_jax.diffusion import flow
 from cinema_jax.errors import InputError
 from cinema_jax.models.aligner.model import alignment_loss
+from cinema_jax.models.numerics import at_least_fp32, token_log_likelihood
 from cinema_jax.models.qwen_vl.model import MLLMInputs
-from cinema_jax.numerics import at_least_fp32, token_log_likelihood
 from cinema_jax.training.optimizer import Optimizer
 from cinema_jax.training.state import TrainState, trained
 from cinema_jax.training.step import Share, TrainStep, make_train_step

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt32
 
-from cinema_jax import sharding
 from cinema_jax.config import StageConfig
+from cinema_jax.devices import sharding
 from cinema_jax.diffusion.flow import example_keys
 from cinema_jax.errors import InputError
 from cinema_jax.training.optimizer import Optimizer

@@ -15,7 +15,7 @@ from cinema_jax.data.example import Source
 from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_manifest
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from cinema_jax import distributed
+from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 
 logger = logging.getLogger(__name__)

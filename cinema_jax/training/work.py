@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from cinema_jax.chips import CHIPS
 from cinema_jax.cinema import Cinema
-from cinema_jax.compilation import shapes_of
-from cinema_jax.flops import matmul_flops
+from cinema_jax.devices.chips import CHIPS
+from cinema_jax.devices.compilation import shapes_of
+from cinema_jax.devices.flops import matmul_flops
 from cinema_jax.training.stages import Stage
 from cinema_jax.training.step import value_and_grad_of
 

@@ -18,9 +18,9 @@ from cinema_jax.data.images import picture_size, read_image
 from cinema_jax.data.output import visible, write_video
 from cinema_jax.diffusion.guidance import Branch
 from cinema_jax.errors import InputError
-from cinema_jax.sampling import Request, Sampler, Settings, check_references, check_requests
-from cinema_jax.texts import listed
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
+from cinema_jax.inputs.texts import listed
+from cinema_jax.sampling.sampler import Request, Sampler, Settings, check_references, check_requests
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cinema_jax.data.augment import AugmentConfig, augment_reference
+from cinema_jax.config.augment import AugmentConfig
+from cinema_jax.data.augment import augment_reference
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import on_white
 

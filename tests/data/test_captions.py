@@ -11,7 +11,7 @@ from cinema_jax.config import parse
 from cinema_jax.data.captions import Captions
 from cinema_jax.data.pipeline import Examples
 from cinema_jax.errors import InputError
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from cinema_jax.data.critters.scene import ACTIONS, compose
 from cinema_jax.data.example import Source
 from cinema_jax.data.images import on_white
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.parts import checkpoint_folder
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
-from cinema_jax.parts import checkpoint_folder
-from cinema_jax.training.run import Run
 from configs.demo import get_config
 
 

@@ -12,7 +12,7 @@ from tiny import process_environment
 from worked import Dying, Environment, Examples
 
 import cinema_jax.data
-from cinema_jax import command
+from cinema_jax.commands import command
 from cinema_jax.data.loader import Loader, LoaderConfig, Order, global_indices
 from cinema_jax.data.worker import example_rng
 from cinema_jax.errors import InputError

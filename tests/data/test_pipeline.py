@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from cinema_jax.data.augment import AugmentConfig
+from cinema_jax.config.augment import AugmentConfig
 from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Examples, Preprocessor, covered
 from cinema_jax.errors import InputError
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 
 
 def test_a_latent_is_covered_as_far_as_the_boxes_of_its_frames_reach():

@@ -9,13 +9,7 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
-from cinema_jax.diffusion.discrete import (
-    as_velocity,
-    discrete_start,
-    discrete_step,
-    discrete_steps,
-    dynamic_guidance,
-)
+from cinema_jax.diffusion.discrete import as_velocity, discrete_start, discrete_step, discrete_steps, dynamic_guidance
 from cinema_jax.diffusion.samplers import solve, solver_steps, time_grid
 from cinema_jax.diffusion.schedule import NoiseSchedule, schedule_from_hf, schedule_to_hf
 from cinema_jax.errors import InputError

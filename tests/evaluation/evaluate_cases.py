@@ -11,15 +11,16 @@ from absl.testing import flagsaver
 from PIL import Image
 from tiny import random_run
 
-from cinema_jax import evaluate, parts
+from cinema_jax import evaluate
 from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
 from cinema_jax.data.video import probe
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation import suite as suites
+from cinema_jax.evaluation.judge.weights import read_judge, write_judge
 from cinema_jax.evaluation.videos import Gallery, claim, fingerprint
-from cinema_jax.models.judge.weights import read_judge, write_judge
-from cinema_jax.sampling import Sampler
-from cinema_jax.weights import flatten
+from cinema_jax.experiment import parts
+from cinema_jax.sampling.sampler import Sampler
+from cinema_jax.weights.rules import flatten
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cinema_jax.config.optimizer import OptimizerConfig
 from cinema_jax.data.critters.identity import draw_identity
 from cinema_jax.evaluation import lessons, teaching
+from cinema_jax.evaluation.judge.config import JudgeConfig
+from cinema_jax.evaluation.judge.model import Judge
 from cinema_jax.evaluation.teaching import Part
-from cinema_jax.models.judge.config import JudgeConfig
-from cinema_jax.models.judge.model import Judge
-from cinema_jax.training.config import OptimizerConfig
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.weights import flatten
+from cinema_jax.weights.rules import flatten
 
 SMALL = JudgeConfig(width=8, deep_width=8, deep_blocks=1, embedding=8)
 

@@ -21,16 +21,18 @@ from PIL import Image
 from released import PROMPT, pipeline, qwen
 from tiny import process_environment, random_run, tiny_config
 
-from cinema_jax import checkpoint, convert, generate, parts, sharding
+from cinema_jax import convert, generate
 from cinema_jax.config import parse
+from cinema_jax.devices import sharding
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.exports import export_checkpoint
 from cinema_jax.exchange.imports import import_checkpoint
 from cinema_jax.exchange.inspection import inspect
-from cinema_jax.tensors import WeightError, open_tensors
+from cinema_jax.experiment import checkpoint, parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import state
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.run import Run
+from cinema_jax.weights.tensors import WeightError, open_tensors
 from configs import cogvideox_2b
 
 # Folder of a part, the class that loads it, and the precision it is published in.
@@ -260,12 +262,13 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, rank)
 assert len(jax.devices()) == 8 and len(jax.local_devices()) == 4
 import numpy as np
-from cinema_jax import checkpoint, sharding
+from cinema_jax.experiment import checkpoint
+from cinema_jax.devices import sharding
 from cinema_jax.exchange.exports import export_checkpoint
 from cinema_jax.exchange.imports import import_checkpoint
 from cinema_jax.training import state
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 run = Run.load(Path(run))
 mesh = sharding.make_mesh(data=1, fsdp=8)
 params = {path: x for name in ("aligner", "dit") for path, x in run.params(name).items()}
@@ -274,7 +277,7 @@ assert not made.params["dit/proj_out/kernel"].is_fully_addressable
 with checkpoint.Checkpoints(run.workdir / "checkpoints" / "finetune") as checkpoints:
     checkpoints.save(made, {"stage": "finetune"})
 wrote = []
-import cinema_jax.shards as shards
+import cinema_jax.weights.shards as shards
 write = shards.write_tensors
 shards.write_tensors = lambda path, tensors: (wrote.append(path.name), write(path, tensors))
 export_checkpoint(run, Path(output), weights="params", max_shard_size="30KB")
@@ -311,9 +314,9 @@ def test_two_processes_export_what_one_does(run, tmp_path):
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cinema_jax import shards
+from cinema_jax.weights import shards
 from cinema_jax.exchange.exports import export_checkpoint
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 check = shards.check_finite
 def dies(block, name):
     if name.startswith(sys.argv[3]):

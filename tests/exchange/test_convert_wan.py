@@ -16,17 +16,19 @@ from PIL import Image
 from released import PROMPT, pipeline, wan_pipeline
 from safetensors.torch import load_file, save_file
 
-from cinema_jax import convert, parts, shards, weights
+from cinema_jax import convert
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import read_image
 from cinema_jax.diffusion import flow
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.exports import export_checkpoint
 from cinema_jax.exchange.imports import import_checkpoint
-from cinema_jax.exchange.pipelines import pipeline_config
-from cinema_jax.sampling import Request, load_sampler, sampler_of
-from cinema_jax.tensors import WeightError, open_tensors
-from cinema_jax.training.run import Run
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.pipelines import pipeline_config
+from cinema_jax.experiment.run import Run
+from cinema_jax.sampling.sampler import Request, load_sampler, sampler_of
+from cinema_jax.weights import rules, shards
+from cinema_jax.weights.tensors import WeightError, open_tensors
 
 CLASSES = {
     "transformer": diffusers.WanTransformer3DModel,
@@ -146,7 +148,7 @@ def phantom(made, tmp_path_factory):
 
     arrays = parts.read("dit", dit, folder / "other" / "transformer")
     arrays = {path.removeprefix("dit/"): x for path, x in arrays.items()}
-    names = weights.publish(arrays, parts.kind_of("dit", dit).original(dit))
+    names = rules.publish(arrays, parts.kind_of("dit", dit).original(dit))
     shards.write_tensors(folder / "Phantom_wan_1.3b.safetensors", names)
     run("import", "--source", made[1], "--source", folder / "Phantom_wan_1.3b.safetensors", "--output", folder / "both")
     return theirs, folder / "both", folder / "Phantom_wan_1.3b.safetensors"

@@ -8,8 +8,8 @@ import pytest
 from cinema_jax.config import Config, DataConfig, WeightsConfig, parse, to_dict
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.card import _data
-from cinema_jax.exchange.pipelines import without_sources
 from cinema_jax.exchange.sources import copy_companions
+from cinema_jax.experiment.pipelines import without_sources
 
 HOME = "/home/alice/secret"
 DATA = {

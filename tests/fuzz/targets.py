@@ -17,31 +17,32 @@ from encoded import encode
 from PIL import Image
 from tiny import random_run, tiny_config
 
-from cinema_jax import parts, sharding
-from cinema_jax.checkpoint import Checkpoints, newest_params, read_metadata
 from cinema_jax.data.critters import cutout
 from cinema_jax.data.critters.cutout import find_cutouts
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.images import read_image, read_mask
 from cinema_jax.data.records import Records
 from cinema_jax.data.video import frame_at, probe, read_frames
+from cinema_jax.devices import sharding
 from cinema_jax.diffusion.schedule import NoiseSchedule, schedule_to_hf
 from cinema_jax.evaluation import opens2v, videos
+from cinema_jax.evaluation.judge.config import JudgeConfig
+from cinema_jax.evaluation.judge.weights import read_judge
 from cinema_jax.exchange.card import model_card
 from cinema_jax.exchange.sources import find
+from cinema_jax.experiment import amending, parts, results
+from cinema_jax.experiment.checkpoint import Checkpoints, newest_params, read_metadata
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.cogvideox import vae_weights, weights
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
-from cinema_jax.models.judge.config import JudgeConfig
-from cinema_jax.models.judge.weights import read_judge
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.wan.transformer_config import WanConfig
-from cinema_jax.tensors import open_tensors
-from cinema_jax.training import amending, metrics, results, state
+from cinema_jax.training import metrics, state
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.run import Run
+from cinema_jax.weights.tensors import open_tensors
 
 NOT_OPENED = ("*.lock", "*.txt")
 
@@ -277,7 +278,7 @@ def _use_tokenizer(folder: Path) -> None:
 
 
 def _tensors(folder: Path) -> None:
-    from cinema_jax import shards
+    from cinema_jax.weights import shards
 
     for i in range(2):
         shards.write_tensors(folder / f"m-{i}.safetensors", {f"t{i}": np.ones((3, 4), np.float32)})

@@ -12,7 +12,7 @@ from flax import nnx
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.aligner.model import AlignerNet, alignment_loss
 from cinema_jax.models.aligner.weights import TABLE
-from cinema_jax.weights import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.rules import export_weights, flatten, import_weights, load_into
 
 TINY = AlignerConfig(input_dim=20, output_dim=14, num_layers=3, width=24, num_heads=4, num_latents=7)
 

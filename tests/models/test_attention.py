@@ -111,7 +111,7 @@ import re
 import jax, jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import topologies
-from cinema_jax import sharding
+from cinema_jax.devices import sharding
 from cinema_jax.models.activations import REMAT
 from cinema_jax.models.attention import attention
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
@@ -140,7 +140,7 @@ def test_a_policy_that_saves_what_attention_wrote_does_not_run_its_kernel_again(
 
 ON_A_MESH = """
 import jax, jax.numpy as jnp, numpy as np, logging
-from cinema_jax import sharding
+from cinema_jax.devices import sharding
 from cinema_jax.models.attention import attention, context_exchange, mesh as exchanges
 exchanges.EXCHANGE_TOKENS = 16
 rng = np.random.default_rng(0)

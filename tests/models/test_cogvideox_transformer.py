@@ -18,7 +18,7 @@ from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.embeddings import index_vectors
 from cinema_jax.models.cogvideox.transformer import CogVideoXTransformer, token_layout
 from cinema_jax.models.cogvideox.weights import TABLE, config_from_hf, config_to_hf
-from cinema_jax.weights import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.rules import export_weights, flatten, import_weights, load_into
 
 SINCOS = CogVideoXConfig(
     entity_time="video",

@@ -18,7 +18,7 @@ from cinema_jax.models.cogvideox.vae import CogVideoXVAE
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig, Tiles
 from cinema_jax.models.cogvideox.vae_weights import TABLE, config_from_hf, config_to_hf
 from cinema_jax.models.wan import layers
-from cinema_jax.weights import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.rules import export_weights, flatten, import_weights, load_into
 
 # Compilation grows with the stages: as few as have time halved twice, and all four where only one length is coded.
 SMALL = CogVideoXVAEConfig(

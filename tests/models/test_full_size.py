@@ -13,9 +13,10 @@ import torch
 import transformers
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-from cinema_jax import parts, weights
 from cinema_jax.config import parse
+from cinema_jax.experiment import parts
 from cinema_jax.models.wan import transformer_weights as wan_weights
+from cinema_jax.weights import rules
 from configs import cogvideox_2b, cogvideox_5b
 
 QWEN2 = {
@@ -129,7 +130,7 @@ def test_the_table_covers_a_released_checkpoint_exactly(name, tmp_path):
     # The names of the library that is installed; zero bytes an element.
     tensors = {key: np.empty(x.shape, "V0") for key, x in theirs.state_dict().items()}
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") and part == "mllm" else set()
-    arrays = weights.import_weights(
+    arrays = rules.import_weights(
         {key: x for key, x in tensors.items() if key not in tied | {"encoder.embed_tokens.weight"}},
         kind.table(ours),
         expected,
@@ -139,7 +140,7 @@ def test_the_table_covers_a_released_checkpoint_exactly(name, tmp_path):
     zeros = {f"{part}/{path}": np.broadcast_to(np.zeros((), np.int8), x.shape) for path, x in expected.items()}
     written = {key: np.empty(x.shape, "V0") for key, x in parts.published(part, ours, zeros).items()}
     assert len(written) == len(tensors.keys() - tied)
-    again = weights.import_weights(kind.after_reading(written, ours), kind.table(ours), expected)
+    again = rules.import_weights(kind.after_reading(written, ours), kind.table(ours), expected)
     assert again.keys() == expected.keys()
     count = sum(math.prod(x.shape) for x in expected.values())
     assert count == sum(x.numel() for x in theirs.parameters()) == parameters
@@ -150,7 +151,7 @@ def test_original_names_are_those_that_diffusers_converts(name):
     config = wan_weights.config_from_hf(RELEASED[name][0])
     _, shapes = parts.structure("dit", config)
     zeros = {path.removeprefix("dit/"): np.broadcast_to(np.zeros((), np.int8), x.shape) for path, x in shapes.items()}
-    written = weights.publish(zeros, wan_weights.original_table(config))
+    written = rules.publish(zeros, wan_weights.original_table(config))
     converted = convert_wan_transformer_to_diffusers(
         {key: torch.empty(x.shape, device="meta") for key, x in written.items()}
     )

@@ -27,9 +27,10 @@ from test_qwen2_vl import (
 )
 from tiny import tiny_values
 
-from cinema_jax import parts
 from cinema_jax.config import parse
 from cinema_jax.data.example import Reference
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.config import (
     MLLMInputs,
     Qwen2VLConfig,
@@ -42,8 +43,7 @@ from cinema_jax.models.qwen_vl.model import Qwen2VL, build_vision_tower
 from cinema_jax.models.qwen_vl.processing import collate, mrope_positions
 from cinema_jax.models.qwen_vl.vision25 import Qwen25VLVisionTower, window_segments
 from cinema_jax.models.qwen_vl.weights import table
-from cinema_jax.training.run import Run
-from cinema_jax.weights import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.rules import export_weights, flatten, import_weights, load_into
 
 # Windows of 2 x 2 merge blocks, 16 pixels or 4 patches a side.
 VISION = Qwen25VLVisionConfig(

@@ -22,9 +22,9 @@ from cinema_jax.models.qwen_vl.config import (
 from cinema_jax.models.qwen_vl.model import Qwen2VL, generate_greedy
 from cinema_jax.models.qwen_vl.processing import mrope_positions, patch_grid
 from cinema_jax.models.qwen_vl.weights import drop_tied_head, table
-from cinema_jax.shards import write_tensors
-from cinema_jax.tensors import WeightError
-from cinema_jax.weights import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.rules import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.shards import write_tensors
+from cinema_jax.weights.tensors import WeightError
 
 IMAGE = 7
 VISION = Qwen2VLVisionConfig(depth=2, embed_dim=16, num_heads=2, patch_size=4)

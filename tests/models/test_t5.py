@@ -23,9 +23,9 @@ from cinema_jax.models.qwen_vl.tokenizer import load_tokenizer
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.t5.model import T5Encoder, relative_position_buckets
 from cinema_jax.models.t5.weights import config_from_hf, config_to_hf, table, tie, untie
-from cinema_jax.shards import write_tensors
-from cinema_jax.tensors import WeightError
-from cinema_jax.weights import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.rules import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.shards import write_tensors
+from cinema_jax.weights.tensors import WeightError
 
 TINY = T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4)
 CONFIGS = {

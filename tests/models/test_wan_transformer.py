@@ -16,8 +16,8 @@ from cinema_jax.models import layers
 from cinema_jax.models.wan.transformer import WanTransformer
 from cinema_jax.models.wan.transformer_config import WanConfig
 from cinema_jax.models.wan.transformer_weights import config_from_hf, config_to_hf, original_table, plain_names, table
-from cinema_jax.tensors import WeightError
-from cinema_jax.weights import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.rules import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.tensors import WeightError
 
 T2V = WanConfig(
     num_layers=2,

@@ -16,8 +16,8 @@ from cinema_jax.models.wan import layers
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.vae import WanVAE
 from cinema_jax.models.wan.weights import TABLE, config_from_hf, config_to_hf
-from cinema_jax.tensors import WeightError
-from cinema_jax.weights import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.rules import export_weights, flatten, import_weights, load_into
+from cinema_jax.weights.tensors import WeightError
 
 SMALL = WanVAEConfig(
     base_dim=4,

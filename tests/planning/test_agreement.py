@@ -41,12 +41,12 @@ import numpy as np
 from test_agreement import CASES
 from tiny import random_run, tiny_values
 
-from cinema_jax import sharding
+from cinema_jax.devices import sharding
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
 from cinema_jax.planning import planner
 from cinema_jax.training import beginning, loop, state
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 
 

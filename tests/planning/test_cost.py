@@ -7,10 +7,10 @@ import pytest
 from tiny import random_run
 
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.run import Run
 from cinema_jax.planning import cost, planner
 from cinema_jax.planning.planner import Target
 from cinema_jax.training.remaining import stage_flops
-from cinema_jax.training.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from test_sharding import on_eight_devices
 from tiny import tiny_values
 
-from cinema_jax import sharding
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import parse
 from cinema_jax.data.loader import Loader, LoaderConfig
+from cinema_jax.devices import sharding
+from cinema_jax.experiment.run import Run
 from cinema_jax.planning import hosts, planner
-from cinema_jax.training.run import Run
 
 
 def plan(folder, topology, stage="finetune", slices=0, bandwidth=1e9, **changes):

@@ -13,17 +13,17 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from tiny import TPU_ENVIRONMENT, process_environment, tiny_values
 
-from cinema_jax import sharding
-from cinema_jax.axes import AXES
-from cinema_jax.chips import chip_of
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import parse
+from cinema_jax.devices import sharding
+from cinema_jax.devices.axes import AXES
+from cinema_jax.devices.chips import chip_of
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.run import Run
 from cinema_jax.planning import planner, program, report
 from cinema_jax.planning.collectives import collectives, summary
 from cinema_jax.planning.report import Report
 from cinema_jax.training import loop
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 
 PROGRAM = """\

@@ -13,14 +13,14 @@ import numpy as np
 import optax
 from tiny import tiny_config
 
-from cinema_jax import sharding
-from cinema_jax.axes import WEIGHTS
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.pipeline import Examples
+from cinema_jax.devices import sharding
+from cinema_jax.devices.axes import WEIGHTS
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import state
 from cinema_jax.training.optimizer import Optimizer
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 
 BATCH = 16

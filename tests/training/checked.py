@@ -17,8 +17,9 @@ import numpy as np
 import prepared
 from ml_collections import ConfigDict
 
-from cinema_jax import command, distributed
+from cinema_jax.commands import command
 from cinema_jax.config import parse
+from cinema_jax.devices import distributed
 from cinema_jax.training import links
 
 DEVICES = 2

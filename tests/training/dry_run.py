@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tiny import random_params
 
-from cinema_jax import parts
 from cinema_jax.config import parse
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
 from cinema_jax.training import beginning, loop
-from cinema_jax.training.run import Run
 
 HEIGHT, WIDTH, SIDE = 32, 48, 32
 # Clips of seventeen frames, of nine, and pictures; each with up to four subjects.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cinema_jax import distributed
+from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.training.latents import Latents, encode_all
 

@@ -17,14 +17,15 @@ import jax
 import numpy as np
 from tiny import tiny_values
 
-from cinema_jax import distributed, parts, sharding
-from cinema_jax.axes import WEIGHTS
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.config import Config, parse
+from cinema_jax.devices import distributed, sharding
+from cinema_jax.devices.axes import WEIGHTS
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.attention import mesh as attention_mesh
-from cinema_jax.sampling import Request, Sampler
+from cinema_jax.sampling.sampler import Request, Sampler
 from cinema_jax.training import loop, reports, state
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES, make_step
 
 STEPS, BATCH = 10, 8

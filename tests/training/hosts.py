@@ -24,10 +24,12 @@ import pods
 from absl import flags
 from tiny import process_environment
 
-from cinema_jax import checkpoint, command, distributed, sharding
 from cinema_jax.cinema import Cinema
+from cinema_jax.commands import command
 from cinema_jax.config import Config
+from cinema_jax.devices import distributed, sharding
 from cinema_jax.errors import InputError
+from cinema_jax.experiment import checkpoint
 from cinema_jax.training import facts, reports
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "saving": signal.SIGKILL}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tiny import tiny_values
 
-from cinema_jax import checkpoint, parts
 from cinema_jax.config import Config, parse
+from cinema_jax.experiment import checkpoint, parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import loop
-from cinema_jax.training.run import Run
 
 STEPS = 4
 

@@ -10,10 +10,10 @@ import signal
 import sys
 import time
 
-from cinema_jax import command
+from cinema_jax.commands import command
+from cinema_jax.devices import watchdog
+from cinema_jax.devices.interruption import Interruption
 from cinema_jax.errors import InputError
-from cinema_jax.training import watchdog
-from cinema_jax.training.interruption import Interruption
 
 # Of a step; and of silence.
 HANG, SILENT = 8, 5
@@ -40,7 +40,7 @@ def save() -> None:
     import jax
     import numpy as np
 
-    from cinema_jax.checkpoint import Checkpoints
+    from cinema_jax.experiment.checkpoint import Checkpoints
     from cinema_jax.training.state import TrainState
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from tiny import random_params, random_run, tiny_values
 
-from cinema_jax import parts, sharding
 from cinema_jax.config import parse
+from cinema_jax.devices import sharding
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.run import Run
 from cinema_jax.training.loop import Trainer
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 
 

@@ -8,11 +8,11 @@ import pytest
 from killed import config as one_stage
 from tiny import tiny_values
 
-from cinema_jax.checkpoint import complete_steps
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.checkpoint import complete_steps
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import loop
-from cinema_jax.training.run import Run
 
 
 def values(**changes):

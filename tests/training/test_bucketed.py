@@ -10,13 +10,13 @@ import prepared
 import pytest
 from tiny import tiny_values
 
-from cinema_jax.checkpoint import complete_steps, step_path
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
-from cinema_jax.stored import open_stored
+from cinema_jax.experiment.checkpoint import complete_steps, step_path
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import loop
 from cinema_jax.training.preparing import prepare
-from cinema_jax.training.run import Run
+from cinema_jax.weights.stored import open_stored
 
 BUCKETS = ((5, 32, 32, 3), (1, 32, 48, 1))
 

@@ -12,16 +12,16 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tiny import random_run, tiny_values
 
-from cinema_jax.checkpoint import complete_steps, step_path
 from cinema_jax.config import parse, to_dict
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.checkpoint import complete_steps, step_path
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
-from cinema_jax.stored import open_stored
 from cinema_jax.training import beginning, check, loop, rehearsal
 from cinema_jax.training.phases import every_run, phases, run_in
 from cinema_jax.training.preparing import prepare
 from cinema_jax.training.remaining import Remaining, phase_flops, stage_flops
-from cinema_jax.training.run import Run
+from cinema_jax.weights.stored import open_stored
 
 # (frames, last step, batch, learning rate); then clips of nine frames in batches of two.
 CURRICULUM = ((1, 2, 4, 4e-3), (5, 4, 2, 2e-3))

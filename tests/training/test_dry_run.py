@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import process_environment
 
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 
 
 @pytest.mark.release

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from cinema_jax import sharding
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.data.pipeline import Examples, Mixture
+from cinema_jax.devices import sharding
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import held_out
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 
 

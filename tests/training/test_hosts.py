@@ -14,11 +14,11 @@ import pytest
 from float64 import BATCH, STEPS, write_frozen
 from hosts import SIMULATED, environment
 
-from cinema_jax import distributed
-from cinema_jax.checkpoint import complete_steps, step_path
+from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
-from cinema_jax.stored import open_stored
+from cinema_jax.experiment.checkpoint import complete_steps, step_path
 from cinema_jax.training.progress import PERFORMANCE
+from cinema_jax.weights.stored import open_stored
 
 HERE = Path(__file__).parent
 CHECKPOINTS = "checkpoints/finetune"

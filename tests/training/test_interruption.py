@@ -12,7 +12,7 @@ from tiny import process_environment
 
 SCRIPT = """
 import hashlib
-from cinema_jax.training.interruption import Interruption
+from cinema_jax.devices.interruption import Interruption
 
 with Interruption() as interruption, {inside}:
     print("ready", flush=True)

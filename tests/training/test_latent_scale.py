@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from cinema_jax import parts
 from cinema_jax.cinema import Cinema, to_float
 from cinema_jax.data.critters.source import Critters
+from cinema_jax.experiment import parts
 from cinema_jax.training import latent_scale
 
 

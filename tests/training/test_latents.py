@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import process_environment
 
-from cinema_jax.command import storage_trouble
+from cinema_jax.commands.command import storage_trouble
 from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.folder import Folder
 from cinema_jax.errors import InputError

@@ -13,15 +13,16 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import process_environment, tiny_config, tiny_values
 
-from cinema_jax import parts, sharding
-from cinema_jax.checkpoint import complete_steps, load_params
 from cinema_jax.config import parse
 from cinema_jax.data.example import Reference
+from cinema_jax.devices import sharding
 from cinema_jax.errors import InputError
-from cinema_jax.sampling import Request, load_sampler
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.checkpoint import complete_steps, load_params
+from cinema_jax.experiment.run import Run
+from cinema_jax.sampling.sampler import Request, load_sampler
 from cinema_jax.training import loop, reports
 from cinema_jax.training.loop import Trainer
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 
 

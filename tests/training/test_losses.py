@@ -15,9 +15,9 @@ from tiny import random_params, tiny_config
 from cinema_jax.cinema import Cinema, Conditions
 from cinema_jax.config import Config
 from cinema_jax.data.pipeline import Examples
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 from cinema_jax.training.step import Share
 

@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
+from cinema_jax.config.optimizer import OptimizerConfig
 from cinema_jax.errors import InputError
-from cinema_jax.training.config import OptimizerConfig
 from cinema_jax.training.optimizer import make_optimizer
 
 RNG = np.random.default_rng(0)

@@ -12,9 +12,9 @@ import pods
 import pytest
 from tiny import environment_of_tpus
 
-from cinema_jax import sharding
-from cinema_jax.axes import BATCH
 from cinema_jax.data.loader import Loader, LoaderConfig
+from cinema_jax.devices import sharding
+from cinema_jax.devices.axes import BATCH
 from cinema_jax.errors import InputError
 from cinema_jax.planning import planner
 from cinema_jax.training import latents

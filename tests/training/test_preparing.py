@@ -13,8 +13,8 @@ from prepared import files, make_folder, preparation, run
 from tiny import process_environment
 
 from cinema_jax.data.folder import Folder
+from cinema_jax.devices.interruption import Interrupted
 from cinema_jax.errors import InputError
-from cinema_jax.training.interruption import Interrupted
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,16 @@ from released import PROMPT, pipeline
 from transformers import Qwen2VLConfig as TheirQwen2VLConfig
 from transformers import Qwen2VLForConditionalGeneration
 
-from cinema_jax import sharding
 from cinema_jax.config import parse
 from cinema_jax.data.example import Reference
+from cinema_jax.devices import sharding
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.config import Qwen2VLConfig, Qwen2VLVisionConfig, config_to_hf
 from cinema_jax.models.qwen_vl.processing import Template, collate
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
-from cinema_jax.sampling import Request, load_sampler
+from cinema_jax.sampling.sampler import Request, load_sampler
 from cinema_jax.training.loop import Trainer, train
-from cinema_jax.training.run import Run
 from cinema_jax.training.stages import STAGES
 from configs import cogvideox_2b, cogvideox_5b
 

@@ -7,9 +7,9 @@ import pytest
 from tiny import random_run, tiny_values
 
 from cinema_jax.config import parse
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import remaining
 from cinema_jax.training.remaining import Remaining, stage_flops
-from cinema_jax.training.run import Run
 
 
 @pytest.fixture(scope="module")

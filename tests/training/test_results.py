@@ -13,8 +13,9 @@ from tiny import tiny_values
 
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
-from cinema_jax.training import loop, results
-from cinema_jax.training.run import Run
+from cinema_jax.experiment import results
+from cinema_jax.experiment.run import Run
+from cinema_jax.training import loop
 
 OPERATIONS = ("replace", "unlink", "rmdir", "mkdir")
 

@@ -14,16 +14,18 @@ from absl.testing import flagsaver
 from PIL import Image
 from tiny import random_params, random_run, tiny_config
 
-from cinema_jax import checkpoint, convert, generate, parts, sharding
+from cinema_jax import convert, generate
 from cinema_jax.config import to_dict
+from cinema_jax.devices import sharding
 from cinema_jax.errors import InputError
 from cinema_jax.exchange.exports import export_checkpoint
 from cinema_jax.exchange.imports import import_checkpoint
 from cinema_jax.exchange.inspection import inspect
-from cinema_jax.sampling import load_sampler
-from cinema_jax.training import beginning, standing, state
+from cinema_jax.experiment import checkpoint, parts, standing
+from cinema_jax.experiment.run import Run
+from cinema_jax.sampling.sampler import load_sampler
+from cinema_jax.training import beginning, state
 from cinema_jax.training.optimizer import make_optimizer
-from cinema_jax.training.run import Run
 
 TRAINED = ("aligner", "dit")
 

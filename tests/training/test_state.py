@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cinema_jax import sharding
+from cinema_jax.config.optimizer import OptimizerConfig
+from cinema_jax.devices import sharding
 from cinema_jax.training import state
-from cinema_jax.training.config import OptimizerConfig
 from cinema_jax.training.optimizer import make_optimizer
 
 PARAMS = {"dit/to_q/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "dit/to_q/bias": np.ones(3, np.float32)}

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import process_environment
 
-from cinema_jax import sharding
+from cinema_jax.config.learning_rate import learning_rate
+from cinema_jax.config.optimizer import OptimizerConfig
+from cinema_jax.devices import sharding
 from cinema_jax.training import state
-from cinema_jax.training.config import OptimizerConfig
-from cinema_jax.training.optimizer import decayed, learning_rate, make_optimizer
+from cinema_jax.training.optimizer import decayed, make_optimizer
 from cinema_jax.training.step import Share, make_train_step
 
 CONFIG = OptimizerConfig(learning_rate=0.1, warmup_steps=2, weight_decay=0.1, clip_norm=0.5)
@@ -211,7 +212,7 @@ MESH_RUN = """
 import jax, numpy as np, sys
 sys.path.insert(0, "tests/training")
 import test_step as t
-from cinema_jax import sharding
+from cinema_jax.devices import sharding
 from cinema_jax.training import state
 from cinema_jax.training.step import make_train_step
 def run(mesh, **options):

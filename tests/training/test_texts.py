@@ -9,8 +9,8 @@ import pytest
 
 from cinema_jax.config import parse
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import preparing, texts
-from cinema_jax.training.run import Run
 
 # Of one token each to both tokenizers.
 WORD = "cat "

@@ -18,13 +18,13 @@ from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 from tiny import process_environment
 
-from cinema_jax import command
-from cinema_jax.checkpoint import complete_steps, step_path
+from cinema_jax.commands import command
+from cinema_jax.devices.interruption import Interrupted
 from cinema_jax.errors import InputError
+from cinema_jax.experiment.checkpoint import complete_steps, step_path
+from cinema_jax.experiment.run import Run
 from cinema_jax.training import loop, stages
-from cinema_jax.training.interruption import Interrupted
 from cinema_jax.training.progress import PERFORMANCE
-from cinema_jax.training.run import Run
 from cinema_jax.training.watch import DroppedUpdates, Supply, check_unreadable
 
 HERE = Path(__file__).parent
@@ -195,9 +195,9 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from killed import config
-from cinema_jax import command
+from cinema_jax.commands import command
 from cinema_jax.training import loop
-from cinema_jax.training.run import Run
+from cinema_jax.experiment.run import Run
 resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
 workdir = Path(sys.argv.pop())
 command.run(lambda: loop.train(Run.open(config(), workdir)))

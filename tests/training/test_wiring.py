@@ -16,16 +16,16 @@ import optax
 import pytest
 from tiny import random_params, random_run, tiny_values
 
-from cinema_jax import parts
-from cinema_jax.checkpoint import complete_steps, load_params
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import parse
 from cinema_jax.data.loader import Order
 from cinema_jax.data.pipeline import Examples
 from cinema_jax.data.worker import example_rng
+from cinema_jax.experiment import parts
+from cinema_jax.experiment.checkpoint import complete_steps, load_params
+from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import loop
-from cinema_jax.training.run import Run
 from cinema_jax.training.state import stage_seed
 
 SEED, STEPS, BATCH, KEEP, VIDEOS, HELD_OUT = 5, 5, 4, 3, 7, 6

@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_config
 
 from cinema_jax.cinema import Cinema
-from cinema_jax.flops import matmul_flops
+from cinema_jax.devices.flops import matmul_flops
 from cinema_jax.training.stages import STAGES, flow_loss
 from cinema_jax.training.work import WorkCounter, dit_tokens, peak_tflops, work
 

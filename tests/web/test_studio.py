@@ -13,11 +13,12 @@ from absl import flags
 from PIL import Image
 from tiny import random_run
 
-from cinema_jax import generate, usage
+from cinema_jax import generate
+from cinema_jax.commands import usage
 from cinema_jax.data.critters.examples import write_examples
 from cinema_jax.data.images import letterbox, read_image
 from cinema_jax.errors import InputError
-from cinema_jax.sampling import Request, load_sampler
+from cinema_jax.sampling.sampler import Request, load_sampler
 from cinema_jax.web import studio as studios
 from cinema_jax.web.page import build
 from cinema_jax.web.studio import Order, Report, Stopped, Studio

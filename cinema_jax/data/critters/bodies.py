@@ -7,18 +7,7 @@ import numpy as np
 
 from cinema_jax.data.critters.brush import Brush, blob, curve, ellipse, polygon
 from cinema_jax.data.critters.identity import mix
-from cinema_jax.data.critters.parts import (
-    CREAM,
-    Look,
-    Pose,
-    cheek,
-    eye,
-    hat,
-    horns,
-    leg,
-    mouth,
-    torso,
-)
+from cinema_jax.data.critters.parts import CREAM, Look, Pose, cheek, eye, hat, horns, leg, mouth, torso
 
 BEAK = (250, 168, 40)
 

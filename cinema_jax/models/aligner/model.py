@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.attention import attention
 from cinema_jax.models.layers import LayerNorm, Linear, scan_layers, stack_layers
-from cinema_jax.numerics import at_least_fp32
+from cinema_jax.models.numerics import at_least_fp32
 
 _EPS = 1e-5
 

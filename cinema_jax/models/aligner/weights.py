@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cinema_jax.inputs.typed import network
 from cinema_jax.models.aligner.config import AlignerConfig
-from cinema_jax.typed import network
-from cinema_jax.weights import Rule, linear, norm
+from cinema_jax.weights.rules import Rule, linear, norm
 
 # There is no published module: files hold our own names, in PyTorch's layout like those of all other parts.
 TABLE: tuple[Rule, ...] = (

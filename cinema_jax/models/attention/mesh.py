@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from cinema_jax.axes import BATCH, CONTEXT, TENSOR
+from cinema_jax.devices.axes import BATCH, CONTEXT, TENSOR
 from cinema_jax.errors import InputError
 
 # Self-attention over fewer tokens is computed as without a `context` axis: it is cheap, and comes from models that do

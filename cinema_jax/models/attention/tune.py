@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from cinema_jax import command, usage
+from cinema_jax.commands import command, usage
 from cinema_jax.errors import InputError
 from cinema_jax.models.attention.blocks import DEFAULT, TABLE, Blocks, fit
 from cinema_jax.models.attention.splash import splash

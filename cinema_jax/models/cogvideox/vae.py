@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 from cinema_jax.models.chunks import in_chunks, latent_shape
 from cinema_jax.models.cogvideox.tiling import Axis, even_axes, in_tiles, tile_axes
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig, Tiles
+from cinema_jax.models.numerics import at_least_fp32
 from cinema_jax.models.wan.layers import CausalConv, Conv2d, conv2d, upsample_conv2d
 from cinema_jax.models.wan.layers import Stream as CausalStream
-from cinema_jax.numerics import at_least_fp32
 
 # Frames, and latent frames, of a chunk.
 ENCODED, DECODED = 8, 2

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cinema_jax.errors import unsupported
+from cinema_jax.inputs.typed import network
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
-from cinema_jax.typed import network
-from cinema_jax.weights import CONV2D, CONV3D, POINTWISE3D, Rule, conv, norm
+from cinema_jax.weights.rules import CONV2D, CONV3D, POINTWISE3D, Rule, conv, norm
 
 
 def _norm(name: str, path: str, latents: bool) -> tuple[Rule, ...]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cinema_jax.errors import unsupported
+from cinema_jax.inputs.typed import network
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
-from cinema_jax.typed import network
-from cinema_jax.weights import CONV2D, Rule, linear, norm
+from cinema_jax.weights.rules import CONV2D, Rule, linear, norm
 
 _BLOCK = "transformer_blocks.{layer}"
 

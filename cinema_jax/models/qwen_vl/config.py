@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cinema_jax.errors import InputError
-from cinema_jax.typed import network, section
+from cinema_jax.inputs.typed import network, section
 
 
 def _check(holds: bool, field: str, value: object, accepted: str) -> None:

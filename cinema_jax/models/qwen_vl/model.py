@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from cinema_jax import distributed
+from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.models.activations import named
 from cinema_jax.models.attention import attention

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from cinema_jax.errors import InputError
+from cinema_jax.inputs.texts import check_whole
 from cinema_jax.models.qwen_vl.config import VisionConfig
-from cinema_jax.texts import check_whole
 
 SYSTEM = (
     "You prepare the making of a video. Reference images show its subjects, and a prompt tells what happens. "

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cinema_jax.errors import InputError, fault_of
-from cinema_jax.files import read_json
+from cinema_jax.inputs.files import read_json
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Template
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from cinema_jax.models.qwen_vl.config import Qwen2VLConfig, Qwen25VLVisionConfig, VisionConfig
-from cinema_jax.tensors import WeightError
-from cinema_jax.weights import Rule, Transform, linear, norm
+from cinema_jax.weights.rules import Rule, Transform, linear, norm
+from cinema_jax.weights.tensors import WeightError
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from cinema_jax.inputs.typed import network
 from cinema_jax.models.t5.config import T5Config
-from cinema_jax.tensors import WeightError
-from cinema_jax.typed import network
-from cinema_jax.weights import Rule, linear, norm
+from cinema_jax.weights.rules import Rule, linear, norm
+from cinema_jax.weights.tensors import WeightError
 
 _SHARED, _TIED = "shared.weight", "encoder.embed_tokens.weight"
 _ATTENTION = "encoder.block.{layer}.layer.0"

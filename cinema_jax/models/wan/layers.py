@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from cinema_jax.models.layers import platform
-from cinema_jax.numerics import at_least_fp32
+from cinema_jax.models.numerics import at_least_fp32
 
 _KERNEL_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _IMAGE = ("NHWC", "HWIO", "NHWC")

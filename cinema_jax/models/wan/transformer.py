@@ -28,9 +28,9 @@ from cinema_jax.models.layers import (
     scan_layers,
     stack_layers,
 )
+from cinema_jax.models.numerics import at_least_fp32
 from cinema_jax.models.patches import PatchEmbed, join_axes
 from cinema_jax.models.wan.transformer_config import WanConfig
-from cinema_jax.numerics import at_least_fp32
 
 # Of the image tokens' embedding, which no config says.
 _IMAGE_NORM_EPS = 1e-5

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from cinema_jax.errors import unsupported
+from cinema_jax.inputs.typed import checked, network
 from cinema_jax.models.wan.transformer_config import WanConfig
-from cinema_jax.tensors import WeightError
-from cinema_jax.typed import checked, network
-from cinema_jax.weights import Rule, Transform, linear, norm
+from cinema_jax.weights.rules import Rule, Transform, linear, norm
+from cinema_jax.weights.tensors import WeightError
 
 # (out, in, 1, rows, columns) <-> (rows, columns, in, out)
 _PATCH = Transform(lambda x: x[:, :, 0].transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)[:, :, None])

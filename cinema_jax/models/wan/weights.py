@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cinema_jax.errors import unsupported
+from cinema_jax.inputs.typed import network
 from cinema_jax.models.wan.config import WanVAEConfig
-from cinema_jax.typed import network
-from cinema_jax.weights import CONV2D, CONV3D, POINTWISE3D, Rule, Transform, conv
+from cinema_jax.weights.rules import CONV2D, CONV3D, POINTWISE3D, Rule, Transform, conv
 
 _POINTWISE2D = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 _TIME = Transform(lambda x: x[..., 0, 0].transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)[..., None, None])

@@ -1,0 +1,280 @@
+"""The five networks a run is made of, and how each comes from and goes to a folder in the Hugging Face layout.
+
+A *part* is one network: `vae`, `t5`, `mllm`, `aligner`, `dit`. Its folder holds `config.json` and `*.safetensors` under
+the published tensor names, so that diffusers and transformers read it as well. Inside the program all parameters live
+in one flat dictionary, `{"dit/blocks/to_q/kernel": array}`.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cinema_jax.devices import distributed
+from cinema_jax.errors import InputError
+from cinema_jax.experiment import hub
+from cinema_jax.inputs.files import read_json, write_json
+from cinema_jax.models.aligner import model as aligner
+from cinema_jax.models.aligner import weights as aligner_weights
+from cinema_jax.models.aligner.config import AlignerConfig
+from cinema_jax.models.cogvideox import transformer as cogvideox
+from cinema_jax.models.cogvideox import vae as cogvideox_vae
+from cinema_jax.models.cogvideox import vae_weights as cogvideox_vae_weights
+from cinema_jax.models.cogvideox import weights as cogvideox_weights
+from cinema_jax.models.cogvideox.config import CogVideoXConfig
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.models.qwen_vl import config as qwen_config
+from cinema_jax.models.qwen_vl import model as qwen
+from cinema_jax.models.qwen_vl import weights as qwen_weights
+from cinema_jax.models.qwen_vl.config import Qwen2VLConfig
+from cinema_jax.models.t5 import model as t5
+from cinema_jax.models.t5 import weights as t5_weights
+from cinema_jax.models.t5.config import T5Config
+from cinema_jax.models.wan import transformer as wan
+from cinema_jax.models.wan import transformer_weights as wan_weights
+from cinema_jax.models.wan import vae as wan_vae
+from cinema_jax.models.wan import weights as wan_vae_weights
+from cinema_jax.models.wan.config import WanVAEConfig
+from cinema_jax.models.wan.transformer_config import WanConfig
+from cinema_jax.weights import rules
+from cinema_jax.weights.rules import Array, Published
+from cinema_jax.weights.shards import read_along, write_tensors
+from cinema_jax.weights.stored import Stored, open_stored
+from cinema_jax.weights.tensors import Tensor, WeightError, open_tensors
+
+PACKAGED = Path(__file__).parents[1] / "assets"
+# A checkout, and the folders of weights in it that its configs name.
+PROJECT = Path(__file__).parents[1]
+SHIPPED = ("weights/demo_pretrain",)
+# What a checkpoint holds beside the parts: the MLLM's tokenizer and T5's.
+TOKENIZERS = ("tokenizer", "t5_tokenizer")
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How one part is built, read and written."""
+
+    # The class of its config, and what published configs call the network: `_class_name` of diffusers, `model_type` of
+    # transformers.
+    config: type
+    names: tuple[str, ...]
+    build: Callable[..., nnx.Module]
+    table: Callable[[Any], Sequence[rules.Rule]]
+    config_from_hf: Callable[[dict], Any]
+    config_to_hf: Callable[[Any], dict]
+    # What its files are called: as diffusers or as transformers call theirs.
+    stem: str = "model"
+    # The rules that write other published names than the library's, where there are such.
+    original: Callable[[Any], Sequence[rules.Rule]] | None = None
+    # What published files carry twice, taken out after reading and put back before writing.
+    after_reading: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
+    before_writing: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
+
+
+DIFFUSERS = "diffusion_pytorch_model"
+# The folder inside an imported part's that Orbax wrote.
+STORED = Path("orbax", "params")
+# What may stand for each part; the first one where a config does not say.
+KINDS: Mapping[str, tuple[Kind, ...]] = {
+    "vae": (
+        Kind(
+            WanVAEConfig,
+            ("AutoencoderKLWan",),
+            wan_vae.WanVAE,
+            lambda c: wan_vae_weights.TABLE,
+            wan_vae_weights.config_from_hf,
+            wan_vae_weights.config_to_hf,
+            stem=DIFFUSERS,
+        ),
+        Kind(
+            CogVideoXVAEConfig,
+            ("AutoencoderKLCogVideoX",),
+            cogvideox_vae.CogVideoXVAE,
+            lambda c: cogvideox_vae_weights.TABLE,
+            cogvideox_vae_weights.config_from_hf,
+            cogvideox_vae_weights.config_to_hf,
+            stem=DIFFUSERS,
+        ),
+    ),
+    "t5": (
+        Kind(
+            T5Config,
+            ("t5", "umt5"),
+            t5.T5Encoder,
+            t5_weights.table,
+            t5_weights.config_from_hf,
+            t5_weights.config_to_hf,
+            after_reading=lambda tensors, config: t5_weights.untie(tensors),
+            before_writing=lambda tensors, config: t5_weights.tie(tensors),
+        ),
+    ),
+    "mllm": (
+        Kind(
+            Qwen2VLConfig,
+            ("qwen2_vl", "qwen2_5_vl"),
+            qwen.Qwen2VL,
+            qwen_weights.table,
+            qwen_config.config_from_hf,
+            qwen_config.config_to_hf,
+            after_reading=qwen_weights.drop_tied_head,
+        ),
+    ),
+    "aligner": (
+        Kind(
+            AlignerConfig,
+            ("AlignerNet",),
+            aligner.AlignerNet,
+            lambda c: aligner_weights.TABLE,
+            aligner_weights.config_from_hf,
+            aligner_weights.config_to_hf,
+        ),
+    ),
+    "dit": (
+        Kind(
+            CogVideoXConfig,
+            ("CogVideoXTransformer3DModel",),
+            cogvideox.CogVideoXTransformer,
+            lambda c: cogvideox_weights.TABLE,
+            cogvideox_weights.config_from_hf,
+            cogvideox_weights.config_to_hf,
+            stem=DIFFUSERS,
+        ),
+        Kind(
+            WanConfig,
+            ("WanTransformer3DModel",),
+            wan.WanTransformer,
+            wan_weights.table,
+            wan_weights.config_from_hf,
+            wan_weights.config_to_hf,
+            stem=DIFFUSERS,
+            original=wan_weights.original_table,
+            after_reading=lambda tensors, config: wan_weights.plain_names(tensors),
+        ),
+    ),
+}
+
+
+def kind_of(name: str, config: Any) -> Kind:
+    """What a part with such a config is."""
+    return next(kind for kind in KINDS[name] if isinstance(config, kind.config))
+
+
+def part_folder(name: str, folder: str) -> Path:
+    """Where a part lies: a packaged one under its name, the user's own as given."""
+    if folder == "packaged":
+        return PACKAGED / ("tokenizer" if name in TOKENIZERS else name)
+    return _folder(folder)
+
+
+def checkpoint_folder(where: str) -> Path:
+    """The folder of all parts of a checkpoint: "packaged" is the demo that ships with the project, else as given."""
+    return PACKAGED / "demo" if where == "packaged" else _folder(where)
+
+
+def _folder(where: str) -> Path:
+    """As given; what the shipped configs name is the project's own, from whatever folder a command is run."""
+    return PROJECT / where if where in SHIPPED and (PROJECT / where).is_dir() else hub.folder(where)
+
+
+def read_config(name: str, folder: Path) -> Any:
+    """The config of a part's folder; InputError when there is none or it is not of this kind."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InputError(f"{folder} holds no config.json, so there is no {name} to read here")
+    values = read_json(file)
+    try:
+        named = [kind for kind in KINDS[name] if published_name(values) in kind.names]
+        return (named or KINDS[name])[0].config_from_hf(values)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{file} does not describe a {name} this project knows: {error}") from error
+
+
+def published_name(values: Mapping[str, Any]) -> str | None:
+    """What a published config.json calls its network."""
+    called = values.get("_class_name") or values.get("model_type")
+    return called if isinstance(called, str) else None
+
+
+def identify(folder: Path) -> str:
+    """Which part a folder holds, by its config.json.
+
+    Raises:
+        InputError: none that this project knows.
+    """
+    called = published_name(read_json(folder / "config.json"))
+    known = {published: name for name, kinds in KINDS.items() for kind in kinds for published in kind.names}
+    if called not in known:
+        raise InputError(f"{folder / 'config.json'} describes {called!r}; accepted: {', '.join(known)}")
+    return known[called]
+
+
+def structure(name: str, config: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """A part's graph definition and the shapes of its parameters, without allocating any."""
+    module = nnx.eval_shape(lambda: kind_of(name, config).build(config, rngs=nnx.Rngs(0)))
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    assert not nnx.to_flat_state(rest), f"{name} holds state that is no parameter: {rest}"
+    return graph, {f"{name}/{path}": leaf for path, leaf in rules.flatten(params).items()}
+
+
+def initialise(name: str, config: Any, seed: int) -> dict[str, np.ndarray]:
+    """Random parameters."""
+
+    @jax.jit
+    def create(key):
+        return nnx.state(kind_of(name, config).build(config, rngs=nnx.Rngs(key)), nnx.Param)
+
+    salt = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 1
+    state = create(jax.random.fold_in(jax.random.key(seed), salt))
+    return {f"{name}/{path}": np.asarray(leaf) for path, leaf in rules.flatten(state).items()}
+
+
+def read(name: str, config: Any, folder: Path) -> dict[str, Tensor | Stored]:
+    """A part's parameters from its folder, as they are; each is read as far and as often as somebody asks for it.
+
+    Raises:
+        WeightError: they are not those of a part with this config; names all that is wrong.
+    """
+    (_, expected), kind = structure(name, config), kind_of(name, config)
+    if (folder / STORED).is_dir():
+        arrays = open_stored(folder / STORED)
+        wrong = [path for path in expected.keys() | arrays.keys() if _shape(expected, path) != _shape(arrays, path)]
+        if wrong:
+            raise WeightError(f"{folder}: {', '.join(sorted(wrong))} differ from what config.json describes")
+        return arrays
+    expected = {path.removeprefix(f"{name}/"): leaf for path, leaf in expected.items()}
+    tensors = kind.after_reading(open_tensors(folder), config)
+    arrays = rules.import_weights(tensors, kind.table(config), expected)
+    return {f"{name}/{path}": array for path, array in arrays.items()}
+
+
+def _shape(arrays: Mapping[str, Any], path: str) -> tuple[int, ...] | None:
+    return tuple(arrays[path].shape) if path in arrays else None
+
+
+def published(name: str, config: Any, params: Mapping[str, Array]) -> dict[str, Published]:
+    """A part's tensors under their published names, none of them read yet."""
+    own = {path.removeprefix(f"{name}/"): x for path, x in params.items() if path.startswith(f"{name}/")}
+    kind = kind_of(name, config)
+    return kind.before_writing(rules.publish(own, kind.table(config)), config)
+
+
+def write(name: str, config: Any, params: Mapping[str, Array], folder: Path, dtype: Any = np.float32) -> None:
+    """Write a part's folder: `config.json` and one file of its tensors under the published names.
+
+    Process 0 writes. All must call this, and hand it one tensor after the other of what lies on the devices of all.
+    """
+    kind = kind_of(name, config)
+    tensors = {key: tensor.astype(dtype) for key, tensor in published(name, config, params).items()}
+    if not distributed.is_first():
+        return read_along(tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Each whole or not at all, and the config last: a folder with a config is complete.
+    write_tensors(folder / f"{kind.stem}.safetensors", tensors)
+    write_json(folder / "config.json", kind.config_to_hf(config))

@@ -1,0 +1,104 @@
+"""The flags of the commands that sample: from which checkpoint, and how."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import flags
+
+from cinema_jax.commands import command
+from cinema_jax.diffusion.config import SOLVERS
+from cinema_jax.errors import InputError
+from cinema_jax.inputs.texts import listed
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "packaged",
+    "Workdir of a training run, an import, or a folder (or hub repository) in the layout of diffusers; "
+    '"packaged" is the demo that ships with the project.',
+)
+INIT = flags.DEFINE_string(
+    "init",
+    "",
+    "Where the parts that the run did not train are on this machine, if not where its config says: a folder or hub "
+    "repository, as for config.init.",
+)
+_STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; by default as in the run's config.", lower_bound=1)
+_SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "Sampler; by default as in the run's config.")
+_GUIDANCE_TEXT = flags.DEFINE_float("guidance_text", None, "Guidance scale of the prompt; 1 is no guidance.")
+_GUIDANCE_REFERENCE = flags.DEFINE_float(
+    "guidance_reference", None, "Guidance scale of the references; 1 is no guidance."
+)
+_SHIFT = flags.DEFINE_float(
+    "shift",
+    None,
+    "How much of the steps is spent near the noise, for networks of a flow; by default as in the run's config. Wan: 3 "
+    "for 480p, 5 for 720p.",
+    lower_bound=1e-3,
+)
+_CACHE_FOLDER = "~/.cache/cinema_jax"
+_CACHE = command.compilation_cache_flag(_CACHE_FOLDER)
+
+
+def asked() -> dict[str, Any]:
+    """What was said of the sampler, for `Sampler.settings`.
+
+    Raises:
+        InputError: a guidance scale is not finite.
+    """
+    for flag in (_GUIDANCE_TEXT, _GUIDANCE_REFERENCE):
+        if flag.value is not None and not math.isfinite(flag.value):
+            raise InputError(f"--{flag.name} is {flag.value}; it must be a finite number (1 means no guidance)")
+    return {flag.name: flag.value for flag in (_SOLVER, _STEPS, _GUIDANCE_TEXT, _GUIDANCE_REFERENCE, _SHIFT)}
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs where `--compilation_cache` says."""
+    from cinema_jax.devices import compilation
+
+    compilation.keep(_CACHE.value, _CACHE_FOLDER)
+
+
+def run() -> Any:
+    """The run (`training.run.Run`) of `--checkpoint`; none of its weights are read yet."""
+    from cinema_jax.experiment import parts
+    from cinema_jax.experiment.run import Run
+
+    return Run.load(parts.checkpoint_folder(CHECKPOINT.value), INIT.value)
+
+
+def checked(run: Any, requests: Iterable[Any], **changes: Any) -> Any:
+    """The settings of a run with `changes`; raises InputError for all that can be wrong before weights are read.
+
+    Args:
+        requests: those that are known already (`sampling.Request`).
+    """
+    from cinema_jax.experiment.standing import stands_for
+
+    sampling.check_trained(run, stands_for(run))
+    settings = sampling.checked_settings(run.config, run.part_configs(sampling.needed_parts(run.config)), **changes)
+    sampling.check_requests(run.preprocessor().whole(), requests)
+    return settings
+
+
+def tell(standing: Any) -> None:
+    """Print which weights are used (`training.standing.Standing`): the first line of every command that samples."""
+    from cinema_jax.devices import distributed
+    from cinema_jax.experiment.standing import line
+
+    if distributed.is_first():
+        print(line(CHECKPOINT.value, standing), flush=True)
+
+
+def warn_of_unknown(preprocessor: Any, texts: Mapping[str, str]) -> None:
+    """Name the words that the model's tokenizer does not know; `texts` by what they are called."""
+    for name, text in texts.items():
+        if words := preprocessor.unknown(text):
+            logger.warning(
+                "%s holds words that the model's tokenizer does not know and reads as one and the same: %s",
+                name,
+                listed(words),
+            )

@@ -1,0 +1,1 @@
+"""Arrays in files: names, types and slices of published tensors. Knows no network."""
