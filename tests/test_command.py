@@ -84,13 +84,14 @@ def unreadable(monkeypatch, number: int) -> None:
         raise OSError(number, "x", str(self))
 
     monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(Path, "open", read_text)
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EIO, 1), (errno.EISDIR, 2)])
 def test_a_config_that_cannot_be_read_for_now_is_not_a_wrong_one(number, code, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         unreadable(patched, number)
-        assert ended(lambda: parts.read_json(Path("config.json")), monkeypatch, capsys)[0] == code
+        assert ended(lambda: parts.read_json(Path(__file__)), monkeypatch, capsys)[0] == code
 
 
 def test_bad_input_that_came_of_trouble_which_passes_ends_with_1(monkeypatch, capsys):

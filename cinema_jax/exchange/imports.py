@@ -43,7 +43,7 @@ def import_checkpoint(folders: Sequence[Path], output: Path, preset: str | None 
             damaged.
     """
     for folder in folders:
-        if run := find(folder).run:
+        if not folder.is_file() and (run := find(folder).run):
             refuse_unfinished(run, f"--source={folder}")
     source = find_all(folders)
     found = {name: folder for name, folder in source.parts.items() if name in parts.KINDS}
