@@ -326,3 +326,13 @@ def test_sums_are_the_same_on_devices_and_in_pieces():
     there = [tuple(map(int, sums)) for sums in checksums._on_devices([jnp.asarray(x) for x in arrays])]
     assert [checksums.of_pieces([x] if x.ndim == 0 else list(x[:, None])) for x in arrays] == there
     assert checksums.of_pieces([arrays[0][::-1]]) != there[0]
+
+
+def test_numbers_of_eight_bytes_have_sums_of_both_halves():
+    x = np.random.default_rng(0).standard_normal((3, 5))
+    with jax.enable_x64(True):
+        there = [tuple(map(int, sums)) for sums in checksums._on_devices([jnp.asarray(x)])]
+    assert there == [checksums.of_pieces(list(x[:, None]))]
+    changed = x.copy().view(np.uint32)
+    changed[2, 0] ^= 1
+    assert checksums.of_pieces([changed.view(np.float64)]) != there[0]

@@ -15,7 +15,8 @@ from cinema_jax.devices import distributed
 Sums = tuple[int, int]
 # Words that are summed at a time on the host.
 _PIECE = 1 << 20
-_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+# By the bytes of a number; those of 8 are two words, the lower one first.
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 
 
 def of_arrays(arrays: Iterable[jax.Array]) -> list[Sums]:
@@ -41,9 +42,9 @@ def _sums(x: Array) -> UInt32[Array, "2"]:
     words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
     # Its place in C order, of each word; no array of them is made.
     place, stride = jnp.zeros((), jnp.uint32), 1
-    for axis in reversed(range(x.ndim)):
-        place = place + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
-        stride *= x.shape[axis]
+    for axis in reversed(range(words.ndim)):
+        place = place + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride % 2**32)
+        stride *= words.shape[axis]
     weighted = words * (2 * place + 1)
     return jnp.stack([jnp.sum(words, dtype=jnp.uint32), jnp.sum(weighted, dtype=jnp.uint32)])
 

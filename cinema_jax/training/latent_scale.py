@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from cinema_jax.cinema import Cinema, Params, to_float
 from cinema_jax.devices import distributed
+from cinema_jax.models.numerics import at_least_fp32
 
 # Relative to the largest: directions that change the picture less are taken to change it so much.
 _LEAST = 1e-4
@@ -84,8 +85,8 @@ def _moments(
 
     @jax.jit
     def sums(params, video):
-        x = cinema.part(params, "vae").encode_moments(to_float(video))[0]
-        x = x.reshape(-1, x.shape[-1])
+        x = cinema.part(params, "vae").encode_moments(to_float(video).astype(cinema.dtype))[0]
+        x = at_least_fp32(x).reshape(-1, x.shape[-1])
         return x.mean(0), x.T @ x / len(x)
 
     found = [tuple(map(distributed.fetch, sums(params, batch["video"]))) for batch in batches]
@@ -103,7 +104,7 @@ def _importance(cinema: Cinema, params: Params, batches: Sequence[Mapping[str, A
     @jax.jit
     def form(params, video, key) -> Float[Array, "C C"]:
         vae = cinema.part(params, "vae")
-        latents = vae.encode_moments(to_float(video))[0]
+        latents = vae.encode_moments(to_float(video).astype(cinema.dtype))[0]
         signs = jax.random.rademacher(key, (*latents.shape[:-1], 1), latents.dtype)
 
         decoded, backward = jax.vjp(vae.decode_raw, latents)
@@ -114,6 +115,7 @@ def _importance(cinema: Cinema, params: Params, batches: Sequence[Mapping[str, A
             return forward(signs * channel)[0].ravel()
 
         changes = jax.lax.map(change, jnp.eye(latents.shape[-1], dtype=latents.dtype))
+        changes = at_least_fp32(changes)
         return changes @ changes.T / signs.size
 
     keys = jax.random.split(jax.random.key(0), len(batches))

@@ -113,10 +113,11 @@ def vae_loss(cinema: Cinema) -> Loss:
     def loss(params, batch, keys):
         video = to_float(batch["video"])
         vae = cinema.part(params, "vae")
-        mean, logvar = vae.encode_moments(video)
+        mean, logvar = map(at_least_fp32, vae.encode_moments(video.astype(cinema.dtype)))
         logvar = jnp.clip(logvar, -30.0, 20.0)
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-        error = jnp.mean((vae.decode_raw(mean + jnp.exp(0.5 * logvar) * noise) - video) ** 2)
+        decoded = vae.decode_raw((mean + jnp.exp(0.5 * logvar) * noise).astype(cinema.dtype))
+        error = jnp.mean((at_least_fp32(decoded) - video) ** 2)
         kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1.0 - logvar)
         return error + cinema.config.vae.kl_weight * kl, {"mse": error, "kl": kl, "psnr": psnr(error)}
 
@@ -129,7 +130,8 @@ def vae_evaluation(cinema: Cinema) -> Loss:
     def loss(params, batch, keys):
         video = to_float(batch["video"])
         vae = cinema.part(params, "vae")
-        decoded = jnp.clip(vae.decode_raw(vae.encode_moments(video)[0]), -1.0, 1.0)
+        decoded = at_least_fp32(vae.decode_raw(vae.encode_moments(video.astype(cinema.dtype))[0]))
+        decoded = jnp.clip(decoded, -1.0, 1.0)
         errors = jnp.mean((decoded - video) ** 2, axis=(1, 2, 3, 4))
         return errors.mean(), {"psnr": psnr(errors).mean()}
 

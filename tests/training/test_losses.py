@@ -9,6 +9,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import random_params, tiny_config
 
@@ -88,6 +89,19 @@ def test_vae_is_the_error_of_a_draw_and_its_divergence_from_the_normal_distribut
     np.testing.assert_allclose(loss, error + 0.5 * divergence, rtol=1e-5)
     expected = {"mse": error, "kl": divergence, "psnr": 10 * np.log10(2**2 / error)}
     assert ratios(metrics) == pytest.approx(expected, rel=1e-5)
+
+
+def test_vae_computes_in_bfloat16_and_adds_up_in_fp32(run, keys):
+    (cinema, params), batch = parts_of(run, "vae"), batch_of(run, "vae")
+    narrow = Cinema(dataclasses.replace(run.config, precision="bfloat16"), cinema.part_configs)
+
+    def all_of(cinema):
+        loss, gradient = jax.value_and_grad(lambda p: STAGES["vae"].loss(cinema)(p, batch, keys)[0])(params)
+        return loss, STAGES["vae"].evaluate(cinema)(params, batch, keys)[0], optax.global_norm(gradient)
+
+    found, expected = jax.jit(lambda: all_of(narrow))(), jax.jit(lambda: all_of(cinema))()
+    assert {x.dtype for x in found} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(found, expected, rtol=0.03)
 
 
 def test_mllm_is_the_cross_entropy_of_the_answers_tokens_each_from_the_state_before_it(run):
