@@ -108,9 +108,10 @@ def _check_out(root: Path) -> None:
 
 
 def _here(block: str, folder: Path, smaller: dict[str, str]) -> str:
-    """A block with what is not here replaced: large slices, and buckets where no launcher mounts them."""
+    """A block with what is not here replaced: large slices, the hub, and buckets where no launcher mounts them."""
     for large, small in smaller.items():
         block = block.replace(large, small)
+    block = block.replace("hf://", "")
     python = re.compile(r"^python -m (?:.*\\\n)*.*$", re.MULTILINE)
     block = python.sub(lambda command: command[0].replace("gs://", f"{folder}/cloud/buckets/"), block)
     return block.replace("/shared/", f"{folder}/shared/")

@@ -56,8 +56,8 @@ def read_image(path: str | Path) -> Picture:
 def picture_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file by its header, decoding nothing; raises `InputError` as `read_image` does."""
     path = Path(path)
-    with _open(path) as image:
-        _check_size(path, image.size)
+    with open_image(path) as image:
+        check_size(path, image.size)
         return image.size
 
 

@@ -63,7 +63,7 @@ def keep_compiled() -> None:
 
 
 def run() -> Any:
-    """The run (`training.run.Run`) of `--checkpoint`; none of its weights are read yet."""
+    """The run (`experiment.run.Run`) of `--checkpoint`; none of its weights are read yet."""
     from cinema_jax.experiment import parts
     from cinema_jax.experiment.run import Run
 
@@ -74,18 +74,19 @@ def checked(run: Any, requests: Iterable[Any], **changes: Any) -> Any:
     """The settings of a run with `changes`; raises InputError for all that can be wrong before weights are read.
 
     Args:
-        requests: those that are known already (`sampling.Request`).
+        requests: those that are known already (`sampler.Request`).
     """
     from cinema_jax.experiment.standing import stands_for
+    from cinema_jax.sampling import sampler
 
-    sampling.check_trained(run, stands_for(run))
-    settings = sampling.checked_settings(run.config, run.part_configs(sampling.needed_parts(run.config)), **changes)
-    sampling.check_requests(run.preprocessor().whole(), requests)
+    sampler.check_trained(run, stands_for(run))
+    settings = sampler.checked_settings(run.config, run.part_configs(sampler.needed_parts(run.config)), **changes)
+    sampler.check_requests(run.preprocessor().whole(), requests)
     return settings
 
 
 def tell(standing: Any) -> None:
-    """Print which weights are used (`training.standing.Standing`): the first line of every command that samples."""
+    """Print which weights are used (`experiment.standing.Standing`): the first line of every command that samples."""
     from cinema_jax.devices import distributed
     from cinema_jax.experiment.standing import line
 
