@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation
 from jaxtyping import UInt8
 
@@ -138,9 +139,11 @@ def _opened(path: str | Path) -> Iterator[tuple]:
             os.path.abspath(path), mode="r", container_options=_ONLY_THIS_FILE, metadata_errors="replace"
         ) as container,
     ):
-        if not container.streams.video:
+        # The cover of a piece of music is a stream of one picture.
+        moving = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+        if not moving:
             raise InputError(f"{path}: the file has no video stream")
-        stream = container.streams.video[0]
+        stream = moving[0]
         if stream.codec_context is None:
             raise InputError(f"{path}: this video is of a codec that FFmpeg does not have")
         # Parallelism comes from loading several examples at once; a decoder's own threads would only compete.

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from av.video.reformatter import Colorspace
 from clips import index_of, write_clip, write_images
 from PIL import Image
@@ -137,13 +138,19 @@ def test_one_frame_videos_are_read_and_too_short_ones_say_what_is_needed(tmp_pat
 def test_files_that_are_no_videos_are_named_in_one_sentence(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video here\n" * 100)
-    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
-        frame.sample_rate = 44100
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    cases = {"gone": "no such video", "empty": "0 bytes", "text": "cannot be decoded", "sound": "no video stream"}
+    for name in ("sound", "cover"):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("aac", rate=44100)
+            if name == "cover":
+                picture = container.add_stream("mjpeg", width=32, height=32, pix_fmt="yuvj420p")
+                picture.disposition = Disposition.attached_pic
+                container.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+            frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+            frame.sample_rate = 44100
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    cases = {"gone": "no such video", "empty": "0 bytes", "text": "cannot be decoded"}
+    cases |= dict.fromkeys(("sound", "cover"), "no video stream")
     for name, sentence in cases.items():
         for read in (probe, lambda path: read_frames(path, 1, 8, 16, 16), lambda path: frame_at(path, 3)):
             with pytest.raises(InputError, match=rf"{name}\.mp4: .*{sentence}") as caught:
