@@ -6,6 +6,7 @@ depends on neither the row, nor the host, nor the microbatch in which the sample
 
 import zlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,9 @@ def sample_noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, 
 def interpolate(
     x: Float[Array, "B *shape"], noise: Float[Array, "B *shape"], times: Float[Array, "B"]
 ) -> Float[Array, "B *shape"]:
-    """The path `z_t = (1 - t) x + t noise`."""
+    """The path `z_t = (1 - t) x + t noise`. Raises AssertionError for shapes that would be stretched to fit."""
+    chex.assert_equal_shape([x, noise])
+    chex.assert_shape(times, x.shape[:1])
     t = times.reshape(-1, *(1,) * (x.ndim - 1))
     return (1 - t) * x + t * noise
 
@@ -123,6 +126,8 @@ def flow_loss(
     Samples are weighted alike at all times: what arXiv 2403.03206 found best is to weight by how often a time is drawn.
     `weights` say how much each place of a sample counts; only their ratios matter.
     """
+    # Shapes that are stretched to fit would give a loss that trains nothing.
+    chex.assert_equal_shape([predicted, x, noise])
     error = jnp.square(at_least_fp32(predicted) - at_least_fp32(velocity_target(x, noise))).mean(axis=-1)
     axes = tuple(range(1, error.ndim))
     if weights is None:

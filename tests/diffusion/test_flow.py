@@ -1,9 +1,13 @@
 """The flow's path, times and loss against closed forms; its random numbers against the layout of the batch."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import process_environment
 
 from cinema_jax.diffusion import flow
 
@@ -102,3 +106,11 @@ def test_evaluation_noise_is_fixed_by_example_and_time_alone():
     )
     with jax.default_prng_impl("rbg"):
         np.testing.assert_array_equal(flow.evaluation_noise(jnp.array([5, 9]), 2, (3, 4)), noise)
+
+
+def test_shapes_that_would_be_stretched_to_fit_are_refused_without_a_checker_too():
+    code = "import jax.numpy as jnp\nfrom cinema_jax.diffusion.flow import interpolate\n"
+    code += "interpolate(jnp.ones((2, 3)), jnp.ones((1, 3)), jnp.ones(2))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=process_environment(), capture_output=True, text=True, check=False)
+    assert "AssertionError" in done.stderr
