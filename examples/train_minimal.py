@@ -11,15 +11,16 @@ Networks and data are this project's packaged toys. What a real run has besides 
 latents, averaged weights, held-out reports) is `python -m cinema_jax.train`; the method is the same.
 """
 
+import argparse
 import functools
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
@@ -32,10 +33,6 @@ from cinema_jax.diffusion.guidance import Branch, guidance_coefficients
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
 
-ALIGN_STEPS = flags.DEFINE_integer("align_steps", 100, "Steps of the first stage.")
-FINETUNE_STEPS = flags.DEFINE_integer("finetune_steps", 100, "Steps of the second.")
-BATCH = flags.DEFINE_integer("batch", 16, "Examples a step.")
-OUTPUT = flags.DEFINE_string("output", "minimal.mp4", "The video.")
 # A text-to-video transformer of toy size and its T5; VAE and multimodal LLM are packaged.
 PRETRAINED = Path(__file__).parents[1] / "weights/demo_pretrain"
 
@@ -117,23 +114,28 @@ def sample(
     return np.asarray(jax.jit(cinema.decode_video)(params, video))[0]
 
 
-def main(argv: list[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train both stages, and write a video."""
-    del argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--align_steps", type=int, default=100)
+    parser.add_argument("--finetune_steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=16, help="examples a step")
+    parser.add_argument("--output", default="minimal.mp4")
+    options = parser.parse_args(arguments)
     run = Run.load(PRETRAINED)
     # Sizes and weights of all parts in one flat dictionary; the AlignerNet's are random.
     configs, params, _ = run.load_parts(("vae", "t5", "mllm", "aligner", "dit"))
     cinema, preprocessor = Cinema(run.config, configs), run.preprocessor()
     params = {path: jnp.asarray(np.asarray(x), jnp.float32) for path, x in params.items()}
     rng = np.random.default_rng(0)
-    batches = iter(functools.partial(make_batch, run.source("train"), preprocessor, rng, BATCH.value), None)
-    params = train(cinema, params, ("aligner",), align_loss, 1e-3, batches, ALIGN_STEPS.value)
-    params = train(cinema, params, ("aligner", "dit"), flow_loss, 3e-4, batches, FINETUNE_STEPS.value)
+    batches = iter(functools.partial(make_batch, run.source("train"), preprocessor, rng, options.batch), None)
+    params = train(cinema, params, ("aligner",), align_loss, 1e-3, batches, options.align_steps)
+    params = train(cinema, params, ("aligner", "dit"), flow_loss, 3e-4, batches, options.finetune_steps)
     example = run.source("test").conditions(0, rng)
     video = sample(cinema, params, preprocessor, example.prompt, example.references)
-    write_video(OUTPUT.value, video, run.config.data.fps)
-    print(f"{OUTPUT.value}: {example.prompt}")
+    write_video(options.output, video, run.config.data.fps)
+    print(f"{options.output}: {example.prompt}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -268,29 +268,29 @@ def full(server, monkeypatch):
     ("where", "fail", "message"),
     [
         (
-            "hf://acme/wolf",
+            "acme/wolf",
             None,
             "acme/wolf: the hub has no such repository, or a private one: check the name, or log in",
         ),
         ("acme/fox@v9", None, "acme/fox@v9: the repository has no such revision: name a branch"),
         (
-            "hf://acme/pickles",
+            "acme/pickles",
             None,
             r"has none of \*\.json, \*\.safetensors, .*; pickles can run any code and are never",
         ),
         (
-            "hf://acme/fox",
+            "acme/fox",
             gated,
             "its owner grants access: ask for it at http://.*/acme/fox, then log in with `hf auth",
         ),
         (
-            "hf://acme/fox",
+            "acme/fox",
             forbidden,
             r"\(HfHubHTTPError: 403 Forbidden: None\): check connection, disk and access token",
         ),
         ("acme/fox", unplugged, r"\(ConnectError: .*Connection refused\): check connection"),
         (
-            "hf://acme/fox",
+            "acme/fox",
             told_offline,
             "HF_HUB_OFFLINE is set and keeps from asking the hub: unset it, or give a folder",
         ),

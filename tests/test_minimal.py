@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from tiny import random_run
 
 from cinema_jax.sampling.sampler import Request, load_sampler
@@ -21,9 +20,7 @@ def minimal():
     spec = importlib.util.spec_from_file_location("train_minimal", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    yield module
-    for name in ("align_steps", "finetune_steps", "batch", "output"):
-        delattr(flags.FLAGS, name)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +34,7 @@ def test_both_stages_train_and_a_video_is_written(minimal, loaded, tmp_path, mon
     monkeypatch.setattr(minimal, "PRETRAINED", run.workdir)
     losses = []
     monkeypatch.setattr(minimal.tqdm, "set_postfix", lambda self, loss: losses.append(float(loss)))
-    flags.FLAGS([FILE.name, "--align_steps=3", "--finetune_steps=3", "--batch=2", f"--output={output}"])
-    minimal.main([FILE.name])
+    minimal.main(["--align_steps=3", "--finetune_steps=3", "--batch=2", f"--output={output}"])
     assert output.is_file()
     assert f"{output}: the " in capsys.readouterr().out
     assert len(losses) == 6

@@ -72,7 +72,7 @@ def test_init_stands_for_named_parts_that_are_not_here_alone(moved, weights):
 
 def test_an_init_that_lacks_a_part_of_the_run_is_refused(moved, weights, tmp_path):
     run = Run.load(moved())
-    run.finish("align", {"parts": {"vae": "/gcs/BUCKET/weights/parts/vae", "aligner": "random"}})
+    run.finish("align", {"steps": 1, "parts": {"vae": "/gcs/BUCKET/weights/parts/vae", "aligner": "random"}})
     shutil.copytree(weights, tmp_path / "other", ignore=shutil.ignore_patterns("vae"))
     with pytest.raises(InputError, match=r"--init=.*other holds no vae, which .*run was trained with"):
         Run.load(run.workdir, str(tmp_path / "other"))

@@ -33,6 +33,8 @@ UNSPECIFIED = 2
 CONTAINERS = (
     *("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "ogg", "asf", "mxf", "nut", "gif"),
     *("yuv4mpegpipe", "h264", "hevc", "vvc", "av1", "obu", "ivf", "m4v", "mjpeg", "vc1", "dv", "apng", "avif"),
+    # Pictures, which are clips of one frame: by what they hold, not by their names, which may be patterns.
+    *(f"{kind}_pipe" for kind in ("png", "jpeg", "webp", "bmp", "tiff")),
 )
 # Nothing in a file leads to another one: only this file is opened, whatever it refers to.
 _ONLY_THIS_FILE = {

@@ -61,8 +61,9 @@ def test_the_times_of_a_batch_are_spread_over_their_distribution(times):
         # One between each two neighbouring quantiles of times that are drawn by themselves, as far as those are exact.
         share = np.searchsorted(alone, batch) / len(alone)
         np.testing.assert_allclose(share, (np.arange(16) + 0.5) / 16, atol=0.5 / 16 + 0.05)
-    # Microbatches and hosts have some of a batch's rows each.
-    np.testing.assert_array_equal(drawn(config, 4, start=8), drawn(config, 16)[8:12])
+    # Microbatches have some of a batch's rows each.
+    values.flow.stratified, values.finetune.microbatches = True, 4
+    np.testing.assert_array_equal(drawn(parse(values), 4, start=8), drawn(config, 16)[8:12])
 
 
 def test_without_strata_logit_normal_times_are_those_of_their_function():

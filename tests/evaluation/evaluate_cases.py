@@ -219,7 +219,7 @@ def test_a_damaged_video_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="is no video of 3 frames of 8x8"):
         kept.read("k1-000", 3, 8, 8)
     kept.file("k1-000").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not an image that can be read"):
         kept.read("k1-000", 3, 4, 5)
 
 

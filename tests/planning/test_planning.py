@@ -288,7 +288,7 @@ def command(*arguments, folder=ROOT):
 def test_a_config_that_is_not_there_is_one_sentence_and_status_2():
     done = command("--config=configs/nope.py", "--topology=v5e:4x4")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: --config is 'configs/nope.py', which cannot be read")
+    assert done.stderr.splitlines()[-1].startswith("error: --config is 'configs/nope.py', which is no file")
     assert "Traceback" not in done.stderr
 
 
