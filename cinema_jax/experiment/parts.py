@@ -49,7 +49,7 @@ from cinema_jax.weights.tensors import Tensor, WeightError, open_tensors
 
 PACKAGED = Path(__file__).parents[1] / "assets"
 # A checkout, and the folders of weights in it that its configs name.
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 SHIPPED = ("weights/demo_pretrain",)
 # What a checkpoint holds beside the parts: the MLLM's tokenizer and T5's.
 TOKENIZERS = ("tokenizer", "t5_tokenizer")

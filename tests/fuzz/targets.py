@@ -33,6 +33,7 @@ from cinema_jax.exchange.sources import find
 from cinema_jax.experiment import amending, parts, results
 from cinema_jax.experiment.checkpoint import Checkpoints, newest_params, read_metadata
 from cinema_jax.experiment.run import Run
+from cinema_jax.experiment.standing import stands_for
 from cinema_jax.models.cogvideox import vae_weights, weights
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
@@ -182,7 +183,7 @@ def _use_work(folder: Path) -> None:
     assert clock.share < 1
     results.record(folder, "finetune")
     amending._done(folder)
-    model_card(run, ["dit"], "CinemaPipeline", "ema", None)
+    model_card(stands_for(run), ["dit"], "CinemaPipeline")
 
 
 _OPTIMIZER = make_optimizer(tiny_config().finetune.optimizer, 5)

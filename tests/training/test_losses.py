@@ -92,7 +92,7 @@ def test_vae_is_the_error_of_a_draw_and_its_divergence_from_the_normal_distribut
 
 
 def test_vae_computes_in_bfloat16_and_adds_up_in_fp32(run, keys):
-    (cinema, params), batch = parts_of(run, "vae"), batch_of(run, "vae")
+    (cinema, params), batch = parts_of(run, "vae"), jax.tree.map(jnp.asarray, batch_of(run, "vae"))
     narrow = Cinema(dataclasses.replace(run.config, precision="bfloat16"), cinema.part_configs)
 
     def all_of(cinema):
@@ -101,7 +101,8 @@ def test_vae_computes_in_bfloat16_and_adds_up_in_fp32(run, keys):
 
     found, expected = jax.jit(lambda: all_of(narrow))(), jax.jit(lambda: all_of(cinema))()
     assert {x.dtype for x in found} == {np.dtype(np.float32)}
-    np.testing.assert_allclose(found, expected, rtol=0.03)
+    np.testing.assert_allclose(found[:2], expected[:2], rtol=0.01)
+    np.testing.assert_allclose(found[2], expected[2], rtol=0.1)
 
 
 def test_mllm_is_the_cross_entropy_of_the_answers_tokens_each_from_the_state_before_it(run):
