@@ -101,7 +101,7 @@ def test_a_vae_without_weights_is_refused(folder, tmp_path):
 def test_the_command_reads_a_manifest_of_any_name_and_says_what_is_wrong(folder, tmp_path):
     (folder / "videos.jsonl").write_bytes((folder / "manifest.jsonl").read_bytes())
     command = [sys.executable, "-m", "cinema_jax.prepare", f"--manifest={folder / 'videos.jsonl'}"]
-    command += [f"--config={Path(parts.__file__).parents[1] / 'configs' / 'demo.py'}", f"--output={tmp_path / 'out'}"]
+    command += [f"--config={Path(__file__).parents[1] / 'configs' / 'demo.py'}", f"--output={tmp_path / 'out'}"]
     command += ["--config.data.frames=5", "--config.data.height=32", "--config.data.width=32"]
     # As released configs have it: training would want to know the folder, here the manifest says it.
     command += ["--config.data.source=folder"]

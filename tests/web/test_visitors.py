@@ -102,8 +102,10 @@ def test_who_orders_a_hundred_videos_has_two_and_the_other_visitor_gets_theirs(s
     honest = gradio_client.Client(address, verbose=False, download_files=str(tmp_path), headers=HONEST)
     # Sessions cost nothing, and change nothing.
     answers = [order(address, f"hostile {number % 10}", there).status_code for number in range(100)]
-    assert answers[:2] == [200, 200]
-    assert set(answers[2:]) == {429}
+    # One that is done makes room for another.
+    assert answers[:3] == [200, 200, 429]
+    assert set(answers) == {200, 429}
+    assert answers.count(429) > 50
     asked = [gradio_client.handle_file(str(picture))], "it jumps", 2, 2, 2, 0, ""
     video, command, said = honest.submit(*asked, api_name="/generate").result(timeout=300)
     assert "Done in" in said
