@@ -7,13 +7,13 @@ and the provenance and digests of the frozen parts, which are not in it). Orbax 
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -24,6 +24,8 @@ from cinema_jax.experiment import checksums
 from cinema_jax.inputs.files import read_json
 from cinema_jax.inputs.typed import checked, section
 from cinema_jax.weights.stored import Stored, open_stored, tree_names
+
+logger = logging.getLogger(__name__)
 
 # Of a checkpoint's description: the sums of its arrays (see `checksums`), by their paths.
 SUMS = "sums"
@@ -160,7 +162,7 @@ class Checkpoints:
         if jax.process_index() == 0 and self.directory.is_dir():
             for path in sorted(self.directory.iterdir()):
                 if path.name.isdecimal() and path.is_dir() and not is_complete(path):
-                    logging.warning("checkpoint %s is incomplete: renamed to %s.incomplete", path, path.name)
+                    logger.warning("checkpoint %s is incomplete: renamed to %s.incomplete", path, path.name)
                     path.rename(path.with_name(f"{path.name}.incomplete"))
         distributed.together("checkpoint.open")
 
@@ -204,7 +206,7 @@ class Checkpoints:
             if not before:
                 raise CheckpointError(f"{damage}; there is no other checkpoint to go on from")
             whole = path.with_name(str(before[-1]))
-            logging.warning("%s; the run goes on from the checkpoint before it, %s", damage, whole)
+            logger.warning("%s; the run goes on from the checkpoint before it, %s", damage, whole)
             self._set_aside(path, "damaged")
             path = whole
         self._last, (state,) = int(path.name), self._loaded
@@ -312,7 +314,7 @@ def newest_params(directory: epath.PathLike, *, ema: bool = True) -> tuple[int, 
         before = [one for one in complete_steps(path.parent) if one < int(path.name)] if path.name.isdecimal() else []
         if not before or path == _absolute(directory):
             raise CheckpointError(damage)
-        logging.warning("%s; the one before it is taken, %s", damage, path.with_name(str(before[-1])))
+        logger.warning("%s; the one before it is taken, %s", damage, path.with_name(str(before[-1])))
         path = path.with_name(str(before[-1]))
     return int(path.name), open_stored(path / "state", (_branch(ema),))
 
