@@ -29,6 +29,8 @@ LASTING = (*LASTING_WORDS, errno.EACCES, errno.EPERM)
 FLAG_NAMES = re.compile(r"--([a-z]+(?:_[a-z]+)+)\b(?![.\w])")
 # Large allocations in huge pages: XLA maps its temporaries anew every step, and page faults were a fifth of a CPU step.
 TUNABLES = "glibc.malloc.hugetlb=1"
+# transformers, of which tokenizers are used, else tells everybody without PyTorch that its models are not there.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 # How a run finds its other processes: name, type, default and meaning.
 PROCESS_FLAGS = (
     ("coordinator", str, None, "host:port of process 0, where processes meet; not needed on TPU pods and under SLURM."),
