@@ -88,7 +88,7 @@ def needed_parts(config: Config) -> tuple[str, ...]:
 
 
 def sampler_of(run: Run, tell: Callable[[Standing], Any] = lambda standing: None) -> "Sampler":
-    """That of a run which is loaded, with the weights that it stands for (`training/standing.py`).
+    """That of a run which is loaded, with the weights that it stands for (`experiment/standing.py`).
 
     Args:
         tell: is told which these are, before they are read; again where a run that goes on removes them meanwhile.

@@ -34,7 +34,7 @@ def relative_position_buckets(length: int, num_buckets: int, max_distance: int) 
 
 
 def _bias(table: Float[Array | np.ndarray, "buckets N"], buckets: Int[np.ndarray, "T T"]) -> Float[Array, "1 N T T"]:
-    return jnp.take(jnp.asarray(table), buckets, axis=0).transpose(2, 0, 1)[None]
+    return jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None]
 
 
 def _bias_table(config: T5Config, rngs: nnx.Rngs) -> nnx.Param:
