@@ -329,6 +329,15 @@ def test_patchify_orders_colour_frame_row_column():
         np.testing.assert_allclose(patch, np.repeat(expected[:, None], 2, axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [-1, 10_001, 10**9])
+def test_a_tokenizer_does_not_say_how_much_memory_it_takes(tmp_path, count):
+    build_word_tokenizer(["bird"]).save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "T5Tokenizer", "extra_ids": count}))
+    with pytest.raises(InputError, match=f"extra_ids is {count}; it must be from 0 to 10000"):
+        load_tokenizer(tmp_path)
+
+
 def test_no_code_in_a_tokenizer_s_folder_runs(tmp_path):
     build_word_tokenizer(["bird"]).save_pretrained(tmp_path)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")

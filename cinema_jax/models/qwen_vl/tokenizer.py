@@ -19,6 +19,8 @@ CLASSES = (
 )
 _TRIAL = "A blue bird, 2 fish\u00e9s."
 _CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation
+# Words for masked spans, of a T5's tokenizer.
+MOST_EXTRA_IDS = 10_000
 
 
 def build_word_tokenizer(words: Iterable[str], template: Template = DEMO_TEMPLATE) -> PreTrainedTokenizerFast:
@@ -58,10 +60,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not folder.is_dir():
         raise InputError(f"tokenizer is {str(folder)!r}, accepted is a folder with a saved tokenizer")
     settings = folder / "tokenizer_config.json"
-    called = read_json(settings).get("tokenizer_class") if settings.exists() else None
+    values = read_json(settings) if settings.exists() else {}
+    called, extra = values.get("tokenizer_class"), values.get("extra_ids")
     # A name chooses code, though of transformers alone; what it has for other models is tried less with damaged files.
     if called is not None and called not in CLASSES:
         raise InputError(f"{settings}: tokenizer_class is {called!r}; accepted: {', '.join(CLASSES)}")
+    # A T5 has 100 and a UMT5 300 of them; transformers makes as many words as it says, until no memory is left.
+    if type(extra) is int and not 0 <= extra <= MOST_EXTRA_IDS:
+        raise InputError(f"{settings}: extra_ids is {extra}; it must be from 0 to {MOST_EXTRA_IDS}")
     with fault_of(f"{folder} cannot be read as a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         # What is damaged may show only when it is used.
