@@ -104,8 +104,11 @@ def export_original(
     """Write the transformer to one file under the names of the project that first published such networks.
 
     Args:
-        run, weights, tell, dtype: as for `export_checkpoint`.
+        run: as for `export_checkpoint`.
         output: the new folder.
+        weights: as for `export_checkpoint`.
+        tell: as for `export_checkpoint`.
+        dtype: as for `export_checkpoint`.
 
     Returns:
         The file.
