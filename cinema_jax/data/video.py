@@ -1,7 +1,7 @@
 """Reading videos: any container, frame rate and rotation, sampled by presentation time. Writing is in `output.py`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -169,12 +169,27 @@ def _check_size(path: Path, stream: av.VideoStream) -> None:
 
 def _frames(container, stream, origin: Fraction | None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """(seconds since the video's beginning, frame) in the order shown, from where the container stands."""
-    for count, frame in enumerate(container.decode(stream)):
+    for count, (frame, cut) in enumerate(_decoded(container, stream)):
         # Raw streams carry no time stamps: count.
         time = frame.pts * frame.time_base if frame.pts is not None else count / _rate(stream)
         if origin is None:
-            origin = _origin(stream, time)
+            origin = time if cut else _origin(stream, time)
         yield time - origin, frame
+
+
+def _decoded(container, stream) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """(frame, whether the stream was cut before its first key frame): what needs frames before the cut is left out."""
+    begun = cut = False
+    for packet in container.demux(stream):
+        begun |= packet.is_keyframe
+        cut |= not begun
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if begun:
+                raise
+            continue
+        yield from ((frame, cut) for frame in frames if not (cut and frame.is_corrupt))
 
 
 def _seek(container, stream, stamp: int) -> bool:
@@ -200,6 +215,9 @@ def _pick(
     path, container, stream, targets: list[Fraction], size: tuple[int, int], seek: bool
 ) -> list[np.ndarray] | None:
     """The frame on screen at each of the ascending times; None if a seek landed too late or on damaged frames."""
+    # A stream that was cut does not begin where it says.
+    if seek and not next(container.demux(stream)).is_keyframe:
+        return None
     if seek and not _seek(container, stream, int((targets[0] + _origin(stream, Fraction(0))) / stream.time_base)):
         return None
     picked: list[np.ndarray] = []
@@ -264,13 +282,21 @@ def _timeline_of(path: str | Path) -> _Timeline:
 def _timeline(path: str, modified: int, size: int) -> _Timeline:
     """Reads all packets without decoding them: milliseconds for minutes of video. Cached until the file changes."""
     with _opened(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        packets = _from_key(packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
         if not packets or any(packet.pts is None for packet in packets):
             return _Timeline((), Fraction(0))
         last = max(packets, key=lambda packet: packet.pts)
         stamps = tuple(sorted(packet.pts for packet in packets))
         length = last.duration * stream.time_base if last.duration else 1 / _rate(stream)
         return _Timeline(stamps, (stamps[-1] - stamps[0]) * stream.time_base + length)
+
+
+def _from_key(packets: Iterable[av.Packet]) -> list[av.Packet]:
+    """The packets without those that need frames before the first key frame, as a stream cut in its middle has some."""
+    packets = list(packets)
+    first = next((i for i, packet in enumerate(packets) if packet.is_keyframe), 0)
+    start = packets[first].pts if first else None
+    return [packet for packet in packets[first:] if start is None or packet.pts is None or packet.pts >= start]
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:

@@ -176,6 +176,24 @@ def test_a_file_cut_short_is_an_input_error_and_its_sound_part_is_read(tmp_path)
         probe(headless)
 
 
+def test_a_recording_cut_in_its_middle_is_read_from_its_first_key_frame(tmp_path):
+    whole, cut, headless = (tmp_path / f"{name}.ts" for name in ("whole", "cut", "headless"))
+    write_clip(whole)  # A key frame every 5.
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        second, third = [packet.pos for packet in packets if packet.is_keyframe][1:3]
+    content = whole.read_bytes()
+    cut.write_bytes(content[(second + third) // 2 // 188 * 188 :])
+    assert probe(cut).frames == 10
+    assert indices(cut, 10, 10) == list(range(10, 20))
+    assert indices(cut, 4, 10, start=0.6) == [16, 17, 18, 19]
+    assert index_of(frame_at(cut, 2)) == 12
+    # Without any key frame there is nothing to show.
+    headless.write_bytes(content[second + 188 * 3 : third])
+    with pytest.raises(InputError, match=f"{headless}: "):
+        probe(headless)
+
+
 def moving(frames=10, height=48, width=64) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     return np.stack([np.stack([x * 3, y * 4, np.full_like(x, 20 * i)], -1) for i in range(frames)]).astype(np.uint8)
