@@ -7,7 +7,6 @@ import importlib.util
 import os
 import signal
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from absl import flags
 
 from cinema_jax.commands import command
 from cinema_jax.errors import InputError
+from cinema_jax.inputs import files
 from cinema_jax.sampling import options
 from cinema_jax.web import gate
 
@@ -50,10 +50,11 @@ def main() -> None:
     # Asked to end, it takes its files with it, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        with tempfile.TemporaryDirectory(prefix="cinema_jax_") as folder:
+        # What a killed server has left goes here too.
+        with files.scratch(files.own_folder("cinema_jax_serve") / "page") as folder:
             # Read when Gradio is imported: what visitors send and get lies in here, and goes with it.
             os.environ |= {"GRADIO_TEMP_DIR": f"{folder}/visitors", "GRADIO_ANALYTICS_ENABLED": "False"}
-            _serve(Path(folder), asked)
+            _serve(folder, asked)
     except KeyboardInterrupt:
         os._exit(0)
     except SystemExit as end:

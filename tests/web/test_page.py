@@ -1,5 +1,6 @@
 """The web page in a real browser."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -21,8 +22,14 @@ SIZES = pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Where the server keeps its files."""
-    return tmp_path_factory.mktemp("temporary")
+    """Where the server keeps its files, with what a killed one has left."""
+    place = tmp_path_factory.mktemp("temporary")
+    left = place / f"cinema_jax_serve-{os.getuid()}" / ".page.left.cinema_jax"
+    left.mkdir(parents=True, mode=0o700)
+    left.parent.chmod(0o700)
+    (left / "picture.png").write_bytes(b"of a visitor")
+    os.utime(left, (0, 0))
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +235,9 @@ def test_it_ends_while_it_compiles(server):
 
 def test_nothing_of_visitors_is_left_behind(server, place: Path):
     """The last test: it ends the server."""
-    assert list(place.glob("cinema_jax_*/visitors/*"))
+    (own,) = place.glob("cinema_jax_serve-*")
+    assert list(own.glob(".page.*/visitors/*"))
+    assert not (own / ".page.left.cinema_jax").exists(), "what a killed server left is still there"
     server[1].send_signal(signal.SIGTERM)
     server[1].wait(60)
-    assert not list(place.glob("cinema_jax_*"))
+    assert not list(own.iterdir())
