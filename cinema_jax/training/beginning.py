@@ -8,13 +8,11 @@ from pathlib import Path
 
 from cinema_jax.cinema import Params
 from cinema_jax.config import Config
-from cinema_jax.data.manifest import Entry, read_manifest
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
 from cinema_jax.experiment.amending import has_begun
 from cinema_jax.experiment.run import Run
 from cinema_jax.experiment.standing import refuse_unfinished
-from cinema_jax.inputs.texts import listed
 from cinema_jax.models.chunks import latent_shape
 from cinema_jax.sampling.sampler import needed_parts
 from cinema_jax.training import texts
@@ -50,9 +48,6 @@ def check(run: Run) -> None:
                     logger.info("%s: no clip belongs to %s, which is left out", split, ", ".join(empty))
                 sources += found
     texts.check(run, todo, manifest, texts.belonging(sources))
-    if manifest is not None:
-        data = run.config.data
-        tell_unknown(run, todo, read_manifest(manifest, data.max_references, data.follow_links))
 
 
 def tell_ignored(run: Run, todo: Iterable[str]) -> None:
@@ -133,21 +128,3 @@ def at_t5s_scale(stage: str, params: Params, origins: Mapping[str, str], trained
     if stage != "align" or origins["aligner"] != "random" or ours not in trained:
         return params
     return {**params, ours: params[theirs]}
-
-
-def tell_unknown(run: Run, todo: Collection[str], entries: Sequence[Entry]) -> None:
-    """Warn of words that a tokenizer reads as one and the same: texts that differ in them alone are one text."""
-    preprocessor = run.preprocessor()
-    captions = preprocessor.unknown_to_t5 if {"t5", "pretrain", "align"} & set(todo) else None
-    prompts = preprocessor.unknown if {"align", "finetune"} & set(todo) else None
-    for what, reads, said in (
-        ("captions", captions, [entry.caption for entry in entries]),
-        ("prompts", prompts, [entry.prompt for entry in entries]),
-    ):
-        unknown = [words for text in said if (words := reads(text))] if reads else []
-        if unknown:
-            words = dict.fromkeys(word for each in unknown for word in each)
-            logger.warning(
-                "%d of %d %s hold words that the tokenizer does not know and reads as one and the same: %s",
-                *(len(unknown), len(said), what, listed(words)),
-            )

@@ -1,4 +1,4 @@
-"""Whether the texts that a run will read have room in its text block and in the multimodal LLM's input.
+"""Whether the texts that a run will read have room in its text block and in the multimodal LLM's input, and are known.
 
 Asked before anything is encoded or trained: in the middle of a run a text that is too long would be a record that
 cannot be read, and more than 1 % of these end it.
@@ -16,6 +16,7 @@ from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_ma
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.run import Run
+from cinema_jax.inputs.texts import listed
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ def check(
 ) -> None:
     """Refuse texts that are too long; with `config.condition.truncate` say which ones will be cut.
 
+    Words of a manifest that a tokenizer does not know are counted in a warning.
+
     Args:
         stages: those that will read them.
         manifest: of the videos; None where there is none.
@@ -71,7 +74,7 @@ def check(
     if run.config.condition.truncate:
         for reading in filter(long.get, long):
             _warn(reading, long[reading], len(found[reading]))
-        return
+        long = {}
     messages = [
         (str(reading.file), line, _problem(reading, line, length))
         for reading, lengths in long.items()
@@ -81,6 +84,32 @@ def check(
         told = [message for *_, message in sorted(messages)]
         more = [f"... and {len(told) - MAX_PROBLEMS} more"] if len(told) > MAX_PROBLEMS else []
         raise InputError("\n".join([*told[:MAX_PROBLEMS], *more]))
+    if manifest is not None:
+        _tell_unknown(run, stages, manifest, lacking)
+
+
+def _tell_unknown(run: Run, stages: Collection[str], manifest: Path, lacking: Collection[str]) -> None:
+    """Warn of words that a tokenizer reads as one and the same: texts that differ in them alone are one text."""
+    entries, preprocessor = _entries(run, manifest), _preprocessor(run, lacking)
+    captions = preprocessor.t5_tokenizer is not None and {"t5", "pretrain", "align"} & set(stages)
+    by_mllm = run.config.condition.conditioner == "mllm"
+    reader = preprocessor.processor if by_mllm else preprocessor.t5_tokenizer
+    prompts = reader is not None and {"align", "finetune"} & set(stages)
+    for what, reads, said in (
+        ("captions", preprocessor.unknown_to_t5 if captions else None, [entry.caption for entry in entries]),
+        ("prompts", preprocessor.unknown if prompts else None, [entry.prompt for entry in entries]),
+    ):
+        unknown = [words for text in said if (words := reads(text))] if reads else []
+        if unknown:
+            words = dict.fromkeys(word for each in unknown for word in each)
+            logger.warning(
+                "%d of %d %s hold words that the tokenizer does not know and reads as one and the same: %s",
+                *(len(unknown), len(said), what, listed(words)),
+            )
+
+
+def _entries(run: Run, manifest: Path) -> Sequence[Entry]:
+    return read_manifest(manifest, run.config.data.max_references, run.config.data.follow_links)
 
 
 def _problem(reading: Reading, line: int, length: int) -> str:
@@ -102,10 +131,10 @@ def _warn(reading: Reading, long: Mapping[int, int], count: int) -> None:
 def _all(
     run: Run, stages: Collection[str], manifest: Path | None, clips: Belonging, lacking: Collection[str]
 ) -> Iterator[tuple[Reading, dict[int, int]]]:
-    data, captions = run.config.data, run.captions() if "align" in stages else None
+    captions = run.captions() if "align" in stages else None
     # One by one: they are not asked for where there is nothing to read.
     if manifest is not None:
-        entries = read_manifest(manifest, data.max_references, data.follow_links)
+        entries = _entries(run, manifest)
         for one, names in clips:
             own = [entry for entry in entries if names is None or entry.id in names]
             yield from _of_manifest(one, stages, manifest_file(manifest), own, _preprocessor(one, lacking))

@@ -71,6 +71,18 @@ def test_cut_texts_are_counted_and_named_by_line(folder, tmp_path, caplog):
     assert told[3].startswith(f"{folder}/manifest.jsonl: they are in lines 3 (")
 
 
+def test_words_that_no_tokenizer_knows_are_counted_and_named_by_preparing_as_well(tmp_path, caplog):
+    root = prepared.make_folder(tmp_path / "set")
+    lines = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
+    lines[1]["caption"] = lines[2]["caption"] = "\N{CJK UNIFIED IDEOGRAPH-732B} sits"
+    (root / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    preparing._check_texts(run(root, tmp_path), root, [])
+    told = [text for text in caplog.messages if "does not know" in text]
+    # A line without a prompt has its caption as one.
+    assert [text.partition(" hold ")[0] for text in told] == ["2 of 7 captions", "1 of 7 prompts"]
+    assert all(text.endswith("'\N{CJK UNIFIED IDEOGRAPH-732B}'") for text in told)
+
+
 def test_cut_texts_keep_their_beginning_and_their_end_token(folder, tmp_path):
     whole, cut = (run(folder, tmp_path, truncate=truncate).preprocessor() for truncate in (False, True))
     text = "it sits " + WORD * 200
