@@ -1,6 +1,8 @@
 import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -258,6 +260,27 @@ def test_the_checkpoint_before_a_damaged_one_is_taken_and_both_are_named(two, me
         checkpoints.save(new_state(mesh, 5), METADATA)
     assert checkpoint.complete_steps(two) == [4, 5]
     assert (two / "5.damaged").is_dir()
+
+
+def test_several_processes_go_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        joined = [f"--coordinator=localhost:{free.getsockname()[1]}", "--num_processes=2"]
+    script = Path(__file__).with_name("restored.py")
+    started = [
+        subprocess.Popen(
+            [sys.executable, script, tmp_path / "saved", *joined, f"--process_id={i}"],
+            env=process_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [each.communicate(timeout=120) for each in started]
+    # The step given, twice; that of the weights; the newest after the damaged one was made anew.
+    assert [out.splitlines()[-1:] for out, _ in said] == [["1 1 1 2 True"]] * 2, said
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["1", "2", "2.damaged"]
 
 
 def test_every_flipped_bit_is_found_or_changes_nothing(two, mesh):
