@@ -24,7 +24,7 @@ setup(
             "axe-playwright-python",
             "beartype",
             "diffusers",
-            "gradio>=6",
+            "gradio>=6.16",
             "hypothesis",
             "ipykernel",
             "jsonschema",
@@ -42,6 +42,6 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings[python]", "ruff"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
-        "web": ["gradio>=6"],
+        "web": ["gradio>=6.16"],
     },
 )
