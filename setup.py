@@ -1,10 +1,27 @@
 """Packaging of cinema_jax."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+# What commands read beside the package: see cinema_jax/inputs/shipped.py.
+SHIPPED = ("configs", "weights/demo_pretrain")
+
+
+class BuildWithShipped(build_py):
+    """Puts copies of what lies beside the package into it, so that a wheel is complete."""
+
+    def run(self) -> None:
+        """Builds; an editable install finds the checkout, and is given no copies."""
+        super().run()
+        for folder in () if self.editable_mode else SHIPPED:
+            copy = Path(self.build_lib, "cinema_jax/shipped", folder)
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(HERE / folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 setup(
     name="cinema_jax",
@@ -14,6 +31,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
+    cmdclass={"build_py": BuildWithShipped},
     packages=find_packages(include=["cinema_jax", "cinema_jax.*"]),
     package_data={"cinema_jax": ["assets/**/*"]},
     entry_points={"console_scripts": ["cinema-jax = cinema_jax.__main__:main"]},

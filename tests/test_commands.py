@@ -29,8 +29,8 @@ WRONG = {
     f"{DEMO} --hang_secs=1": "--hang-secs is not a flag of this command; did you mean --hang-seconds?",
     f"{DEMO} --hang_seconds=-1": "--hang-seconds=-1: -1.0 is not a non-negative number",
     f"{DEMO} extra": "unexpected argument 'extra'; flags start with --",
-    f"{TRAIN} --config=nope.py": "--config is 'nope.py', which is no file; accepted is a file such as "
-    "configs/demo.py, and FILE:VARIANT where it has variants",
+    f"{TRAIN} --config=nope.py": f"--config is 'nope.py', which is no file here ({ROOT}) or among those that ship with "
+    f"the project ({ROOT}/configs); accepted is a file such as configs/demo.py, and FILE:VARIANT where it has variants",
     f"{DEMO}:quick": "--config=configs/demo.py:quick: configs/demo.py has no variant 'quick'; accepted: "
     f"{', '.join(usage.CONFIGS['configs/demo.py'])}",
     f"{DEMO} --config.finetune.step=3": '--config.finetune.step does not exist; did you mean "steps"?',

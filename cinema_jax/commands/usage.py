@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 
 from cinema_jax.errors import InputError
+from cinema_jax.inputs import shipped
 
 
 class Command(NamedTuple):
@@ -71,6 +72,7 @@ CONFIGS = {
     "configs/cogvideox_2b.py": ("align", "control", "times", "entity_time", "index", "no_align", "t5"),
     "configs/cogvideox_5b.py": (),
 }
+_ACCEPTED = "accepted is a file such as configs/demo.py, and FILE:VARIANT where it has variants"
 HELP = ("--help", "-h", "-help", "-?", "--helpshort", "--helpfull")
 # Where flags that several commands share are defined.
 SHARED = "cinema_jax.commands.command"
@@ -124,7 +126,7 @@ def parse(argv: Sequence[str], required: Iterable[str] = ()) -> None:
         print(command_help(required))
         sys.exit(0)
     argv = [argv[0], *(expanded(underscored(argument)) for argument in argv[1:])]
-    _check_config_file(argv)
+    argv = _with_found_configs(argv)
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -230,16 +232,39 @@ def _config_files(argv: Sequence[str]) -> list[str]:
     return words + [after for word, after in itertools.pairwise(argv) if word == "--config"]
 
 
-def _check_config_file(argv: Sequence[str]) -> None:
-    """ml_collections opens whatever it is given, and keeps the error for whoever reads a field."""
-    for word in _config_files(argv) if "config" in flags.FLAGS else ():
-        file = Path(word.partition(":")[0])
-        if file.suffix != ".py" or not file.is_file():
-            there = "is no file" if file.suffix == ".py" else "is not the name of a Python file"
-            raise InputError(
-                f"--config is {word!r}, which {there}; accepted is a file such as configs/demo.py, and FILE:VARIANT "
-                "where it has variants"
-            )
+def _with_found_configs(argv: Sequence[str]) -> list[str]:
+    """The command line with the path of every config: ml_collections opens whatever it is given."""
+    argv = list(argv)
+    if "config" not in flags.FLAGS:
+        return argv
+    for i, (before, word) in enumerate(itertools.pairwise(argv), 1):
+        if word.startswith("--config="):
+            argv[i] = f"--config={_found_config(word.partition('=')[2])}"
+        elif before == "--config":
+            argv[i] = _found_config(word)
+    # Configs start from each other: `from configs import demo`.
+    if str(shipped.root()) not in sys.path:
+        sys.path.append(str(shipped.root()))
+    return argv
+
+
+def _found_config(word: str) -> str:
+    """FILE or FILE:VARIANT with the file as it is given, or else the shipped one of that name.
+
+    Raises:
+        InputError: there is neither, or it is no Python file.
+    """
+    name, colon, variant = word.partition(":")
+    if not name.endswith(".py"):
+        raise InputError(f"--config is {word!r}, which is not the name of a Python file; {_ACCEPTED}")
+    if Path(name).is_file():
+        return word
+    if file := shipped.config(name):
+        return f"{file}{colon}{variant}"
+    raise InputError(
+        f"--config is {word!r}, which is no file here ({Path.cwd()}) or among those that ship with the project "
+        f"({shipped.root() / 'configs'}); {_ACCEPTED}"
+    )
 
 
 def _in_config(argv: Sequence[str], error: Exception) -> str | None:

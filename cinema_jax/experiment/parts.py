@@ -18,6 +18,7 @@ from flax import nnx
 from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import hub
+from cinema_jax.inputs import shipped
 from cinema_jax.inputs.files import read_json, write_json
 from cinema_jax.models.aligner import model as aligner
 from cinema_jax.models.aligner import weights as aligner_weights
@@ -48,9 +49,6 @@ from cinema_jax.weights.stored import Stored, open_stored
 from cinema_jax.weights.tensors import Tensor, WeightError, open_tensors
 
 PACKAGED = Path(__file__).parents[1] / "assets"
-# A checkout, and the folders of weights in it that its configs name.
-PROJECT = Path(__file__).parents[2]
-SHIPPED = ("weights/demo_pretrain",)
 # What a checkpoint holds beside the parts: the MLLM's tokenizer and T5's.
 TOKENIZERS = ("tokenizer", "t5_tokenizer")
 
@@ -180,7 +178,7 @@ def checkpoint_folder(where: str) -> Path:
 
 def _folder(where: str) -> Path:
     """As given; what the shipped configs name is the project's own, from whatever folder a command is run."""
-    return PROJECT / where if where in SHIPPED and (PROJECT / where).is_dir() else hub.folder(where)
+    return shipped.weights(where) or hub.folder(where)
 
 
 def read_config(name: str, folder: Path) -> Any:
