@@ -71,7 +71,8 @@ def test_the_wheel_and_the_sources_hold_each_file_that_ships_once(built):
     assert {name.removeprefix(inside) for name in names if name.startswith(inside)} == shipped
     assert not [name for name in names if name.startswith(("configs", "weights", "tests"))]
     assert {f"cinema_jax-0.1.0.dist-info/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= set(names)
-    archived = {name.partition("/")[2] for name in tarfile.open(sources).getnames()}
+    with tarfile.open(sources) as archive:
+        archived = {name.partition("/")[2] for name in archive.getnames()}
     assert shipped <= archived
     assert not [name for name in archived if "shipped/" in name]
 

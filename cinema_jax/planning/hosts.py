@@ -189,7 +189,7 @@ def _loading(run: Run, stage: str, mesh: Mesh, planned: Program, bound: Bound) -
         step_s=bound.seconds,
         step_bound=bound.by,
         examples_per_second=per_second,
-        example_mib=_nbytes({name: (x.shape[1:], x.dtype) for name, x in planned.arguments[2].items()}) / MIB,
+        example_mib=_nbytes(planned.arguments[2]) / getattr(run.config, stage).batch_size / MIB,
         source=run.config.data.source,
         read_mib={name: None if size is None else size / MIB for name, size in read.items()},
         read_mb_per_second=per_second * sum(size or 0 for size in read.values()) / 1e6,
@@ -277,7 +277,7 @@ def written_shares(shape: tuple[int, ...], place: NamedSharding) -> dict[Any, fl
 def read_bytes(run: Run, stage: str, cinema: Cinema) -> dict[str, int | None]:
     """What is read from disk or bucket for each example of a stage, by what it is; None: nobody knows its size."""
     data, pretrain = run.config.data, run.config.pretrain
-    latents = math.prod(program.example_shapes(cinema, stage, held_out=True)["latents"][0])
+    latents = math.prod(program.abstract_batch(cinema, stage, 1, held_out=True)["latents"].shape)
     pictures = stage != "pretrain" or pretrain.references > 0
     if data.source == "records":
         # A record is read whole. Its pictures are PNGs of the originals: counted as if they were as large as the VAE
@@ -297,7 +297,7 @@ def held_out_bytes(run: Run, stage: str, cinema: Cinema, mesh: Mesh) -> int:
     for one in run.buckets:
         split, count, batches = _held_out(one, stage, mesh)
         there = cinema if one.config == run.config else Cinema(one.config, cinema.part_configs)
-        example = _nbytes(program.example_shapes(there, stage, held_out=True)) if count else 0
+        example = _nbytes(program.abstract_batch(there, stage, 1, held_out=True)) if count else 0
         # One more for each thing that they are told.
         batches += len(KINDS) if stage in TOLD else 0
         total += batches * count * example // (sharding.batch_parts(mesh) if split else 1)
@@ -352,8 +352,8 @@ def _notes(run: Run, stage: str, mesh: Mesh) -> list[str]:
     return notes
 
 
-def _nbytes(shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> int:
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+def _nbytes(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> int:
+    return sum(x.size * x.dtype.itemsize for x in shapes.values())
 
 
 def _gib(sizes: Mapping[str, int | float]) -> dict[str, float]:

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cinema_jax.cinema import Cinema
-from cinema_jax.data.pipeline import mllm_room
 from cinema_jax.devices import sharding
 from cinema_jax.devices.axes import WEIGHTS
 from cinema_jax.diffusion.guidance import guidance_coefficients
 from cinema_jax.diffusion.samplers import start
 from cinema_jax.experiment.run import Run, outer_sizes
+from cinema_jax.planning.blank import blank_examples
 from cinema_jax.sampling.sampler import Sampler, needed_parts
 from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
+from cinema_jax.training.phases import Phase, batch_shapes
 from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.state import TrainState
 
@@ -69,52 +70,15 @@ def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     return Program(step, (abstract_state, held, batch), abstract_state, held, lambda: count().flops, cinema)
 
 
-def abstract_batch(cinema: Cinema, stage: str, size: int, mesh: Mesh | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `size` as `data/pipeline.py` makes it for a stage, on `mesh` if there is one."""
-    place = sharding.batch_sharding(mesh) if mesh else None
-    shapes = example_shapes(cinema, stage)
-    return {
-        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=place) for name, (shape, dtype) in shapes.items()
-    }
-
-
-def example_shapes(cinema: Cinema, stage: str, held_out: bool = False) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shape and type of what an example of the stages `pretrain`, `align` and `finetune` holds."""
-    data, condition = cinema.config.data, cinema.config.condition
-    tokens = ((condition.text_tokens,), jnp.int32)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"index": ((), jnp.int32)}
-    if stage != "align" or held_out:
-        clip = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), jnp.uint8)
-        latents = jax.eval_shape(cinema.encode_video, cinema.shapes, clip)
-        shapes["latents"] = (latents.shape[1:], jnp.float32)
-        if cinema.config.flow.subject_weight != 1 and not held_out:
-            shapes["error_weights"] = (latents.shape[1:-1], jnp.float32)
-    if stage in ("pretrain", "align"):
-        shapes["caption_tokens"] = tokens
-    if stage == "align":
-        shapes["caption_lengths"] = ((), jnp.int32)
-        if held_out:
-            shapes["empty_tokens"] = tokens
-    boxes = (data.max_references, *data.reference_size, 3)
-    if stage != "pretrain" or cinema.config.pretrain.references:
-        shapes |= {"references": (boxes, jnp.uint8), "entity_lengths": ((), jnp.int32)}
-        if condition.empty_references == "zeros":
-            shapes["entities_shown"] = ((), jnp.bool_)
-    if stage == "pretrain":
+def abstract_batch(
+    cinema: Cinema, stage: str, size: int, mesh: Mesh | None = None, held_out: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of `size` examples of a stage, on `mesh` if there is one; of training, or held out."""
+    shapes = batch_shapes(blank_examples(cinema, stage, held_out), Phase(0, 1, stage, size, ""))
+    if mesh is None:
         return shapes
-    if condition.conditioner == "t5":
-        shapes["prompt_tokens"] = tokens
-    if "mllm" in cinema.part_configs:
-        length, patches = mllm_room(cinema.config, cinema.part_configs["mllm"].vision)
-        shapes |= {
-            "tokens": ((length,), jnp.int32),
-            "lengths": ((), jnp.int32),
-            "positions": ((3, length), jnp.int32),
-            "patches": ((patches, cinema.part_configs["mllm"].vision.patch_dim), jnp.float32),
-            "patch_segments": ((patches,), jnp.int32),
-            "patch_positions": ((patches, 2), jnp.int32),
-        }
-    return shapes
+    place = sharding.batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
 
 
 def sampler_programs(run: Run, mesh: Mesh) -> dict[str, Program]:
@@ -122,15 +86,14 @@ def sampler_programs(run: Run, mesh: Mesh) -> dict[str, Program]:
     cinema = Cinema(run.config, part_configs(run, needed_parts(run.config)))
     params = sharding.abstract(jax.eval_shape(cinema.held, cinema.shapes), mesh, WEIGHTS)
     sampler = Sampler(cinema, params, None)
-    shapes = example_shapes(cinema, "finetune", held_out=True)
     whole = sharding.replicated(mesh)
-    batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype, sharding=whole) for name, (shape, dtype) in shapes.items()}
-    latents = jax.ShapeDtypeStruct(batch.pop("latents").shape, jnp.float32, sharding=whole)
-    coefficients = guidance_coefficients(run.config.flow.guidance_text, run.config.flow.guidance_reference)
 
     def placed(tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
 
+    batch = placed(abstract_batch(cinema, "finetune", 1, held_out=True))
+    latents = batch.pop("latents")
+    coefficients = guidance_coefficients(run.config.flow.guidance_text, run.config.flow.guidance_reference)
     told = placed(jax.eval_shape(cinema.conditions, params, batch))
     trajectory = placed(jax.eval_shape(start, latents))
     row = jax.ShapeDtypeStruct((9,), jnp.float32, sharding=whole)

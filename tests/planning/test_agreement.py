@@ -66,7 +66,7 @@ def first_step(run):
     mesh = sharding.make_mesh(**vars(run.config.mesh))
     with jax.set_mesh(mesh):
         trainer = loop.Trainer(run, STAGES["pretrain"], mesh)
-        shape = planner.program.example_shapes(trainer.cinema, "pretrain")["latents"][0]
+        shape = planner.program.abstract_batch(trainer.cinema, "pretrain", 1)["latents"].shape[1:]
         latents = np.zeros((4, *shape), np.float32)
         examples = loop.Examples(run.source("train"), run.preprocessor(), range(4), latents)
         _, batch = next(trainer.batches((loop.Mixture((examples,)),), 0))

@@ -124,7 +124,7 @@ def test_a_planned_batch_is_what_the_trainer_makes(stage, tmp_path):
     trainer.cinema, trainer.seed = Cinema(run.config, random), run.config.seed
     examples = loop.Examples(run.source("train"), run.preprocessor(), range(4))
     if STAGES[stage].latents:
-        shape = program.example_shapes(trainer.cinema, stage)["latents"][0]
+        shape = program.abstract_batch(trainer.cinema, stage, 1)["latents"].shape[1:]
         examples = loop.Examples(run.source("train"), run.preprocessor(), range(4), np.zeros((4, *shape), np.float32))
     _, batch = next(trainer.batches((loop.Mixture((examples,)),), 0))
     planned = program.abstract_batch(trainer.cinema, stage, config.batch_size, mesh)
