@@ -27,7 +27,8 @@ from cinema_jax.experiment.run import Run
 from cinema_jax.planning import cost
 from cinema_jax.planning.planner import Target
 from cinema_jax.planning.program import abstract_batch, part_configs
-from cinema_jax.training.stages import STAGES, training_times
+from cinema_jax.training.stages import STAGES
+from cinema_jax.training.stages.flow import training_times
 from cinema_jax.training.work import dit_tokens
 from configs import cogvideox_2b, cogvideox_5b
 

@@ -12,7 +12,7 @@ from cinema_jax.cinema import Cinema
 from cinema_jax.data.pipeline import covered
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training.stages import flow_errors
+from cinema_jax.training.stages.flow import flow_errors
 
 BATCH = 16
 

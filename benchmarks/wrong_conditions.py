@@ -15,7 +15,8 @@ from cinema_jax.experiment.run import Run
 from cinema_jax.training import state
 from cinema_jax.training.held_out import KINDS
 from cinema_jax.training.loop import Trainer
-from cinema_jax.training.stages import HELD_OUT_TIMES, STAGES
+from cinema_jax.training.stages import STAGES
+from cinema_jax.training.stages.flow import HELD_OUT_TIMES
 from configs import demo
 
 

@@ -59,7 +59,7 @@ def main() -> None:
     from cinema_jax.training.profile import parse_steps
     from cinema_jax.training.wandb import WandB, check_installed
 
-    lengths = [getattr(config, stage).steps for stage in config.stages]
+    lengths = [config.of_stage(stage).steps for stage in config.stages]
     profile_steps = parse_steps(PROFILE.value, max(lengths, default=0))
     if WANDB.value:
         check_installed()

@@ -19,8 +19,9 @@ from cinema_jax.data.pipeline import Examples
 from cinema_jax.experiment import parts
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training.reports import describe_held_out
-from cinema_jax.training.stages import STAGES, t5_loss
+from cinema_jax.training.stages import STAGES
+from cinema_jax.training.stages.mllm import describe_held_out
+from cinema_jax.training.stages.t5 import t5_loss
 
 ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).with_name("assets.json")
@@ -101,7 +102,7 @@ def test_a_transformer_knows_held_out_videos(coded, folder, stage, loss):
     run = Run.load(folder)
     cinema, params = of(run, *STAGES[stage].needed(run.config))
     examples = Examples(run.source("validation"), run.preprocessor(), range(CLIPS), np.asarray(coded[0]), augment=False)
-    batch = collate([examples(stage, row, np.random.default_rng(row)) for row in range(CLIPS)])
+    batch = collate([STAGES[stage].example(examples, row, np.random.default_rng(row)) for row in range(CLIPS)])
     batch["index"] = np.arange(CLIPS, dtype=np.int32)
     found, _ = jax.jit(STAGES[stage].evaluate(cinema))(params, batch, None)
     assert found == pytest.approx(loss, rel=0.01)

@@ -28,7 +28,7 @@ def host_batches(examples, hosts, host):
     """What one of several hosts, whose rows are not neighbours, loads for steps 1 and 2, and draws for them."""
     loader = Loader(
         examples.sizes,
-        functools.partial(examples.make, "finetune"),
+        functools.partial(examples.make, Examples.finetune),
         LoaderConfig(BATCH, seed=3, num_threads=1),
         rows=range(host, BATCH, hosts),
     )

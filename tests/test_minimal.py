@@ -10,7 +10,7 @@ import pytest
 from tiny import random_run
 
 from cinema_jax.sampling.sampler import Request, load_sampler
-from cinema_jax.training.stages import flow_errors
+from cinema_jax.training.stages.flow import flow_errors
 
 FILE = Path(__file__).parents[1] / "examples/train_minimal.py"
 

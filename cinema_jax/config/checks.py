@@ -24,7 +24,7 @@ def _pixels(name: str, value: int) -> None:
 def dropout(config: Config, stage: str) -> tuple[float, ...]:
     """How often a stage drops text alone, references alone, and both."""
     condition = config.condition
-    own = getattr(config, stage).dropout if stage else ()
+    own = config.of_stage(stage).dropout if stage else ()
     return own or (condition.text_dropout, condition.reference_dropout, condition.joint_dropout)
 
 
@@ -34,13 +34,13 @@ def _check_dropout(config: Config, stage: str) -> None:
     shares = dropout(config, stage)
     if len(shares) != 3 or not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
         raise InputError(f"{name}: {shares} must be three shares (text, references, both), together below 1")
-    if stage and stage not in CONDITIONED and getattr(config, stage).dropout:
+    if stage and stage not in CONDITIONED and config.of_stage(stage).dropout:
         raise InputError(f"{name} is {shares}, but this stage drops nothing: leave it empty")
 
 
 def _check_curriculum(config: Config, stage: str) -> None:
     """Whether the phases of a stage follow each other and leave steps for the main one."""
-    section, before = getattr(config, stage), 0
+    section, before = config.of_stage(stage), 0
     if section.curriculum and stage not in ON_CLIPS:
         raise InputError(
             f"config.{stage}.curriculum is {section.curriculum}; only {' and '.join(ON_CLIPS)} may have one"
@@ -61,7 +61,7 @@ def _check_curriculum(config: Config, stage: str) -> None:
 
 
 def _check_kept(config: Config, stage: str) -> None:
-    section = getattr(config, stage)
+    section = config.of_stage(stage)
     if section.keep_every < 0 or section.keep_every % section.checkpoint_every:
         raise InputError(
             f"config.{stage}.keep_every is {section.keep_every}; it must be 0 or a multiple of "
@@ -151,7 +151,7 @@ def _validate(config: Config) -> None:
         raise InputError(f"config.flow.subject_weight is {config.flow.subject_weight}; it must be at least 1")
     for stage in config.stages:
         _check_kept(config, stage)
-        section = getattr(config, stage)
+        section = config.of_stage(stage)
         if isinstance(section, ImageFirstStageConfig) and not 0 <= section.image_steps <= section.steps:
             raise InputError(
                 f"config.{stage}.image_steps is {section.image_steps}; it must be from 0 to config.{stage}.steps, "

@@ -377,3 +377,7 @@ class Config:
     )
     mesh: MeshConfig = section(MeshConfig, "The device mesh.")
     evaluate_identities: int = option(64, "Number of held-out videos in the measurement at the end of training.")
+
+    def of_stage(self, name: str) -> StageConfig:
+        """The section of a stage."""
+        return getattr(self, name)

@@ -1,7 +1,7 @@
 """From a source's samples to the arrays a stage's step takes. Runs in data workers: numpy only."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -21,9 +21,6 @@ from cinema_jax.models.qwen_vl.config import VisionConfig
 from cinema_jax.models.qwen_vl.processing import Processor
 
 Arrays = dict[str, np.ndarray]
-
-# The stages whose examples can be told something else than what goes with their video.
-TOLD = ("pretrain", "finetune")
 
 
 @runtime_checkable
@@ -188,7 +185,7 @@ class Preprocessor:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Makes one example of a stage: `examples(stage, row, generator) -> arrays`."""
+    """Makes single examples. Each method that takes a row and a generator makes those of the stage of its name."""
 
     source: Source
     preprocessor: Preprocessor
@@ -212,9 +209,6 @@ class Examples:
         if isinstance(state["latents"], Path):
             state["latents"] = np.load(state["latents"], mmap_mode="r")
         vars(self).update(state)
-
-    def __call__(self, stage: str, row: int, rng: np.random.Generator) -> Arrays:
-        return getattr(self, stage)(row, rng)
 
     def vae(self, row: int, rng: np.random.Generator) -> Arrays:
         """A clip."""
@@ -249,7 +243,18 @@ class Examples:
             text, references = self._text(conditions, rng), conditions.references
         else:
             text, references = self.source.caption(self.indices[row]), ()
-        return self.told("pretrain", row, Conditions("" if drop_text else text, "", references))
+        return self.pretrain_told(row, Conditions("" if drop_text else text, "", references))
+
+    def pretrain_told(self, row: int, conditions: Conditions, shown: bool = True) -> Arrays:
+        """An example of `pretrain` whose video goes with these conditions, whatever its own are.
+
+        References are taken as they are: cropped, and perhaps augmented. Those that are not `shown` are dropped as in
+        training.
+        """
+        arrays = self._video(row) | {"caption_tokens": self.preprocessor.text(conditions.caption)[0]}
+        if not self.preprocessor.config.pretrain.references:
+            return arrays
+        return arrays | self.preprocessor.entities(conditions.references if shown else ())
 
     def align(self, row: int, rng: np.random.Generator) -> Arrays:
         """A prompt, with references or without, and the caption that it stands for; or a caption of no video."""
@@ -283,21 +288,11 @@ class Examples:
         if captions and rng.random() < captions and self.augment:
             text = conditions.caption
         conditions = dataclasses.replace(conditions, prompt="" if drop_text else text)
-        return self.told("finetune", row, conditions, shown=not drop_references)
+        return self.finetune_told(row, conditions, shown=not drop_references)
 
-    def told(self, stage: str, row: int, conditions: Conditions, shown: bool = True) -> Arrays:
-        """An example of `pretrain` or `finetune` whose video goes with these conditions, whatever its own are.
-
-        References are taken as they are: cropped, and perhaps augmented. Those that are not `shown` are dropped as in
-        training.
-        """
-        references = conditions.references
-        if stage == "finetune":
-            return self.preprocessor.laid_out(conditions.prompt, references, shown=shown) | self._video(row)
-        arrays = self._video(row) | {"caption_tokens": self.preprocessor.text(conditions.caption)[0]}
-        if not self.preprocessor.config.pretrain.references:
-            return arrays
-        return arrays | self.preprocessor.entities(references if shown else ())
+    def finetune_told(self, row: int, conditions: Conditions, shown: bool = True) -> Arrays:
+        """An example of `finetune` whose video goes with these conditions, as `pretrain_told` makes them."""
+        return self.preprocessor.laid_out(conditions.prompt, conditions.references, shown=shown) | self._video(row)
 
     def group(self, row: int) -> str:
         """Where an example comes from: those of one group may show the same subjects."""
@@ -404,10 +399,16 @@ class Mixture:
         examples, row = self._find(number)
         return examples.source.id(examples.indices[row])
 
-    def make(self, stage: str, number: int, global_index: int, rng: np.random.Generator) -> Arrays:
-        """An example of a stage, called as a `Loader` does."""
+    def make(
+        self,
+        example: Callable[[Examples, int, np.random.Generator], Arrays],
+        number: int,
+        global_index: int,
+        rng: np.random.Generator,
+    ) -> Arrays:
+        """An example as `example` makes it of a row, called as a `Loader` does."""
         examples, row = self._find(number)
-        return examples(stage, row, rng)
+        return example(examples, row, rng)
 
     def _find(self, number: int) -> tuple[Examples, int]:
         bucket, row = bucket_of(self.sizes, number)

@@ -108,11 +108,11 @@ def _training(standing: Standing) -> str:
     kind = "moving average of the weights" if standing.weights == "ema" else "last weights"
     when = f", {standing.stage} at step {standing.step}"
     if records[standing.stage] is None:
-        when += f" of {getattr(run.config, standing.stage).steps}, which was still being trained"
+        when += f" of {run.config.of_stage(standing.stage).steps}, which was still being trained"
     text = f"\n## Training\n\nExported: the {kind}{when}. Data: {_data(run.config.data)}.\n\n"
     text += "| stage | steps | batch | learning rate | optimizer | measured |\n|---|---|---|---|---|---|\n"
     for stage, record in records.items():
-        section: Any = getattr(run.config, stage)
+        section: Any = run.config.of_stage(stage)
         # `ratio/...` are many, and for whoever trains.
         told = {k: v for k, v in (record or {}).items() if isinstance(v, float) and k != "waiting" and "/" not in k}
         measured = [f"{k} {v:.4g}" for k, v in told.items()]

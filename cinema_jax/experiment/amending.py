@@ -161,7 +161,7 @@ def _refusal(change: Difference, config: Config, done: Mapping[str, int], workdi
 
 
 def _tell_schedule(stage: str, done: int, before: Config, after: Config) -> None:
-    old, new = (getattr(config, stage) for config in (before, after))
+    old, new = (config.of_stage(stage) for config in (before, after))
     rates = [
         float(learning_rate(section.optimizer, section.steps, section.earlier_rates)(done)) for section in (old, new)
     ]

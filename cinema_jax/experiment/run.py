@@ -17,7 +17,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Run:
     @property
     def _in_buckets(self) -> "Run":
         """This run; with one bucket where it has none and a stage begins with shorter clips, or pictures."""
-        shorter = any(getattr(self.config, stage).curriculum for stage in ON_CLIPS)
+        shorter = any(self.config.of_stage(stage).curriculum for stage in ON_CLIPS)
         return self.up_to(self.most_frames) if shorter and not self.config.data.buckets else self
 
     def up_to(self, frames: int | None) -> "Run":
@@ -341,17 +341,12 @@ class Run:
         if wrong := [sentence for right, sentence in fits(configs) if not right]:
             raise InputError("; ".join(wrong))
 
-    def params(self, part: str, stage: str | None = None) -> dict[str, Array]:
-        """A part's weights in fp32, drawn now or read when somebody asks for them."""
-        folder, config = self._start(part, stage), self.part_config(part)
+    def params(self, part: str, afresh: bool = False) -> dict[str, Array]:
+        """A part's weights in fp32, drawn now, as where there are none or `afresh`; or read when somebody asks."""
+        folder, config = None if afresh else self.folder(part), self.part_config(part)
         if folder is None:
             return parts.initialise(part, config, self.config.seed)
         return {path: x.astype(np.float32) for path, x in parts.read(part, config, folder).items()}
-
-    def _start(self, part: str, stage: str | None) -> Path | None:
-        """Where a stage's weights of a part come from; None: from random numbers."""
-        random = part == "aligner" and stage == "finetune" and self.config.condition.aligner_init == "random"
-        return None if random else self.folder(part)
 
     def part_configs(self, names: Iterable[str]) -> dict[str, Any]:
         """The sizes of several parts; InputError where they do not fit together."""
@@ -360,13 +355,14 @@ class Run:
         return configs
 
     def load_parts(
-        self, names: Iterable[str], stage: str | None = None
+        self, names: Iterable[str], afresh: Collection[str] = ()
     ) -> tuple[dict[str, Any], dict[str, Array], dict[str, str]]:
-        """Configs, weights and origins of several parts."""
+        """Configs, weights and origins of several parts; those in `afresh` are drawn, whatever weights there are."""
         names = list(names)
         configs = self.part_configs(names)
-        params = {path: x for name in names for path, x in self.params(name, stage).items()}
-        return configs, params, {name: str(self._start(name, stage) or "random") for name in names}
+        params = {path: x for name in names for path, x in self.params(name, name in afresh).items()}
+        origins = {name: str((name not in afresh and self.folder(name)) or "random") for name in names}
+        return configs, params, origins
 
     @property
     def template(self) -> Template:

@@ -42,7 +42,7 @@ class Standing:
         if self.stage is None:
             kind = "a pipeline of diffusers" if is_pipeline(self.run.workdir) else "no training here is on record"
             return f"as they lie in it ({kind})"
-        steps = getattr(self.run.config, self.stage).steps
+        steps = self.run.config.of_stage(self.stage).steps
         done = f"finished after {self.step} steps" if self.checkpoint is None else f"step {self.step} of {steps}"
         if self.checkpoint is not None and self.run.finished(self.stage) is None:
             done += " (not finished)"
@@ -54,7 +54,7 @@ class Standing:
 
     def _elsewhere(self, stages: Iterable[str]) -> dict[str, Path]:
         """The parts that these stages will train and of which the run has nothing of its own."""
-        patterns = [pattern for stage in stages for pattern in getattr(self.run.config, stage).trainable]
+        patterns = [pattern for stage in stages for pattern in self.run.config.of_stage(stage).trainable]
         meant = [name for name in parts.KINDS if any(pattern.startswith(name) for pattern in patterns)]
         found = {name: self.run.folder(name) for name in meant if name not in self.begun}
         return {name: where for name, where in found.items() if where and self.run.workdir not in where.parents}
@@ -133,7 +133,7 @@ def stands_for(run: Run, weights: Weights = "ema") -> Standing:
         first = run.config.stages[0]
         raise InputError(
             f"{run.workdir} holds nothing that was trained yet: let its training come to its first checkpoint, at step "
-            f"{min(getattr(run.config, first).checkpoint_every, getattr(run.config, first).steps)} of {first}"
+            f"{min(run.config.of_stage(first).checkpoint_every, run.config.of_stage(first).steps)} of {first}"
         )
     return Standing(run)
 

@@ -68,7 +68,7 @@ def blank_examples(cinema: Cinema, stage: str, held_out: bool = False) -> Exampl
     data = config.data
     source = Blank(data.frames, data.height, data.width)
     latents = None
-    if STAGES[stage].latents or (held_out and "dit" in STAGES[stage].parts):
+    if STAGES[stage].on_latents(held_out):
         clip = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), np.uint8)
         latents = np.zeros(jax.eval_shape(cinema.encode_video, cinema.shapes, clip).shape, np.float32)
     preprocessor = Preprocessor(config, _processor(cinema), build_word_tokenizer(vocabulary()))

@@ -55,7 +55,7 @@ def costs(run: Run, target: Target, price: float, utilisation: float, shares: Se
     for stage in run.config.stages:
         if stage not in CONDITIONED:
             continue
-        config = getattr(run.config, stage)
+        config = run.config.of_stage(stage)
         for phase in phases(run.config, stage):
             one = run_in(run, stage, phase)
             buckets = bucket_flops(one, stage)
@@ -106,7 +106,7 @@ def bucket_flops(run: Run, stage: str) -> dict[str, int]:
     for bucket in run.buckets:
         cinema = Cinema(bucket.config, part_configs(bucket, STAGES[stage].needed(bucket.config)))
         trained, _ = STAGES[stage].trained(bucket.config, cinema.shapes)
-        batch = abstract_batch(cinema, stage, getattr(bucket.config, stage).batch_size)
+        batch = abstract_batch(cinema, stage, bucket.config.of_stage(stage).batch_size)
         found[bucket.bucket_name] = work(STAGES[stage], cinema, trained, batch).flops
     return found
 

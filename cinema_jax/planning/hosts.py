@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.loader import LoaderConfig
-from cinema_jax.data.pipeline import TOLD
 from cinema_jax.devices import sharding
 from cinema_jax.devices.chips import chip_of
 from cinema_jax.experiment.run import Run
@@ -162,7 +161,7 @@ def measure(
         mesh=dict(mesh.shape),
         hosts=len(chips),
         chips_per_host=max(chips.values()),
-        batch=getattr(run.config, stage).batch_size,
+        batch=run.config.of_stage(stage).batch_size,
         loading=loading,
         memory=Memory(
             start,
@@ -177,7 +176,7 @@ def measure(
 
 
 def _loading(run: Run, stage: str, mesh: Mesh, planned: Program, bound: Bound) -> Loading:
-    rows = sharding.host_rows(mesh, getattr(run.config, stage).batch_size)
+    rows = sharding.host_rows(mesh, run.config.of_stage(stage).batch_size)
     loads = Counter(row for own in rows.values() for row in own)
     counts, times = [len(own) for own in rows.values()], loads.values()
     read = read_bytes(run, stage, planned.cinema)
@@ -189,7 +188,7 @@ def _loading(run: Run, stage: str, mesh: Mesh, planned: Program, bound: Bound) -
         step_s=bound.seconds,
         step_bound=bound.by,
         examples_per_second=per_second,
-        example_mib=_nbytes(planned.arguments[2]) / getattr(run.config, stage).batch_size / MIB,
+        example_mib=_nbytes(planned.arguments[2]) / run.config.of_stage(stage).batch_size / MIB,
         source=run.config.data.source,
         read_mib={name: None if size is None else size / MIB for name, size in read.items()},
         read_mb_per_second=per_second * sum(size or 0 for size in read.values()) / 1e6,
@@ -276,9 +275,8 @@ def written_shares(shape: tuple[int, ...], place: NamedSharding) -> dict[Any, fl
 
 def read_bytes(run: Run, stage: str, cinema: Cinema) -> dict[str, int | None]:
     """What is read from disk or bucket for each example of a stage, by what it is; None: nobody knows its size."""
-    data, pretrain = run.config.data, run.config.pretrain
-    latents = math.prod(program.abstract_batch(cinema, stage, 1, held_out=True)["latents"].shape)
-    pictures = stage != "pretrain" or pretrain.references > 0
+    data, example = run.config.data, program.abstract_batch(cinema, stage, 1, held_out=True)
+    latents, pictures = example["latents"].size, "references" in example
     if data.source == "records":
         # A record is read whole. Its pictures are PNGs of the originals: counted as if they were as large as the VAE
         # sees them, one view of each, color and mask not compressed.
@@ -299,7 +297,7 @@ def held_out_bytes(run: Run, stage: str, cinema: Cinema, mesh: Mesh) -> int:
         there = cinema if one.config == run.config else Cinema(one.config, cinema.part_configs)
         example = _nbytes(program.abstract_batch(there, stage, 1, held_out=True)) if count else 0
         # One more for each thing that they are told.
-        batches += len(KINDS) if stage in TOLD else 0
+        batches += len(KINDS) if STAGES[stage].told else 0
         total += batches * count * example // (sharding.batch_parts(mesh) if split else 1)
     return total
 
@@ -307,7 +305,7 @@ def held_out_bytes(run: Run, stage: str, cinema: Cinema, mesh: Mesh) -> int:
 def _held_out(run: Run, stage: str, mesh: Mesh) -> tuple[bool, int, int]:
     """Whether a held-out batch splits over the mesh, its size, and how many there are."""
     videos = run.config.data.validation_videos
-    size = min(getattr(run.config, stage).batch_size, videos)
+    size = min(run.config.of_stage(stage).batch_size, videos)
     return size % sharding.batch_parts(mesh) == 0, size, -(-videos // size) if size else 0
 
 
@@ -323,11 +321,10 @@ def _latents_file(run: Run, stage: str, cinema: Cinema) -> float | None:
 def _random_parts(run: Run, stage: str, cinema: Cinema, trained: Iterable[str]) -> tuple[set[str], list[str]]:
     """The parts whose numbers are drawn when the stage starts, and what `train` says of it."""
     before = run.config.stages[: run.config.stages.index(stage)] if stage in run.config.stages else ()
-    patterns = [pattern for name in before for pattern in getattr(run.config, name).trainable]
+    patterns = [pattern for name in before for pattern in run.config.of_stage(name).trainable]
     made = {path.split("/")[0] for path in cinema.shapes if any(re.fullmatch(p, path) for p in patterns)}
     random = {name for name in cinema.part_configs if name not in made and run.folder(name) is None}
-    if stage == "finetune" and run.config.condition.aligner_init == "random":
-        random |= {"aligner"} & set(cinema.part_configs)
+    random |= STAGES[stage].afresh(run.config) & set(cinema.part_configs)
     missing = random - {path.split("/")[0] for path in trained}
     if not missing:
         return random, []
@@ -339,7 +336,7 @@ def _random_parts(run: Run, stage: str, cinema: Cinema, trained: Iterable[str]) 
 
 
 def _notes(run: Run, stage: str, mesh: Mesh) -> list[str]:
-    config, parts = getattr(run.config, stage), sharding.batch_parts(mesh)
+    config, parts = run.config.of_stage(stage), sharding.batch_parts(mesh)
     rows, (split, held_out, _) = config.batch_size // config.microbatches, _held_out(run, stage, mesh)
     notes = []
     if rows % parts:

@@ -142,7 +142,7 @@ def plan_step(run: Run, stage: str, target: Target, whole: Run | None = None) ->
         planned = train_program(run, stage, mesh)
         name = f"{label(run, stage)} step" + (f" of bucket {run.bucket_name}" if run.bucket_name else "")
         size, held_out = (
-            getattr(run.config, stage).batch_size,
+            run.config.of_stage(stage).batch_size,
             hosts.held_out_bytes(whole or run, stage, planned.cinema, mesh),
         )
         result = _compile(run, name, target.topology, mesh, planned, size, held_out)

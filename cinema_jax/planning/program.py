@@ -57,7 +57,7 @@ def part_configs(run: Run, names: tuple[str, ...]) -> dict[str, Any]:
 
 def train_program(run: Run, stage_name: str, mesh: Mesh) -> Program:
     """The train step of a stage on `mesh`, which may be of devices that are not at hand."""
-    stage, config = STAGES[stage_name], getattr(run.config, stage_name)
+    stage, config = STAGES[stage_name], run.config.of_stage(stage_name)
     cinema = Cinema(run.config, part_configs(run, stage.needed(run.config)))
     trained, frozen = stage.trained(run.config, cinema.shapes)
     optimizer = make_optimizer(config.optimizer, config.steps, config.earlier_rates)
@@ -74,7 +74,7 @@ def abstract_batch(
     cinema: Cinema, stage: str, size: int, mesh: Mesh | None = None, held_out: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of `size` examples of a stage, on `mesh` if there is one; of training, or held out."""
-    shapes = batch_shapes(blank_examples(cinema, stage, held_out), Phase(0, 1, stage, size, ""))
+    shapes = batch_shapes(blank_examples(cinema, stage, held_out), Phase(0, 1, stage, STAGES[stage].example, size, ""))
     if mesh is None:
         return shapes
     place = sharding.batch_sharding(mesh)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cinema_jax.cinema import Params
 from cinema_jax.config import Config
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
@@ -70,7 +69,7 @@ def check_samples(config: Config, stages: Iterable[str]) -> None:
     """Raises `InputError` where a stage is to draw contact sheets without the parts that generate a video."""
     for stage in stages:
         missing = set(needed_parts(config)).difference(STAGES[stage].needed(config))
-        if (every := getattr(config, stage).sample_every) and missing:
+        if (every := config.of_stage(stage).sample_every) and missing:
             raise InputError(
                 f"config.{stage}.sample_every is {every}, but {stage} has no {', '.join(sorted(missing))} to generate "
                 "videos with: set it to 0"
@@ -116,15 +115,3 @@ def check_weights(stage: str, origins: Mapping[str, str], trained: Collection[st
     for name, origin in origins.items():
         if origin == "random" and not any(path.startswith(f"{name}/") for path in trained):
             raise no_weights(stage, name)
-
-
-def at_t5s_scale(stage: str, params: Params, origins: Mapping[str, str], trained: Collection[str]) -> Params:
-    """`params`, but where `align` starts a new AlignerNet its output has the size of T5's features in each channel.
-
-    Both end in a norm times a learned scale per channel. T5's are far from 1, and Adam moves a scale by no more than
-    its learning rate at each step: from 1 much of the stage would go into that alone.
-    """
-    ours, theirs = "aligner/output_norm/scale", "t5/final_norm/scale"
-    if stage != "align" or origins["aligner"] != "random" or ours not in trained:
-        return params
-    return {**params, ours: params[theirs]}

@@ -143,7 +143,7 @@ class Check:
     def step(self, stage: str) -> None:
         """The real program with random weights: compiled, run, and its state written, read and compared."""
         size = rehearsal.state_bytes(self.run, stage, self.mesh)
-        config = getattr(self.run.config, stage)
+        config = self.run.config.of_stage(stage)
         forever = config.steps // config.keep_every if config.keep_every else 0
         kept, ever = config.keep + 1 + forever, f", {forever} by keep_every" if forever else ""
         needed = f"{kept} checkpoints of {size / GB:.3f} GB ({stage}: keep {config.keep}{ever}, and one being written)"

@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 
 from cinema_jax.cinema import Cinema, Params
 from cinema_jax.data.example import Conditions
-from cinema_jax.data.pipeline import TOLD, Examples, Mixture
+from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.devices import sharding, watchdog
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import state
-from cinema_jax.training.stages import HELD_OUT_TIMES, Stage, noisier
+from cinema_jax.training.stages.base import Stage
+from cinema_jax.training.stages.flow import HELD_OUT_TIMES, noisier
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import mean_of_batches
 
@@ -43,23 +44,23 @@ class HeldOut:
     """
 
     def __init__(self, stage: Stage, cinema: Cinema, mesh: Mesh, examples: Mixture):
-        self._stage, self._mesh, self._seed = stage.name, mesh, cinema.config.seed
+        self._stage, self._mesh, self._seed = stage, mesh, cinema.config.seed
         evaluate = stage.evaluate(cinema)
         self._evaluate = jax.jit(lambda ema, frozen, batch, keys: evaluate({**frozen, **ema}, batch, keys))
         # Those of one bucket after those of the other.
         self.batches: list[Batch] = []
         # Of each bucket, a batch for each thing that its examples can be told; of the shape of the bucket's others.
         self._told: list[dict[str, Batch]] = []
-        if stage.name in TOLD:
+        if stage.told:
             shares = ", ".join(f"{100 * share:.3g}" for share in noisier(cinema.config))
             times = ", ".join(f"{time:g}" for time in HELD_OUT_TIMES)
             logger.info("%s: held-out at flow times %s; of training's, %s %% are noisier", stage.name, times, shares)
-        size, before = getattr(cinema.config, stage.name).batch_size, 0
+        size, before = cinema.config.of_stage(stage.name).batch_size, 0
         for bucket in examples.buckets:
             count = len(bucket.indices)
             if count:
                 referred = self._add(bucket, before, min(size, count))
-                if stage.name in TOLD:
+                if stage.told:
                     self._told.append(self._of_told(bucket, before, min(size, count), referred))
             before += count
 
@@ -70,7 +71,7 @@ class HeldOut:
             # One shape for all of a bucket: its last batch reaches back.
             first, made = min(start, count - size), {}
             for row in range(first, first + size):
-                made[row] = examples(self._stage, row, self._rng(before + row))
+                made[row] = self._stage.example(examples, row, self._rng(before + row))
                 if made[row].get("entity_lengths", 0) > 0:
                     referred.add(row)
             self.batches.append(self._batch(made.values(), [before + row for row in made]))
@@ -88,7 +89,7 @@ class HeldOut:
         found = {}
         for kind in kinds:
             told = {row: _told(kind, own[row], own.get(others[row])) for row in rows}
-            made = [examples.told(self._stage, row, told[row], shown=kind != NO_REFERENCES) for row in rows]
+            made = [self._stage.told(examples, row, told[row], shown=kind != NO_REFERENCES) for row in rows]
             found[kind] = self._batch(made, [before + row for row in rows])
         return found
 
@@ -107,7 +108,7 @@ class HeldOut:
         return {f"eval_{name}": mean_of_batches([x[name] for x in every]) for name in names} | ratios(told)
 
     def _values(self, batch: Batch, current: TrainState, frozen: Params) -> dict[str, Any]:
-        watchdog.begin(f"the evaluation of {self._stage}")
+        watchdog.begin(f"the evaluation of {self._stage.name}")
         keys = state.sample_keys(current.key, batch["index"])
         loss, values = self._evaluate(current.ema, frozen, batch, keys)
         return jax.device_get({"loss": loss, **values})

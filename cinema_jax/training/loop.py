@@ -25,7 +25,7 @@ from cinema_jax.experiment.checkpoint import Checkpoints, complete_steps, digest
 from cinema_jax.experiment.run import Run
 from cinema_jax.inputs.typed import checked
 from cinema_jax.training import latent_scale, reports, state
-from cinema_jax.training.beginning import at_t5s_scale, check_weights
+from cinema_jax.training.beginning import check_weights
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.held_out import HeldOut
 from cinema_jax.training.latents import encode_all, vae_key
@@ -35,7 +35,7 @@ from cinema_jax.training.phases import Phase, batch_shapes, check_batches, phase
 from cinema_jax.training.profile import Profile
 from cinema_jax.training.progress import PERFORMANCE, Progress
 from cinema_jax.training.remaining import Remaining
-from cinema_jax.training.samples import sampler_of
+from cinema_jax.training.samples import trained_sampler
 from cinema_jax.training.stages import STAGES, Stage, make_step
 from cinema_jax.training.state import TrainState
 from cinema_jax.training.step import TrainStep
@@ -104,14 +104,14 @@ class Trainer:
         self.profile = profile or Profile(run.workdir / "profile", range(0))
         self.sinks = sinks
         self.goodput = Goodput(run.workdir / "goodput.json")
-        self.config: StageConfig = getattr(run.config, stage.name)
+        self.config: StageConfig = run.config.of_stage(stage.name)
         self.seed = state.stage_seed(run.config.seed, stage.name)
         needed = stage.needed(run.config)
-        configs, params, self.origins = run.load_parts(needed, stage.name)
+        configs, params, self.origins = run.load_parts(needed, stage.afresh(run.config))
         self.cinema = Cinema(run.config, configs)
         trained, _ = stage.trained(run.config, params)
         check_weights(stage.name, self.origins, trained)
-        params = at_t5s_scale(stage.name, params, self.origins, trained)
+        params = stage.started(params, self.origins, trained)
         self.digests = {name: digest(_of_part(params, name)) for name in needed}
         distributed.agree(f"the weights that {stage.name} starts from", self.digests)
         # A stage that goes on has its own from its checkpoint, which knows the frozen tensors that it began with.
@@ -160,7 +160,7 @@ class Trainer:
                 logger.info("%s: waited for data in %.1f %% of the time", name, 100 * closing["waiting"])
                 watchdog.begin(f"the closing report of {name}")
                 configs, params, written = self._write_parts({**self.frozen, **current.ema}, held_out.batches)
-                report = reports.stage_report(self.run.shown, name, configs, params, metrics)
+                report = self.stage.closing_report(self.run.shown, configs, params, metrics)
             self.run.finish(
                 name,
                 {"steps": self.config.steps, **closing, **report}
@@ -217,7 +217,7 @@ class Trainer:
                     watchdog.begin(f"the contact sheet of step {done} of {self.stage.name}")
                     with progress.pause("evaluation"):
                         first, weights = self.run.shown, {**self.frozen, **current.ema}
-                        sampler = sampler_of(first, self.cinema.part_configs, weights)
+                        sampler = trained_sampler(first, self.cinema.part_configs, weights)
                         reports.show_sheet(first, sampler, metrics, done)
                 watchdog.step(f"the data of step {done + 1} of {self.stage.name}")
         watchdog.begin(f"the end of {self.stage.name}")
@@ -287,7 +287,7 @@ class Trainer:
         found = [self._examples(one, source, split, augment) for one, source in run.sources(split)]
         names = [[each.source.id(index) for index in each.indices] for each in found]
         distributed.agree(f"the {split} data", names)
-        if split == "train" and self.stage.name == "align" and (captions := self.run.captions()) is not None:
+        if split == "train" and self.stage.captions and (captions := self.run.captions()) is not None:
             distributed.agree("config.data.captions", captions.digest)
             found = [dataclasses.replace(each, captions=captions) for each in found]
         return Mixture(tuple(found))
@@ -297,7 +297,7 @@ class Trainer:
         held_out = split != "train"
         count = run.config.data.validation_videos if held_out else run.config.data.train_videos
         count = min(count or len(source), len(source))
-        if not (self.stage.latents or (held_out and "dit" in self.stage.parts)):
+        if not self.stage.on_latents(held_out):
             return Examples(source, preprocessor, range(count if held_out else len(source)), augment=augment)
         data, vae = run.config.data, self.cinema.part_configs["vae"]
         if isinstance(source, EncodedSource):
@@ -364,7 +364,7 @@ class Trainer:
         config = LoaderConfig(
             size, self.seed, num_threads=data.threads, num_workers=data.workers, purpose=phase.purpose
         )
-        make = functools.partial(examples.make, phase.kind)
+        make = functools.partial(examples.make, phase.example)
         rows = rows or sharding.local_rows(self.mesh, size)
         return Loader(examples.sizes, make, config, rows=rows, on_failure=replaced)
 

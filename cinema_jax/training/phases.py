@@ -14,6 +14,8 @@ from cinema_jax.data.pipeline import Examples, Mixture
 from cinema_jax.devices import sharding
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.run import Run
+from cinema_jax.training.stages import STAGES
+from cinema_jax.training.stages.base import Example
 
 
 class Phase(NamedTuple):
@@ -22,8 +24,9 @@ class Phase(NamedTuple):
     # Its first step, and the one after its last.
     first: int
     end: int
-    # What makes its examples: a method of `data.pipeline.Examples`.
+    # What its examples are called, and what makes one.
     kind: str
+    example: Example
     batch_size: int
     # The field that says how large its batches are.
     field: str
@@ -38,15 +41,16 @@ class Phase(NamedTuple):
 
 def phases(config: Config, stage: str) -> tuple[Phase, ...]:
     """Those of a stage, in order."""
-    section, found, first = getattr(config, stage), [], 0
-    if isinstance(section, ImageFirstStageConfig):
+    section, found, first = config.of_stage(stage), [], 0
+    example, image = STAGES[stage].example, STAGES[stage].image_example
+    if isinstance(section, ImageFirstStageConfig) and image is not None:
         images, field = min(section.image_steps, section.steps), f"config.{stage}.image_batch_size"
-        found.append(Phase(0, images, f"{stage}_image", section.image_batch_size, field))
+        found.append(Phase(0, images, f"{stage}_image", image, section.image_batch_size, field))
         first = images
     for i, (frames, end, size, _) in enumerate(section.curriculum):
-        found.append(Phase(first, end, stage, size, f"config.{stage}.curriculum[{i}][2] (batch_size)", frames))
+        found.append(Phase(first, end, stage, example, size, f"config.{stage}.curriculum[{i}][2] (batch_size)", frames))
         first = end
-    found.append(Phase(first, section.steps, stage, section.batch_size, f"config.{stage}.batch_size"))
+    found.append(Phase(first, section.steps, stage, example, section.batch_size, f"config.{stage}.batch_size"))
     return tuple(phase for phase in found if phase.first < phase.end)
 
 
@@ -54,7 +58,7 @@ def run_in(run: Run, stage: str, phase: Phase) -> Run:
     """The run as one phase of a stage trains it: with that phase's clips, and its batch."""
     if phase.frames is None:
         return run
-    section = dataclasses.replace(getattr(run.config, stage), batch_size=phase.batch_size, curriculum=())
+    section = dataclasses.replace(run.config.of_stage(stage), batch_size=phase.batch_size, curriculum=())
     return dataclasses.replace(run, config=dataclasses.replace(run.config, **{stage: section})).up_to(phase.frames)
 
 
@@ -77,7 +81,7 @@ def phase_of(step: int, found: Iterable[Phase]) -> Phase:
 def batch_shapes(examples: Examples, phase: Phase) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of a phase's batches, from one example."""
     alone, config = Mixture((examples,)), LoaderConfig(1, num_threads=0, purpose=phase.purpose)
-    ((_, one),) = Loader(alone.sizes, functools.partial(alone.make, phase.kind), config).steps(0, 1)
+    ((_, one),) = Loader(alone.sizes, functools.partial(alone.make, phase.example), config).steps(0, 1)
     return {name: jax.ShapeDtypeStruct((phase.batch_size, *x.shape[1:]), x.dtype) for name, x in one.items()}
 
 
@@ -88,7 +92,7 @@ def check_microbatches(config: Config, stages: Iterable[str]) -> None:
         InputError: one does not; names its field.
     """
     for stage in stages:
-        parts = getattr(config, stage).microbatches
+        parts = config.of_stage(stage).microbatches
         for phase in phases(config, stage):
             if phase.batch_size < 1:
                 raise InputError(f"{phase.field} is {phase.batch_size}; it must be at least 1")

@@ -89,18 +89,18 @@ class Unencoded(Sequence):
 def phases_left(run: Run, stage: str) -> list[tuple[Phase, int]]:
     """The phases of a stage that are not over, each with its next step."""
     done = max(complete_steps(run.workdir / "checkpoints" / stage), default=0)
-    done = min(done, getattr(run.config, stage).steps - 1)
+    done = min(done, run.config.of_stage(stage).steps - 1)
     return [(phase, max(done, phase.first)) for phase in phases(run.config, stage) if phase.end > done]
 
 
 def next_batch(run: Run, stage: str, mesh: Mesh, phase: Phase, step: int) -> Share:
     """Load this process's rows of a batch of a phase."""
     started = time.perf_counter()
-    data, kind, size = run.config.data, phase.kind, phase.batch_size
+    data, size = run.config.data, phase.batch_size
     mixture = examples(run_in(run, stage, phase), stage)
     seed = state.stage_seed(run.config.seed, stage)
     loading = LoaderConfig(size, seed, num_threads=data.threads, num_workers=data.workers, purpose=phase.purpose)
-    make, rows = functools.partial(mixture.make, kind), sharding.local_rows(mesh, size)
+    make, rows = functools.partial(mixture.make, phase.example), sharding.local_rows(mesh, size)
     loader = Loader(mixture.sizes, make, loading, rows=rows)
     ((_, arrays),) = loader.steps(step, step + 1)
     entries = Loader(mixture.sizes, make, loading).entries(step)
@@ -139,7 +139,7 @@ def networks(run: Run, stage: str) -> Cinema:
 
 def _abstract(run: Run, stage: str, mesh: Mesh) -> tuple[Cinema, Optimizer, dict[str, Any], dict[str, Any]]:
     """The networks, the optimizer, and shapes of trained and of frozen parameters on the mesh."""
-    cinema, config = networks(run, stage), getattr(run.config, stage)
+    cinema, config = networks(run, stage), run.config.of_stage(stage)
     trained, frozen = STAGES[stage].trained(run.config, cinema.shapes)
     origins = {name: "random" if run.folder(name) is None else "there" for name in cinema.part_configs}
     check_weights(stage, origins, trained)

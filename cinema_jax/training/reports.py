@@ -1,96 +1,25 @@
-"""What a finished stage shows of itself: measurements on held-out data, and pictures to look at."""
+"""Pictures of held-out examples to look at, while a stage trains and at its end."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
-from cinema_jax.cinema import Cinema, Params
-from cinema_jax.data.critters.describing import attribute_accuracy
-from cinema_jax.data.critters.grammar import QUESTIONS
-from cinema_jax.data.critters.source import reference
 from cinema_jax.data.example import Conditions, EncodedSource, Source
 from cinema_jax.data.output import visible, write_video
 from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
 from cinema_jax.devices import distributed
 from cinema_jax.experiment.run import Run
 from cinema_jax.inputs.files import whole_file
-from cinema_jax.models.qwen_vl.config import MLLMInputs
-from cinema_jax.models.qwen_vl.model import generate_greedy
-from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.sampling.sampler import Request, Sampler
-from cinema_jax.training import identity
 from cinema_jax.training.metrics import MetricsWriter
-from cinema_jax.training.samples import BATCH, generate, sampler_of
+from cinema_jax.training.samples import BATCH, generate
 
 logger = logging.getLogger(__name__)
 
 # Rows of a contact sheet: of a finished stage, and while it trains.
 SHOWN, GLIMPSED = 8, BATCH
-
-
-def stage_report(
-    run: Run, stage: str, configs: Mapping[str, Any], params: Params, metrics: MetricsWriter
-) -> dict[str, float]:
-    """Measure and show what a stage has learned; returns the measurements.
-
-    All processes sample and measure together, over the devices that hold `params`; process 0 writes.
-    """
-    cinema = Cinema(run.config, configs)
-    if stage == "vae":
-        show_reconstructions(run, cinema, params, metrics)
-    if stage == "mllm":
-        return describe_held_out(run, cinema, params)
-    if stage == "finetune":
-        sampler = sampler_of(run, configs, params)
-        show_samples(run, sampler, metrics)
-        return identity.measure(run, sampler)
-    return {}
-
-
-def show_reconstructions(run: Run, cinema: Cinema, params: Params, metrics: MetricsWriter) -> None:
-    """Held-out clips beside what the VAE makes of them."""
-    source = run.source("validation")
-    videos = np.stack([source.video(index) for index in range(min(SHOWN, len(source)))])
-    coded = distributed.fetch(jax.jit(lambda p, v: cinema.decode_video(p, cinema.encode_video(p, v)))(params, videos))
-    rows = [
-        Row([Group("real", spread(a, 4)), Group("coded", spread(b, 4))]) for a, b in zip(videos, coded, strict=True)
-    ]
-    _save_sheet(run, "vae", rows, metrics)
-
-
-def describe_held_out(run: Run, cinema: Cinema, params: Params) -> dict[str, float]:
-    """How many attributes of held-out critters the MLLM names right, from one picture each."""
-    if not run.draws_critters:
-        return {}
-    source = run.source("test")
-    processor = run.preprocessor().processor
-    tokenizer, asked = processor.tokenizer, run.config.evaluate_identities
-    described, total = [], {}
-    for start in tqdm(range(0, asked, 32), desc="describe", unit="batch"):
-        subjects, examples = [], []
-        for index in range(start, min(start + 32, asked)):
-            subject = source.scene(index).actors[0].subject
-            picture = reference(subject, np.random.default_rng([run.config.seed, index]))
-            subjects.append(subject)
-            examples.append(processor(QUESTIONS[0], [picture.image]))
-        inputs = MLLMInputs.from_batch(collate(examples))
-        model = cinema.part(params, "mllm")
-        answers = generate_greedy(model, inputs, max_new_tokens=20, eos_token_id=tokenizer.eos_token_id)
-        for subject, answer in zip(subjects, answers, strict=True):
-            text = tokenizer.decode(answer, skip_special_tokens=True)
-            described.append((subject.describe(), text))
-            for name, right in attribute_accuracy(subject, text).items():
-                total.setdefault(name, []).append(right)
-    for truth, text in described[:SHOWN]:
-        logger.info("a %s: %s", truth, text)
-    scores = {f"named_{name}": float(np.mean(right)) for name, right in total.items()}
-    main = ("species", "color", "accent", "pattern")
-    return scores | {"named_attributes": float(np.mean([scores[f"named_{name}"] for name in main]))}
 
 
 def show_samples(run: Run, sampler: Sampler, metrics: MetricsWriter) -> None:
@@ -132,7 +61,7 @@ def show_sheet(
             Group("generated video", spread(video, 4)),
         ]
         rows.append(Row(groups, conditions.prompt))
-    _save_sheet(run, "contact_sheet", rows, metrics, step)
+    save_sheet(run, "contact_sheet", rows, metrics, step)
     return videos
 
 
@@ -158,7 +87,8 @@ def held_out_conditions(run: Run, source: Source, index: int) -> Conditions:
     return source.conditions(index, np.random.default_rng([run.config.seed, index]))
 
 
-def _save_sheet(run: Run, name: str, rows: Sequence[Row], metrics: MetricsWriter, step: int = 0) -> None:
+def save_sheet(run: Run, name: str, rows: Sequence[Row], metrics: MetricsWriter, step: int = 0) -> None:
+    """Write a contact sheet to the run's `samples/NAME.png`, and to TensorBoard; process 0 alone does."""
     if not distributed.is_first():
         return
     sheet = contact_sheet(rows)

@@ -19,7 +19,7 @@ from cinema_jax.sampling.sampler import Request, Sampler, needed_parts
 BATCH = 4
 
 
-def sampler_of(run: Run, configs: Mapping[str, Any], params: Params) -> Sampler:
+def trained_sampler(run: Run, configs: Mapping[str, Any], params: Params) -> Sampler:
     """A sampler of these weights, or of those among them that it needs and the MLLM, which judges.
 
     Samplers of one run whose parts are of one size share what they compile.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import NamedTuple
 
+from cinema_jax.config import Config
 from cinema_jax.data.captions import Captions
 from cinema_jax.data.example import Source
 from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_manifest
@@ -17,6 +18,7 @@ from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.run import Run
 from cinema_jax.inputs.texts import listed
+from cinema_jax.training.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +93,10 @@ def check(
 def _tell_unknown(run: Run, stages: Collection[str], manifest: Path, lacking: Collection[str]) -> None:
     """Warn of words that a tokenizer reads as one and the same: texts that differ in them alone are one text."""
     entries, preprocessor = _entries(run, manifest), _preprocessor(run, lacking)
-    captions = preprocessor.t5_tokenizer is not None and {"t5", "pretrain", "align"} & set(stages)
+    captions = preprocessor.t5_tokenizer is not None and "caption" in read_by_t5(run.config, stages)
     by_mllm = run.config.condition.conditioner == "mllm"
     reader = preprocessor.processor if by_mllm else preprocessor.t5_tokenizer
-    prompts = reader is not None and {"align", "finetune"} & set(stages)
+    prompts = reader is not None and read_by_mllm(run.config, stages)
     for what, reads, said in (
         ("captions", preprocessor.unknown_to_t5 if captions else None, [entry.caption for entry in entries]),
         ("prompts", preprocessor.unknown if prompts else None, [entry.prompt for entry in entries]),
@@ -131,7 +133,7 @@ def _warn(reading: Reading, long: Mapping[int, int], count: int) -> None:
 def _all(
     run: Run, stages: Collection[str], manifest: Path | None, clips: Belonging, lacking: Collection[str]
 ) -> Iterator[tuple[Reading, dict[int, int]]]:
-    captions = run.captions() if "align" in stages else None
+    captions = run.captions() if any(STAGES[name].captions for name in stages) else None
     # One by one: they are not asked for where there is nothing to read.
     if manifest is not None:
         entries = _entries(run, manifest)
@@ -155,28 +157,39 @@ def _preprocessor(run: Run, lacking: Collection[str]) -> Preprocessor:
 def _of_manifest(
     run: Run, stages: Collection[str], file: Path, entries: Sequence[Entry], preprocessor: Preprocessor
 ) -> Iterator[tuple[Reading, dict[int, int]]]:
-    condition, stages = run.config.condition, set(stages)
+    condition = run.config.condition
+    by_t5, by_mllm = read_by_t5(run.config, stages), read_by_mllm(run.config, stages)
     captions, prompts = [entry.caption for entry in entries], [entry.prompt for entry in entries]
     if preprocessor.t5_tokenizer is not None:
         reading = functools.partial(Reading, file, room=condition.text_tokens, field="config.condition.text_tokens")
-        if {"t5", "pretrain", "align"} & stages:
+        if "caption" in by_t5:
             yield reading("caption"), _by_line(entries, preprocessor.text_lengths(captions))
-        if "t5" in stages or ("finetune" in stages and condition.conditioner == "t5"):
+        if "prompt" in by_t5:
             # A prompt that is the caption is not named twice.
             own = [entry.prompt != entry.caption for entry in entries]
             lengths = [n * new for n, new in zip(preprocessor.text_lengths(prompts), own, strict=True)]
             yield reading("prompt"), _by_line(entries, lengths)
-    if preprocessor.processor is None or not {"align", "finetune"} & stages:
+    if preprocessor.processor is None or not by_mllm:
         return
     most: Callable = preprocessor.processor.most_tokens
     counts = [len({reference.subject for reference in entry.references}) for entry in entries]
     room, field = preprocessor.processor.max_length, "config.condition.mllm_tokens"
     reading = functools.partial(Reading, file, room=room, field=field, bucket=run.bucket_name)
     yield reading("prompt with its references"), _by_line(entries, most(prompts, counts))
-    if "finetune" in stages and run.config.finetune.captions:
+    if "caption with its references" in by_mllm:
         yield reading("caption with its references"), _by_line(entries, most(captions, counts))
-    elif "align" in stages:
+    elif "caption" in by_mllm:
         yield reading("caption"), _by_line(entries, most(captions, [0] * len(entries)))
+
+
+def read_by_t5(config: Config, stages: Iterable[str]) -> set[str]:
+    """The texts of a clip that T5 reads in some of the stages."""
+    return {text for name in stages for text in STAGES[name].read_by_t5(config)}
+
+
+def read_by_mllm(config: Config, stages: Iterable[str]) -> set[str]:
+    """The same of the multimodal LLM."""
+    return {text for name in stages for text in STAGES[name].read_by_mllm(config)}
 
 
 def _by_line(entries: Sequence[Entry], lengths: Sequence[int]) -> dict[int, int]:

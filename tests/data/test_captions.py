@@ -57,7 +57,7 @@ def test_align_reads_captions_of_no_video_as_often_as_asked_without_references(f
     tokens = [preprocessor.text(caption)[0].tolist() for caption in captions]
     counts = np.zeros(4)
     for number in range(80):
-        arrays = examples("align", number % 4, np.random.default_rng(number))
+        arrays = examples.align(number % 4, np.random.default_rng(number))
         found = arrays["caption_tokens"].tolist()
         place = tokens.index(found) if found in tokens else 3
         counts[place] += 1
@@ -71,7 +71,7 @@ def test_align_reads_captions_of_no_video_as_often_as_asked_without_references(f
     assert share == 0 or counts[:3].min() > 0
     # Held-out examples are those of the videos.
     held_out = dataclasses.replace(examples, augment=False)
-    assert held_out("align", 0, np.random.default_rng(0))["entity_lengths"] > 0
+    assert held_out.align(0, np.random.default_rng(0))["entity_lengths"] > 0
 
 
 def test_a_share_without_a_file_is_refused():

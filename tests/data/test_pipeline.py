@@ -11,6 +11,7 @@ from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Examples, Preprocessor, covered
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.run import Run
+from cinema_jax.training.stages import STAGES
 
 
 def test_a_latent_is_covered_as_far_as_the_boxes_of_its_frames_reach():
@@ -37,7 +38,7 @@ def test_training_weighs_subjects_and_evaluation_does_not(tmp_path, stage):
     for weight, augment in ((4.0, True), (4.0, False), (1.0, True)):
         run = weighted(tmp_path, weight)
         examples = Examples(run.source("train"), run.preprocessor(), range(2), latents, augment=augment)
-        arrays = examples(stage, 1, np.random.default_rng(0))
+        arrays = STAGES[stage].example(examples, 1, np.random.default_rng(0))
         assert ("error_weights" in arrays) == (weight != 1 and augment)
         if "error_weights" in arrays:
             assert arrays["error_weights"].shape == (2, 4, 4)
@@ -58,7 +59,7 @@ def test_a_source_that_does_not_know_its_subjects_is_refused(tmp_path):
     run = weighted(tmp_path, 2.0)
     examples = Examples(Plain(run.source("train")), run.preprocessor(), range(2), np.zeros((2, 2, 4, 4, 4), np.float32))
     with pytest.raises(InputError, match="subject_weight is 2"):
-        examples("pretrain", 0, np.random.default_rng(0))
+        examples.pretrain(0, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_pretraining_is_told_captions_prompts_or_plots(tmp_path, monkeypatch, pr
     made, draw = [], source.conditions
     monkeypatch.setattr(source, "conditions", lambda *arguments: made.append(draw(*arguments)) or made[-1])
     for row in range(8):
-        arrays = examples("pretrain", row, np.random.default_rng(row))
+        arrays = examples.pretrain(row, np.random.default_rng(row))
         assert np.array_equal(arrays["caption_tokens"], preprocessor.text(getattr(made[row], told))[0])
         assert arrays["entity_lengths"] == len(source.scene(row).actors)
 
@@ -118,7 +119,7 @@ def test_plots_of_a_source_that_has_none_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "conditions", lambda *arguments: dataclasses.replace(draw(*arguments), plot=None))
     examples = Examples(source, run.preprocessor(), range(2), np.zeros((2, 2, 4, 4, 4), np.float32))
     with pytest.raises(InputError, match="plots is 1; only"):
-        examples("pretrain", 0, np.random.default_rng(0))
+        examples.pretrain(0, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_finetune_reads_captions_as_often_as_asked_and_prompts_when_it_is_evalua
     monkeypatch.setattr(source, "conditions", lambda *arguments: made.append(draw(*arguments)) or made[-1])
     monkeypatch.setattr(Preprocessor, "laid_out", lambda _, text, references, shown: read.append(text) or {})
     for seed in range(100):
-        examples("finetune", 0, np.random.default_rng(seed))
+        examples.finetune(0, np.random.default_rng(seed))
     of_captions = np.mean([text == told.caption for text, told in zip(read, made, strict=True)])
     assert of_captions == pytest.approx(captions * augment, abs=0.15)
     assert all(text in (told.caption, told.prompt) for text, told in zip(read, made, strict=True))

@@ -10,7 +10,7 @@ from cinema_jax.diffusion import flow
 from cinema_jax.diffusion.discrete import as_velocity
 from cinema_jax.diffusion.schedule import NoiseSchedule
 from cinema_jax.errors import InputError
-from cinema_jax.training.stages import training_times
+from cinema_jax.training.stages.flow import training_times
 from configs import cogvideox_2b, cogvideox_5b
 
 RELEASED = {"2b": cogvideox_2b, "5b": cogvideox_5b}

@@ -41,8 +41,8 @@ def examples(run: Run, stage: str) -> dict[str, np.ndarray]:
 def lowered(run: Run, stage: str, way: str) -> tuple:
     """One step, and what it takes."""
     devices, count = WAYS[way]
-    section = dataclasses.replace(getattr(run.config, stage), microbatches=count, batch_size=BATCH)
-    configs, params, _ = run.load_parts(STAGES[stage].needed(run.config), stage)
+    section = dataclasses.replace(run.config.of_stage(stage), microbatches=count, batch_size=BATCH)
+    configs, params, _ = run.load_parts(STAGES[stage].needed(run.config), STAGES[stage].afresh(run.config))
     rng = np.random.default_rng(0)
     # Networks start from zeros and ones, at which many gradients are nothing.
     params = {path: np.asarray(x, float) + 0.05 * rng.standard_normal(x.shape) for path, x in params.items()}

@@ -30,7 +30,8 @@ from cinema_jax.config import Config
 from cinema_jax.devices import distributed, sharding
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import checkpoint
-from cinema_jax.training import facts, reports
+from cinema_jax.training import facts
+from cinema_jax.training.stages.base import Stage
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "saving": signal.SIGKILL}
 
@@ -131,7 +132,7 @@ def noted(make):
     return wrapped
 
 
-def sample(run, stage, configs, params, metrics) -> dict:
+def sample(stage, run, configs, params, metrics) -> dict:
     """In the place of what a stage shows of itself, which takes longer to compile than its step."""
     latents = float64.sampled(run, Cinema(run.config, configs), params)
     if distributed.is_first():
@@ -159,7 +160,7 @@ if __name__ == "__main__":
     if slices.splits_all:
         float64.split_what_is_small()
     # What a stage shows of itself takes longer to compile than its step.
-    reports.stage_report = sample if slices.samples else lambda *_: {}
+    Stage.closing_report = sample if slices.samples else lambda *_: {}
     train.parse = lambda _: config(Path(flags.FLAGS.workdir).parent, slices)
     train.CONFIG = SimpleNamespace(value=None)
     command.run(train.main)

@@ -56,7 +56,7 @@ def parts_of(run, *names):
 
 def batch_of(run, stage, latents=None):
     examples = Examples(run.source("train"), run.preprocessor(), range(ROWS), latents)
-    made = [examples(stage, row, np.random.default_rng(row)) for row in range(ROWS)]
+    made = [STAGES[stage].example(examples, row, np.random.default_rng(row)) for row in range(ROWS)]
     return collate(made) | {"index": np.arange(ROWS, dtype=np.int32)}
 
 

@@ -17,7 +17,7 @@ from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.profile import Profile, parse_steps
 from cinema_jax.training.progress import PERFORMANCE, Progress
 from cinema_jax.training.remaining import Remaining
-from cinema_jax.training.stages import by_time
+from cinema_jax.training.stages.flow import by_time
 from cinema_jax.training.step import Share
 from cinema_jax.training.watch import Supply
 from cinema_jax.training.work import WorkCounter

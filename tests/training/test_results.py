@@ -16,6 +16,7 @@ from cinema_jax.errors import InputError
 from cinema_jax.experiment import results
 from cinema_jax.experiment.run import Run
 from cinema_jax.training import loop
+from cinema_jax.training.stages.base import Stage
 
 OPERATIONS = ("replace", "unlink", "rmdir", "mkdir")
 
@@ -95,7 +96,7 @@ def stopped(tmp_path_factory):
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.reports, "stage_report", dies)
+        patch.setattr(Stage, "closing_report", dies)
         with pytest.raises(Killed):
             loop.train(run)
     return run

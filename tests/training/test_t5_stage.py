@@ -12,7 +12,7 @@ from cinema_jax.cinema import Cinema
 from cinema_jax.data.pipeline import Examples
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.training.stages import t5_loss
+from cinema_jax.training.stages.t5 import t5_loss
 from cinema_jax.training.state import sample_keys
 
 

@@ -23,8 +23,9 @@ from cinema_jax.devices.interruption import Interrupted
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.checkpoint import complete_steps, step_path
 from cinema_jax.experiment.run import Run
-from cinema_jax.training import loop, stages
+from cinema_jax.training import loop
 from cinema_jax.training.progress import PERFORMANCE
+from cinema_jax.training.stages import base
 from cinema_jax.training.watch import DroppedUpdates, Supply, check_unreadable
 
 HERE = Path(__file__).parent
@@ -107,7 +108,7 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
 
 
 def test_three_updates_dropped_in_a_row_stop_the_run_and_name_the_examples(tmp_path, monkeypatch):
-    build = stages.make_train_step
+    build = base.make_train_step
 
     def spoiled(loss, *arguments, **options):
         def wrong(params, frozen, batch, keys):
@@ -117,7 +118,7 @@ def test_three_updates_dropped_in_a_row_stop_the_run_and_name_the_examples(tmp_p
 
         return build(wrong, *arguments, **options)
 
-    monkeypatch.setattr(stages, "make_train_step", spoiled)
+    monkeypatch.setattr(base, "make_train_step", spoiled)
     values = dataclasses.replace(config(), mllm=dataclasses.replace(config().mllm, steps=8))
     with pytest.raises(InputError, match=r"mllm: loss or gradient was not finite in steps 3, 4, 5, whose updates"):
         loop.train(Run.open(values, tmp_path / "run"))

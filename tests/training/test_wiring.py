@@ -26,6 +26,7 @@ from cinema_jax.experiment.checkpoint import complete_steps, load_params
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training import loop
+from cinema_jax.training.stages.base import Stage
 from cinema_jax.training.state import stage_seed
 
 SEED, STEPS, BATCH, KEEP, VIDEOS, HELD_OUT = 5, 5, 4, 3, 7, 6
@@ -81,7 +82,7 @@ def run(tmp_path_factory, reported):
     with pytest.MonkeyPatch.context() as patch:
         # Its samples would cost as much as all steps, and are other tests' subject.
         patch.setattr(
-            loop.reports, "stage_report", lambda run, stage, configs, params, metrics: reported.update(params) or {}
+            Stage, "closing_report", lambda stage, run, configs, params, metrics: reported.update(params) or {}
         )
         loop.train(run)
     return run

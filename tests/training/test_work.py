@@ -11,7 +11,8 @@ from tiny import tiny_config
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.devices.flops import matmul_flops
-from cinema_jax.training.stages import STAGES, flow_loss
+from cinema_jax.training.stages import STAGES
+from cinema_jax.training.stages.flow import flow_loss
 from cinema_jax.training.work import WorkCounter, dit_tokens, peak_tflops, work
 
 WIDTH, LAYERS, TEXT, VIDEO = 32, 2, 6, 2 * 4 * 4
