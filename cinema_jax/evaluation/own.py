@@ -2,9 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -24,20 +23,6 @@ from cinema_jax.training.reports import held_out_conditions
 _LEVELS = 6
 # Of the frame's shorter side: windows in which a subject is looked for, and the steps between them.
 _WINDOWS, _STRIDE = (0.4, 0.6, 0.9), 0.15
-# What each figure is called for people.
-_TITLES = {
-    "likeness": "subjects whose colours are likest their own reference",
-    "chance": "the same by chance",
-    "sharpness": "sharpness, of the real clips'",
-    "motion": "change from frame to frame, of the real clips'",
-}
-# What those of the page's table say.
-_MEANINGS = {
-    "likeness": "share of subjects of which a part of the video has more of the colours of their own reference than of "
-    "any other held-out one of another name",
-    "sharpness": "mean difference of neighbouring pixels over that of the real clips: under 1 is blurred",
-    "motion": "mean difference of neighbouring frames over that of the real clips: under 1 is stiff, over 1 flickers",
-}
 _WORDS = {
     "generated": "what the checkpoint makes of the prompt and the references of clips that it was not trained on",
     "ceiling": "the real clips through the checkpoint's VAE and back: the best that it could show",
@@ -117,7 +102,7 @@ def evaluate(
 
 
 def figures(shown: Sequence[Video], real: Sequence[Video], told: Sequence[Conditions]) -> dict[str, float | None]:
-    """What a kind of videos reaches: see `_TITLES`. None where it cannot be said."""
+    """What a kind of videos reaches: see `RATIOS` and `_MEANINGS`. None where it cannot be said."""
     wins, chances = [], []
     references = [reference for one in told for reference in one.references]
     for video, one in zip(shown, told, strict=True):
@@ -132,16 +117,14 @@ def figures(shown: Sequence[Video], real: Sequence[Video], told: Sequence[Condit
     return {
         "likeness": float(np.mean(wins)) if wins else None,
         "chance": float(np.mean(chances)) if chances else None,
-        "sharpness": _ratio(_sharpness, shown, real),
-        "motion": _ratio(_motion, shown, real),
-    }
+    } | {name: _ratio(ratio.measure, shown, real) for name, ratio in RATIOS.items()}
 
 
 def _name(reference: Reference) -> str:
     return reference.noun or reference.subject
 
 
-def _ratio(measure: Any, shown: Sequence[Video], real: Sequence[Video]) -> float | None:
+def _ratio(measure: Callable[[Video], float], shown: Sequence[Video], real: Sequence[Video]) -> float | None:
     theirs = np.mean([measure(video) for video in real])
     return float(np.mean([measure(video) for video in shown]) / theirs) if theirs else None
 
@@ -155,6 +138,42 @@ def _sharpness(video: Video) -> float:
 def _motion(video: Video) -> float:
     """Mean difference of neighbouring frames, in grey levels."""
     return float(np.abs(np.diff(video.astype(np.float32), axis=0)).mean()) if len(video) > 1 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """A figure of a video: its mean over all videos of a kind, over that of the real clips."""
+
+    # What it is called for people, and what the page says of it.
+    title: str
+    meaning: str
+    measure: Callable[[Video], float]
+
+
+RATIOS = {
+    "sharpness": Ratio(
+        "sharpness, of the real clips'",
+        "mean difference of neighbouring pixels over that of the real clips: under 1 is blurred",
+        _sharpness,
+    ),
+    "motion": Ratio(
+        "change from frame to frame, of the real clips'",
+        "mean difference of neighbouring frames over that of the real clips: under 1 is stiff, over 1 flickers",
+        _motion,
+    ),
+}
+# What each figure is called for people.
+_TITLES = {
+    "likeness": "subjects whose colours are likest their own reference",
+    "chance": "the same by chance",
+    **{name: ratio.title for name, ratio in RATIOS.items()},
+}
+# What those of the page's table say.
+_MEANINGS = {
+    "likeness": "share of subjects of which a part of the video has more of the colours of their own reference than of "
+    "any other held-out one of another name",
+    **{name: ratio.meaning for name, ratio in RATIOS.items()},
+}
 
 
 def _likeness(windows: Float[np.ndarray, "windows colours"], reference: Reference) -> float:

@@ -28,18 +28,16 @@ from transformers import PreTrainedTokenizerBase
 from cinema_jax.config import ON_CLIPS, Config, parse, to_dict
 from cinema_jax.data.buckets import Bucket
 from cinema_jax.data.captions import Captions
-from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
 from cinema_jax.data.critters.grammar import vocabulary
-from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.example import Source
 from cinema_jax.data.folder import Folder
-from cinema_jax.data.images import MARGIN
 from cinema_jax.data.pipeline import Preprocessor, mllm_room
 from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import amending, parts, results
 from cinema_jax.experiment.fit import fits
 from cinema_jax.experiment.pipelines import FOLDERS, is_pipeline, pipeline_config
+from cinema_jax.experiment.sources import SOURCES, Wanted, folder_clips
 from cinema_jax.inputs.places import check_workdir
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
@@ -405,43 +403,16 @@ class Run:
 
     def source(self, split: str) -> Source:
         """The training or held-out data ("train", "validation"; "test" for critters only)."""
-        data = self.config.data
-        if data.source == "folder":
-            return self.clips(data.path, split)
-        size = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
-        if data.source == "records":
-            size |= {"max_references": data.max_references, "validation_fraction": data.validation_fraction}
-            # Imported here: TensorFlow Datasets costs every process 0.2 s and 32 MiB.
-            from cinema_jax.data.records import open_records
-
-            every = [dataclasses.replace(self, bucket=i) for i in (self.bucket, *self.others)]
-            folders = [os.path.join(data.path, one.records_folder) for one in every]
-            size |= {"other_view": data.other_view}
-            return open_records(folders, split=split, of_bucket=bool(self.bucket_name), **size)
-        cutouts = split_cutouts(find_cutouts(data.subjects), split) if data.subjects else None
-        # Each bucket draws scenes of its own.
-        seed = self.config.seed + (self.bucket or 0)
-        return Critters(split, seed=seed, max_subjects=data.max_references, shares=data.shares, cutouts=cutouts, **size)
+        return SOURCES[self.config.data.source](self._wanted(split))
 
     def clips(self, manifest: str | Path, split: str) -> Folder:
         """The clips of a manifest, as the config wants them; of one bucket, those that belong to it."""
-        data = self.config.data
-        return Folder(
-            manifest,
-            frames=data.frames,
-            height=data.height,
-            width=data.width,
-            fps=data.fps,
-            split=split,
-            validation_fraction=data.validation_fraction,
-            max_references=data.max_references,
-            buckets=() if self.bucket is None else [Bucket(*sizes) for sizes in data.buckets],
-            bucket=self.bucket or 0,
-            others=self.others,
-            other_view=data.other_view,
-            follow_links=data.follow_links,
-            margin=MARGIN if data.crop_references else 0.0,
-        )
+        return folder_clips(self._wanted(split), manifest)
+
+    def _wanted(self, split: str) -> Wanted:
+        every = (dataclasses.replace(self, bucket=i) for i in (self.bucket, *self.others))
+        records = tuple(one.records_folder for one in every)
+        return Wanted(split, self.config.data, self.config.seed, self.bucket, self.others, records)
 
     def no_clip(self) -> InputError:
         """What is wrong where all buckets are empty."""

@@ -96,8 +96,9 @@ def _one_of(value: Any, arguments: tuple[Any, ...], name: str) -> Any:
         return None
     kinds = [kind for kind in arguments if kind is not type(None)]
     if isinstance(value, dict) and all(map(dataclasses.is_dataclass, kinds)):
-        # The section that has such fields; else the first one says what is wrong.
-        kinds.sort(key=lambda kind: not set(value) <= {field.name for field in dataclasses.fields(kind)})
+        # The section that has these fields, or all of them; else the first one says what is wrong.
+        fields = {kind: {field.name for field in dataclasses.fields(kind)} for kind in kinds}
+        kinds.sort(key=lambda kind: (set(value) != fields[kind], not set(value) <= fields[kind]))
     elif exact := [kind for kind in kinds if type(value) is kind]:
         kinds = exact
     return checked(value, kinds[0], name)
