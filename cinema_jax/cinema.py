@@ -14,6 +14,7 @@ from cinema_jax.devices import sharding
 from cinema_jax.diffusion.discrete import as_velocity
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
+from cinema_jax.models.backbone import Backbone
 from cinema_jax.models.layers import TIMESTEPS
 from cinema_jax.models.numerics import at_least_fp32
 from cinema_jax.models.qwen_vl.model import MLLMInputs
@@ -150,7 +151,8 @@ class Cinema:
         return self._transform(params, video, timestep / TIMESTEPS, conditions)
 
     def _transform(self, params: Params, video: Array, time: Array, conditions: Conditions) -> Array:
-        dit, (text, entities, lengths) = self.part(params, "dit"), conditions
+        dit: Backbone = self.part(params, "dit")
+        text, entities, lengths = conditions
         narrow = (x.astype(self.dtype) for x in (video, text, entities))
         # Between the steps of a sampler, and in the loss, velocities are as wide as the video.
         return dit(*narrow, lengths, time).astype(video.dtype)
