@@ -22,6 +22,7 @@ either choice: single frames and plots ("the first chases the second"), which do
 
 from ml_collections import ConfigDict
 
+from configs import _networks as networks
 from configs import demo
 
 VARIANTS = (
@@ -57,6 +58,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant.startswith("pretrain"):
         config.stages, config.init, config.weights.t5 = ("pretrain",), "", "packaged"
         config.data.train_videos, config.data.frames = 4096, 1
-        demo.stage(config, "pretrain", steps=240, rate=1e-2)
+        networks.stage(config, "pretrain", steps=240, rate=1e-2)
         config.pretrain.plots = config.pretrain.references = 1.0
     return config

@@ -23,6 +23,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from cinema_jax.config import DataConfig
+from configs import _networks as networks
 from configs import demo
 
 
@@ -120,22 +121,22 @@ def _pretrain(config: ConfigDict, piece: _Piece, before: str) -> None:
         config.weights.t5 = "packaged"
     elif "t5" in piece.stages:
         config.init, config.weights.dit = "", f"{before}/parts/dit"
-    demo.stage(config, "pretrain", steps=piece.steps, rate=piece.rate, warmup=50, final=piece.final, average=0.998)
+    networks.stage(config, "pretrain", steps=piece.steps, rate=piece.rate, warmup=50, final=piece.final, average=0.998)
     pretrain = config.pretrain
     pretrain.log_every, pretrain.eval_every, pretrain.checkpoint_every = 25, 500, 200
     if piece.t5_rate:
-        demo.with_t5(config, piece.t5_rate)
+        networks.with_t5(config, piece.t5_rate)
     pretrain.prompts, pretrain.plots, pretrain.references = piece.prompts, piece.plots, piece.references
     config.data.train_videos, config.data.frames = piece.scenes, piece.frames
     config.flow.shift, config.dit_model.entity_index = piece.shift, piece.entity_index
     config.data.shares = piece.shares
     if not piece.augment:
-        demo.without_augmentation(config)
+        config.data.augment = demo.demo().data.augment
 
 
 def _who_is_who(config: ConfigDict) -> None:
     config.stages, config.init, config.seed = ("mllm",), "", 2
-    demo.stage(config, "mllm", steps=1500, rate=2e-3, warmup=50)
+    networks.stage(config, "mllm", steps=1500, rate=2e-3, warmup=50)
     mllm = config.mllm
     # The vision tower sees well enough.
     mllm.image_steps, mllm.batch_size, mllm.trainable = 0, 32, ("mllm/(?!visual).*",)

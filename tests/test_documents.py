@@ -50,6 +50,7 @@ FOLDERS = ("configs", "examples", "launch", "docs", "benchmarks", "notebooks", "
 FLAGS_OF_OTHERS = {
     *("--logdir", "--gpus-per-node", "--ntasks-per-node", "--type"),
     *("--service-account", "--reserved", "--help"),
+    *("--depth", "--no-deps"),
 }
 
 
