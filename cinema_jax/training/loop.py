@@ -220,6 +220,7 @@ class Trainer:
                         sampler = trained_sampler(first, self.cinema.part_configs, weights)
                         reports.show_sheet(first, sampler, metrics, done)
                 watchdog.step(f"the data of step {done + 1} of {self.stage.name}")
+        metrics.end_bar()
         watchdog.begin(f"the end of {self.stage.name}")
         # A run killed between its last step and its record comes back here without a step to do.
         return current, (closing or held_out.evaluate(current, self.frozen)) | {"waiting": batches.waiting_share}

@@ -128,6 +128,11 @@ class MetricsWriter:
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
 
+    def end_bar(self) -> None:
+        """Leave the progress bar as it stands: after the last step, evaluations and samples show bars of their own."""
+        if self.primary and self._bar is not None:
+            self._bar.close()
+
     def images(self, step: int, name: str, images: UInt8[np.ndarray, "N height width 3"]) -> None:
         """Pictures side by side under one name, for TensorBoard."""
         if self.primary:
@@ -149,8 +154,7 @@ class MetricsWriter:
     def close(self) -> None:
         """Write out everything."""
         if self.primary:
-            if self._bar is not None:
-                self._bar.close()
+            self.end_bar()
             self._tensorboard.close()
             self._lines.close()
 

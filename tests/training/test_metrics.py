@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tqdm import tqdm
 
 from cinema_jax.training.metrics import MetricsWriter, truncate
 
@@ -106,6 +107,16 @@ def test_sinks_get_the_same_scalars(tmp_path):
     with MetricsWriter(tmp_path, stage="align", sinks=[lambda *row: told.append(row)]) as writer:
         writer.write(3, {"loss": np.float32(0.5)})
     assert told == [("align", 3, {"loss": 0.5})]
+
+
+def test_bars_after_the_last_step_are_not_nested_into_its_own(tmp_path, capsys):
+    with MetricsWriter(tmp_path, stage="align", total_steps=2) as writer:
+        writer.progress(2, loss=1.0)
+        writer.end_bar()
+        for _ in tqdm(range(3), desc="judge"):
+            pass
+    # Nested bars move the cursor to lines of their own, and back.
+    assert "\x1b[A" not in capsys.readouterr().err
 
 
 def test_bar_shows_loss_and_position(tmp_path, capsys):
