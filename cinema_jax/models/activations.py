@@ -37,6 +37,18 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {
 # The last one is named by attention itself: see `attention.splash`.
 _SAVED = ("q", "k", "v", "attention_output")
 
+
+def _keeping(*names: str) -> Callable:
+    """What bears one of these names, and all that cuDNN's attention returns.
+
+    Of its two results one bears no name, and without it the backward pass would run the kernel again.
+    """
+    return jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(*names),
+        lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention_fwd"),
+    )
+
+
 # What the backward pass finds of each block; it computes the rest again.
 REMAT: dict[str, Callable | None] = {
     # The block's input, ...
@@ -49,9 +61,9 @@ REMAT: dict[str, Callable | None] = {
         offload_dst="pinned_host",
     ),
     # ... with all that attention reads and writes, so that attention is not computed again, ...
-    "attention": jax.checkpoint_policies.save_only_these_names(*_SAVED),
+    "attention": _keeping(*_SAVED),
     # ... or with the result of every product with a parameter.
-    "dots": jax.checkpoint_policies.save_only_these_names(*_SAVED, "hidden", "projection"),
+    "dots": _keeping(*_SAVED, "hidden", "projection"),
 }
 
 

@@ -12,17 +12,32 @@ _MASKED = -1e30
 
 def cudnn(q, k, v, lengths, segments, *, causal, scale, bias=None):
     """Fused. `segments` make a mask of all queries and keys."""
-    return jax.nn.dot_product_attention(
+    queries, keys = q.shape[1], k.shape[1]
+    if keys % 2 and lengths is None:
+        lengths = jnp.full(q.shape[0], keys, jnp.int32)
+    # In training it takes even numbers of them alone: one more, which nobody sees, and whose result nobody reads.
+    q, k, v = (_even(x, 1) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(
         q,
         k,
         v,
-        bias=None if bias is None else bias.astype(q.dtype),
-        mask=None if segments is None else _mask(q.shape[1], k.shape[1], None, segments, False),
+        bias=None if bias is None else _even(_even(bias.astype(q.dtype), 2), 3),
+        mask=None
+        if segments is None
+        else _mask(q.shape[1], k.shape[1], None, tuple(_even(x, 1) for x in segments), False),
         scale=scale,
         is_causal=causal,
         key_value_seq_lengths=lengths,
         implementation="cudnn",
     )
+    return out[:, :queries]
+
+
+def _even(x: Array, axis: int) -> Array:
+    """`x` with a row of zeros more along an axis of odd size."""
+    if x.shape[axis] % 2 == 0:
+        return x
+    return jnp.pad(x, [(0, 1) if i == axis else (0, 0) for i in range(x.ndim)])
 
 
 def xla(q, k, v, lengths, segments, *, causal, scale, bias=None):
