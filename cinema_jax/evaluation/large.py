@@ -35,11 +35,12 @@ class Clip:
     """`clip_t`: cosine of prompt and frames; `clip_i`: of each reference, cut out on white, and frames.
 
     Raises:
-        InputError: PyTorch is not installed, or the folder holds no CLIP in safetensors.
+        InputError: PyTorch is not installed, or the folder holds no whole CLIP in safetensors.
     """
 
     def __init__(self, folder: Path):
         self._torch, self._model, self._processor = _load(folder, "CLIPModel")
+        _try(self, folder)
 
     def __call__(
         self, prompt: str, references: Sequence[Reference], video: UInt8[np.ndarray, "frames height width 3"]
@@ -61,11 +62,12 @@ class Dino:
     """`dino_i`: cosine of each reference, cut out on white, and frames.
 
     Raises:
-        InputError: PyTorch is not installed, or the folder holds no DINO (v1, v2) in safetensors.
+        InputError: PyTorch is not installed, or the folder holds no whole DINO (v1, v2) in safetensors.
     """
 
     def __init__(self, folder: Path):
         self._torch, self._model, self._processor = _load(folder, "AutoModel")
+        _try(self, folder)
 
     def __call__(
         self, prompt: str, references: Sequence[Reference], video: UInt8[np.ndarray, "frames height width 3"]
@@ -86,13 +88,31 @@ def _load(folder: Path, kind: str):
         raise InputError("CLIP and DINO run in PyTorch, which is not installed: pip install torch") from None
     import transformers
 
+    # What is missing is said below, in one sentence.
+    transformers.logging.set_verbosity_error()
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds no *.safetensors; nothing else is opened")
     processor = transformers.AutoProcessor if kind == "CLIPModel" else transformers.AutoImageProcessor
     options = {"local_files_only": True, "trust_remote_code": False}
     with fault_of(f"{folder} cannot be read as transformers' {kind}"):
-        model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **options)
-        return torch, model.eval(), processor.from_pretrained(folder, **options)
+        found = getattr(transformers, kind).from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
+        loaded = torch, found[0].eval(), processor.from_pretrained(folder, **options)
+    # What its files lack transformers draws at random. DINO was published without the pooler, which is not used here.
+    lacking = {*found[1]["missing_keys"], *(name for name, *_ in found[1]["mismatched_keys"])}
+    if missing := sorted(name for name in lacking if not name.startswith("pooler.")):
+        raise InputError(f"{folder} is no whole {kind}: {missing[0]} and {len(missing) - 1} more have no weights")
+    return loaded
+
+
+def _try(metric: Metric, folder: Path) -> None:
+    """Measure a picture without content: what is wrong with a config often shows when it is used, after all videos."""
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None], (64, 64, 3)) * np.array([1, 2, 3], np.uint8)
+    with fault_of(f"{folder} cannot be used as it is described there"):
+        found = metric("a cat", [Reference(ramp, None, "")], ramp[None])
+    if not all(np.isfinite(total) for total, _ in found.values()):
+        raise InputError(f"{folder} holds weights that give no finite numbers")
 
 
 def _unit(features) -> Float[np.ndarray, "N E"]:

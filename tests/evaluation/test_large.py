@@ -4,41 +4,22 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from large_models import save_clip, save_dino
+from safetensors.torch import load_file, save_file
 
 from cinema_jax.data.example import Reference
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation.large import Clip, Dino
 
-SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-VISION = SMALL | {"image_size": 16, "patch_size": 8}
-PICTURES = {"size": {"height": 16, "width": 16}, "crop_size": {"height": 16, "width": 16}}
-
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    text = SMALL | {"vocab_size": 4, "max_position_embeddings": 8, "eos_token_id": 3, "bos_token_id": 2}
-    config = transformers.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)
-    transformers.CLIPModel(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "cat": 1, "<s>": 2, "</s>": 3}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=8
-    )
-    tokenizer.save_pretrained(folder)
-    transformers.CLIPImageProcessor(**PICTURES).save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dino")
-    torch.manual_seed(0)
-    transformers.Dinov2Model(transformers.Dinov2Config(**VISION)).save_pretrained(folder)
-    transformers.BitImageProcessor(**PICTURES).save_pretrained(folder)
-    return folder
+    return save_dino(tmp_path_factory.mktemp("dino"))
 
 
 @pytest.fixture
@@ -68,3 +49,14 @@ def test_pickles_are_not_opened(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"holds no \*\.safetensors; nothing else is opened"):
         Clip(tmp_path)
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path):
+    for kind, save in ((Clip, save_clip), (Dino, save_dino)):
+        file = save(tmp_path) / "model.safetensors"
+        tensors = load_file(file)
+        name = max(tensors)
+        save_file({key: tensor for key, tensor in tensors.items() if key != name}, file, {"format": "pt"})
+        with pytest.raises(InputError, match=rf"is no whole \w+: {name} and 0 more have no weights"):
+            kind(tmp_path)
+        file.unlink()

@@ -14,11 +14,13 @@ import prepared
 from absl import logging
 from clips import write_clip
 from encoded import encode
+from large_models import save_clip, save_dino
 from PIL import Image
 from tiny import random_run, tiny_config
 
 from cinema_jax.data.critters import cutout
 from cinema_jax.data.critters.cutout import find_cutouts
+from cinema_jax.data.example import Reference
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.images import read_image, read_mask
 from cinema_jax.data.records import Records
@@ -28,6 +30,7 @@ from cinema_jax.diffusion.schedule import NoiseSchedule, schedule_to_hf
 from cinema_jax.evaluation import opens2v, videos
 from cinema_jax.evaluation.judge.config import JudgeConfig
 from cinema_jax.evaluation.judge.weights import read_judge
+from cinema_jax.evaluation.large import Clip, Dino
 from cinema_jax.exchange.card import model_card
 from cinema_jax.exchange.sources import find
 from cinema_jax.experiment import amending, parts, results
@@ -349,6 +352,18 @@ def _use_cutouts(folder: Path) -> None:
     find_cutouts(folder)
 
 
+def _metrics(folder: Path) -> None:
+    for name, save in (("clip", save_clip), ("dino", save_dino)):
+        (folder / name).mkdir()
+        save(folder / name)
+
+
+def _use_metrics(folder: Path) -> None:
+    picture = _PIXELS[..., :3].copy()
+    for metric in (Clip(folder / "clip"), Dino(folder / "dino")):
+        metric("cat", [Reference(picture, None, "a")], picture[None])
+
+
 TARGETS = (
     Target("images", _images, _use_images, share=4),
     Target("clips", _clips, _use_clips, share=4),
@@ -371,6 +386,7 @@ TARGETS = (
     Target("latents", _latents, _use_latents),
     Target("gallery", _gallery, _use_gallery),
     Target("cut-outs", _cutouts, _use_cutouts),
+    Target("CLIP and DINO", _metrics, _use_metrics),
 )
 logging.set_verbosity(logging.ERROR)
 # Of damaged pictures; libraries say on standard error what they make of them.
