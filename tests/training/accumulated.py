@@ -34,8 +34,8 @@ def examples(run: Run, stage: str) -> dict[str, np.ndarray]:
     """A batch of a stage, whose texts are of unequal length."""
     latents = np.random.default_rng(1).standard_normal((BATCH, 2, 4, 4, 4), np.float32)
     made = Examples(run.source("train"), run.preprocessor(), range(BATCH), latents)
-    rows = [made(stage, row, np.random.default_rng(row)) | {"index": np.int32(row)} for row in range(BATCH)]
-    return collate(rows)
+    rows = [STAGES[stage].example(made, row, np.random.default_rng(row)) for row in range(BATCH)]
+    return collate([row | {"index": np.int32(number)} for number, row in enumerate(rows)])
 
 
 def lowered(run: Run, stage: str, way: str) -> tuple:
