@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, UInt8
 from cinema_jax.config import Config
 from cinema_jax.devices import sharding
 from cinema_jax.diffusion.discrete import as_velocity
-from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
 from cinema_jax.models.backbone import Backbone
 from cinema_jax.models.layers import TIMESTEPS
@@ -46,9 +45,6 @@ class Cinema:
         self.dtype = jnp.dtype(config.precision)
         self.state_dtype = np.promote_types(self.dtype, np.float32)
         self.part_configs = dict(part_configs)
-        vae = self.part_configs.get("vae")
-        if config.flow.tiled_decoding and vae is not None and not vae.decodes_in_tiles:
-            raise InputError("config.flow.tiled_decoding is True; only CogVideoX' VAE decodes in tiles")
         self.graphs, self.shapes = {}, {}
         for name, part_config in self.part_configs.items():
             self.graphs[name], shapes = parts.structure(name, part_config)

@@ -199,9 +199,7 @@ class FlowConfig:
     )
     guidance_text: float = option(3.0, "Guidance scale of the prompt; 1 is no guidance.")
     guidance_reference: float = option(2.0, "Guidance scale of the references; 1 is no guidance.")
-    tiled_decoding: bool = option(
-        False, "Decode videos in overlapping tiles (CogVideoX VAE): less memory, slightly different videos."
-    )
+    tiled_decoding: bool = option(False, "Decode videos in overlapping tiles: less memory, slightly different videos.")
     dynamic_guidance: bool = option(False, "With ddim and dpm: increase scales above 1 during sampling.")
 
 

@@ -12,7 +12,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders import autoencoder_kl_wan
 from flax import nnx
 
-from cinema_jax.models.wan import layers
+from cinema_jax.models.tiling import Tiles, axes
+from cinema_jax.models.wan import layers, vae
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.vae import WanVAE
 from cinema_jax.models.wan.weights import TABLE, config_from_hf, config_to_hf
@@ -32,8 +33,10 @@ CONFIGS = {
     "other decoder": dataclasses.replace(SMALL, base_dim=2, decoder_base_dim=6),
     "attention": dataclasses.replace(SMALL, attn_scales=(0.5, 0.125), dim_mult=(2, 1, 2, 1)),
     "other strides": dataclasses.replace(SMALL, dim_mult=(1, 2, 2), temporal_downsample=(True, True)),
+    "tiled": dataclasses.replace(SMALL, dim_mult=(2, 2), temporal_downsample=(True,)),
 }
-OTHERS = [name for name in CONFIGS if name != "small"]
+OTHERS = [name for name in CONFIGS if name not in ("small", "tiled")]
+TILES = Tiles(height=16, width=20, overlap_height=0.25, overlap_width=0.2)
 WHOLE = [("small", frames) for frames in (1, 5, 9, 17)] + [(name, 5) for name in OTHERS]
 CHUNKED = [("small", frames) for frames in (1, 5, 17)] + [("two blocks", 9)]
 # Most of this file's time is XLA's, which optimises in vain for so few pixels.
@@ -75,14 +78,14 @@ def networks(name):
 
 
 @functools.cache
-def compiled(name, method, shape):
+def compiled(name, method, shape, *arguments):
     _, graph, state = networks(name)
-    function = jax.jit(lambda state, x: getattr(nnx.merge(graph, state), method)(x), compiler_options=QUICK)
-    return function.lower(state, jax.ShapeDtypeStruct(shape, jnp.float32)).compile()
+    run = lambda state, x: getattr(nnx.merge(graph, state), method)(x, *arguments)  # noqa: E731
+    return jax.jit(run, compiler_options=QUICK).lower(state, jax.ShapeDtypeStruct(shape, jnp.float32)).compile()
 
 
-def ours(name, method, x):
-    return compiled(name, method, x.shape)(networks(name)[2], x)
+def ours(name, method, x, *arguments):
+    return compiled(name, method, x.shape, *arguments)(networks(name)[2], x)
 
 
 def pixels(frames):
@@ -132,6 +135,32 @@ def test_chunks_are_encoded_as_in_diffusers(name, frames):
 def test_chunks_are_decoded_as_in_diffusers(name, frames):
     mean, _, decoded = reference(name, frames)
     assert_close(ours(name, "decode", normalise(mean, CONFIGS[name])), decoded)
+
+
+# A grid of 3 x 3 whose last column is all blended; a clip in 2 x 1; one tile.
+@pytest.mark.parametrize("size", [(1, 15, 18), (3, 9, 8), (1, 8, 10)])
+def test_tiles_are_decoded_and_blended_as_in_diffusers(size, monkeypatch):
+    # A third of the convolutions to compile; those tap by tap are compared elsewhere here.
+    monkeypatch.setattr(layers, "causal_conv3d_by_taps", layers.causal_conv3d_native)
+    theirs = networks("tiled")[0]
+    latents = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    decoded = []
+    for tiled in (False, True):
+        if tiled:
+            theirs.enable_tiling(TILES.height, TILES.width, 12, 16)
+        with torch.no_grad():
+            decoded.append(theirs.decode(torch.tensor(latents).permute(0, 4, 1, 2, 3)).sample.clone())
+    theirs.use_tiling = False
+    whole, blended = (x.permute(0, 2, 3, 4, 1).numpy() for x in decoded)
+    assert np.abs(blended).max() < 1, "clipped outputs compare equal whatever they were"
+    assert np.array_equal(blended, whole) == (size == (1, 8, 10))
+    assert_close(ours("tiled", "decode_tiled", normalise(latents, CONFIGS["tiled"]), TILES), blended)
+
+
+def test_frames_of_480p_are_decoded_in_tiles_of_one_size():
+    (_, rows), (_, columns) = axes(None, vae.TILES, 60, 104, 8)
+    assert (rows.size, list(rows.starts(60)), rows.blend) == (26, [0, 17, 34], 72)
+    assert (columns.size, list(columns.starts(104)), columns.blend) == (32, [0, 24, 48, 72], 64)
 
 
 @pytest.mark.parametrize(("method", "channels", "lengths"), [("encode", 3, (9, 17)), ("decode", 3, (3, 5))])
@@ -206,9 +235,9 @@ def test_gradients_are_finite_and_reach_every_parameter():
     @functools.partial(jax.jit, compiler_options=QUICK)
     def gradients(state, x):
         def loss(state):
-            vae = nnx.merge(graph, state)
-            mean, log_variance = vae.encode_moments(x)
-            return jnp.mean((vae.decode_raw(mean) - x - 1) ** 2) + jnp.mean(log_variance)
+            model = nnx.merge(graph, state)
+            mean, log_variance = model.encode_moments(x)
+            return jnp.mean((model.decode_raw(mean) - x - 1) ** 2) + jnp.mean(log_variance)
 
         return jax.grad(loss)(state)
 
@@ -247,17 +276,17 @@ def test_computes_in_the_dtype_of_its_parameters():
 )
 def test_sizes_that_cannot_be_coded_are_refused(size, message):
     _, graph, state = networks("small")
-    vae = nnx.merge(graph, state)
+    model = nnx.merge(graph, state)
     with pytest.raises(ValueError, match=message):
-        vae.latent_shape(*size)
+        model.latent_shape(*size)
     with pytest.raises(ValueError, match=message):
-        vae.encode(jnp.zeros((1, *size, 3)))
+        model.encode(jnp.zeros((1, *size, 3)))
 
 
 def test_shape_of_latents():
-    vae = abstract(WanVAEConfig())
-    assert (vae.config.temporal_compression, vae.config.spatial_compression) == (4, 8)
-    assert vae.latent_shape(45, 480, 720) == (12, 60, 90, 16)
+    model = abstract(WanVAEConfig())
+    assert (model.config.temporal_compression, model.config.spatial_compression) == (4, 8)
+    assert model.latent_shape(45, 480, 720) == (12, 60, 90, 16)
 
 
 @pytest.mark.parametrize(

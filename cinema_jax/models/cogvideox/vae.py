@@ -13,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cinema_jax.models.chunks import in_chunks, latent_shape
-from cinema_jax.models.cogvideox.tiling import Axis, even_axes, in_tiles, tile_axes
-from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig, Tiles
+from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.models.numerics import at_least_fp32
+from cinema_jax.models.tiling import Axis, Tiles, axes, in_tiles
 from cinema_jax.models.wan.layers import CausalConv, Conv2d, conv2d, upsample_conv2d
 from cinema_jax.models.wan.layers import Stream as CausalStream
 
@@ -262,17 +262,8 @@ class CogVideoXVAE(nnx.Module):
 
     def _tile_axes(self, tiles: Tiles | None, height: int, width: int) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
         """Of pixels and of latents, along height and along width, for so many latents."""
-        space = self.config.spatial_compression
-        if tiles is None:
-            most = Tiles(self.config.sample_height // 2, self.config.sample_width // 2)
-            return (
-                even_axes(height, most.height // space, most.overlap_height, space),
-                even_axes(width, most.width // space, most.overlap_width, space),
-            )
-        return (
-            tile_axes("height", tiles.height, tiles.overlap_height, space),
-            tile_axes("width", tiles.width, tiles.overlap_width, space),
-        )
+        most = Tiles(self.config.sample_height // 2, self.config.sample_width // 2, 1 / 6, 1 / 5)
+        return axes(tiles, most, height, width, self.config.spatial_compression)
 
     def decode(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
         """The video of scaled latents, clipped to [-1, 1]."""

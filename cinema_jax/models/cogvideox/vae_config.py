@@ -26,11 +26,6 @@ class CogVideoXVAEConfig:
     sample_height: int = 480
     sample_width: int = 720
 
-    @property
-    def decodes_in_tiles(self) -> bool:
-        """Whether the network has `decode_tiled`."""
-        return True
-
     def __post_init__(self):
         for field in ("layers_per_block", "latent_channels", "norm_num_groups"):
             if getattr(self, field) < 1:
@@ -66,23 +61,3 @@ class CogVideoXVAEConfig:
     def z_dim(self) -> int:
         """Latent channels, as other VAEs call them."""
         return self.latent_channels
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """Overlapping tiles in which large frames are coded, one after the other (diffusers: `enable_tiling`)."""
-
-    # Pixels of a tile.
-    height: int
-    width: int
-    # How much of a tile overlaps with the next one.
-    overlap_height: float = 1 / 6
-    overlap_width: float = 1 / 5
-
-    def __post_init__(self):
-        for name in ("height", "width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"a tile's {name} is {getattr(self, name)}; it must be positive")
-        for name in ("overlap_height", "overlap_width"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")

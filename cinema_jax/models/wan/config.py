@@ -38,11 +38,6 @@ class WanVAEConfig:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries, z_dim={self.z_dim} needs as many")
 
     @property
-    def decodes_in_tiles(self) -> bool:
-        """Whether the network has `decode_tiled`."""
-        return False
-
-    @property
     def spatial_compression(self) -> int:
         """Pixels to a latent, along height and width."""
         return 2 ** len(self.temporal_downsample)

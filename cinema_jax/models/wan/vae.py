@@ -11,8 +11,12 @@ from jaxtyping import Array, Float
 
 from cinema_jax.models.attention import attention
 from cinema_jax.models.chunks import in_chunks, latent_shape
+from cinema_jax.models.tiling import Tiles, axes, in_tiles
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.layers import CausalConv, ChannelNorm, Downsample, Stream, Upsample
+
+# The largest tile, and how much of it overlaps with the next one: as diffusers cuts frames unless told otherwise.
+TILES = Tiles(height=256, width=256, overlap_height=0.25, overlap_width=0.25)
 
 
 class ResidualBlock(nnx.Module):
@@ -156,12 +160,24 @@ class WanVAE(nnx.Module):
 
     def decode(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
         """The video of normalised latents, clipped to [-1, 1]."""
-        latents = self.post_quant_conv(self.denormalise(latents))
-        return jnp.clip(
-            in_chunks(self.decoder, latents, stream=Stream, first=1, size=1, coded=self.config.temporal_compression),
-            -1,
-            1,
-        )
+        return jnp.clip(self._in_chunks(self.denormalise(latents)), -1, 1)
+
+    def decode_tiled(
+        self, latents: Float[Array, "B F H W C"], tiles: Tiles | None = None
+    ) -> Float[Array, "B frames height width 3"]:
+        """`decode` in tiles, in less memory but not quite the same; latents that fit in one are decoded whole.
+
+        `tiles` None: tiles of one size, at most 256 pixels high and wide. Raises InputError if tiles do not fit.
+        """
+        (_, rows), (_, columns) = axes(tiles, TILES, *latents.shape[2:4], self.config.spatial_compression)
+        if latents.shape[2] <= rows.size and latents.shape[3] <= columns.size:
+            return self.decode(latents)
+        return jnp.clip(in_tiles(self._in_chunks, self.denormalise(latents), rows, columns), -1, 1)
+
+    def _in_chunks(self, latents: Float[Array, "B F H W C"]) -> Float[Array, "B frames height width 3"]:
+        """As `decode_raw`, a latent frame at a time."""
+        latents, coded = self.post_quant_conv(latents), self.config.temporal_compression
+        return in_chunks(self.decoder, latents, stream=Stream, first=1, size=1, coded=coded)
 
     def encode_moments(
         self, video: Float[Array, "B frames height width 3"]

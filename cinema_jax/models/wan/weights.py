@@ -70,7 +70,7 @@ _SAME = ("base_dim", "decoder_base_dim", "z_dim", "num_res_blocks")
 _TUPLES = ("dim_mult", "attn_scales", "latents_mean", "latents_std")
 # What only other VAEs (Wan2.2's) set otherwise.
 _FIXED = {"is_residual": False, "in_channels": 3, "out_channels": 3, "patch_size": None}
-# Settings of training and of an unused option.
+# Settings of training, an unused option, and what follows from other fields.
 _IGNORED = ("dropout", "clip_output", "scale_factor_spatial", "scale_factor_temporal")
 
 
@@ -100,4 +100,7 @@ def config_to_hf(config: WanVAEConfig) -> dict[str, Any]:
         **{name: getattr(config, name) for name in _SAME},
         **{name: list(getattr(config, name)) for name in _TUPLES},
         "temperal_downsample": list(config.temporal_downsample),
+        # Its pipeline and its tiles go by these.
+        "scale_factor_temporal": config.temporal_compression,
+        "scale_factor_spatial": config.spatial_compression,
     }

@@ -1,5 +1,6 @@
 """Large frames in overlapping tiles, blended where they overlap (reference: `tiled_encode`, `tiled_decode`)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +9,26 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from cinema_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Overlapping tiles in which large frames are coded, one after the other (diffusers: `enable_tiling`)."""
+
+    # Pixels of a tile.
+    height: int
+    width: int
+    # How much of a tile overlaps with the next one.
+    overlap_height: float
+    overlap_width: float
+
+    def __post_init__(self):
+        for name in ("height", "width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"a tile's {name} is {getattr(self, name)}; it must be positive")
+        for name in ("overlap_height", "overlap_width"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
 
 
 class Axis(NamedTuple):
@@ -67,6 +88,30 @@ def tile_axes(name: str, size: int, overlap: float, compression: int) -> tuple[A
             f"{name} x overlap must be multiples of {compression}"
         )
     return encode, decode
+
+
+def axes(
+    tiles: Tiles | None, most: Tiles, height: int, width: int, compression: int
+) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
+    """Along height and along width, the tiles of pixels to encode and those of latents to decode.
+
+    Args:
+        tiles: as in `tile_axes`; None: the fewest tiles of one size, as large as `most` at the most.
+        height: of the frame, in latents; `width` likewise.
+        compression: pixels to a latent.
+
+    Raises:
+        InputError: as `tile_axes` does.
+    """
+    if tiles is None:
+        return (
+            even_axes(height, most.height // compression, most.overlap_height, compression),
+            even_axes(width, most.width // compression, most.overlap_width, compression),
+        )
+    return (
+        tile_axes("height", tiles.height, tiles.overlap_height, compression),
+        tile_axes("width", tiles.width, tiles.overlap_width, compression),
+    )
 
 
 def in_tiles(
