@@ -71,6 +71,8 @@ CONFIGS = {
     ),
     "configs/cogvideox_2b.py": ("align", "control", "times", "entity_time", "index", "no_align", "t5"),
     "configs/cogvideox_5b.py": (),
+    "configs/wan_1_3b.py": (),
+    "configs/wan_14b.py": (),
 }
 _ACCEPTED = "accepted is a file such as configs/demo.py, and FILE:VARIANT where it has variants"
 HELP = ("--help", "-h", "-help", "-?", "--helpshort", "--helpfull")
