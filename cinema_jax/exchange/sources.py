@@ -1,6 +1,7 @@
 """What a folder holds: which parts, and whether they fit each other."""
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ def find(folder: Path) -> Source:
         run = Run.load(folder)
         found = {name: run.folder(name) for name in (*parts.KINDS, *parts.TOKENIZERS)}
         return Source(folder, {name: where for name, where in found.items() if where}, run)
+    if (folder / "high_noise_model").is_dir():
+        raise InputError(f"{folder} holds the two transformers of a Wan2.2, which are not read yet; Wan2.1's one is")
     if not own.is_file():
         raise InputError(
             f"{folder} holds neither model_index.json nor config.json; accepted are a pipeline of diffusers, a run, or "
@@ -97,6 +100,10 @@ def _check_file(file: Path) -> None:
         )
     if file.suffix != ".safetensors":
         raise InputError(f"{file} is neither a folder nor a .safetensors file")
+    if re.search(r"(high|low)_noise", file.name.lower()):
+        raise InputError(f"{file} is called as one of the two transformers of a Wan2.2, which are not read yet")
+    if re.search(r"-\d{5}-of-\d{5}\.", file.name):
+        raise InputError(f"{file} is called as one of several files of a network: it takes one that holds all tensors")
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -153,7 +153,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             wan_weights.config_to_hf,
             stem=DIFFUSERS,
             original=wan_weights.original_table,
-            after_reading=lambda tensors, config: wan_weights.plain_names(tensors),
+            after_reading=wan_weights.matching,
         ),
     ),
 }

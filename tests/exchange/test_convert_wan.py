@@ -268,6 +268,41 @@ def test_files_that_are_no_such_transformer_are_refused_in_one_sentence(made, tm
     refused(InputError, "does not fit dit: latent channels 4 there and 36 here", made[1] / "vae", tmp_path / "wide")
 
 
+def test_weights_of_another_wan_are_refused_in_one_sentence(made, tmp_path):
+    """As 14B's or I2V's beside the folder of 1.3B T2V; files of other networks; and Wan2.2's two experts."""
+    config = dict(made[0].transformer.config)
+
+    def refused(error, message, file):
+        with pytest.raises(error, match=message) as found:
+            import_checkpoint([made[1], file], tmp_path / "out")
+        assert "\n" not in str(found.value)
+        assert not (tmp_path / "out").exists()
+
+    def saved(name, **changes):
+        torch.manual_seed(0)
+        other = diffusers.WanTransformer3DModel.from_config(config | changes)
+        save_file(other.state_dict(), tmp_path / name)
+        return tmp_path / name
+
+    larger = saved("14b.safetensors", num_layers=3, num_attention_heads=4, ffn_dim=40)
+    refused(WeightError, r"num_layers 3, not 2; width 48, not 24; ffn_dim 40, not 32\)", larger)
+    images = saved("i2v.safetensors", in_channels=9, image_dim=10, added_kv_proj_dim=24)
+    refused(
+        WeightError, r"\(image_embed_dim 10, not 0; in_channels 9, not 4\): they want the folder of their own", images
+    )
+    save_file({"double_blocks.0.img_mlp.fc1.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    refused(WeightError, r"no patch_embedding.weight is among them \(1 tensors\)", tmp_path / "other.safetensors")
+    for name, what in (
+        ("wan2.2_t2v_high_noise_14B.safetensors", "one of the two transformers of a Wan2.2"),
+        ("diffusion_pytorch_model-00001-of-00006.safetensors", "one of several files of a network"),
+    ):
+        save_file({"a": torch.zeros(2)}, tmp_path / name)
+        refused(InputError, what, tmp_path / name)
+    for name in ("high_noise_model", "low_noise_model"):
+        (tmp_path / "experts" / name).mkdir(parents=True)
+    refused(InputError, "experts holds the two transformers of a Wan2.2", tmp_path / "experts")
+
+
 def test_the_preset_is_for_wan(tmp_path):
     pipeline(tmp_path, False, "ddim")
     with pytest.raises(InputError, match="--preset=phantom is for Wan's transformer"):

@@ -5,6 +5,7 @@ come; arrays are alike. Either kind is read; `ORIGINAL` writes the second.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,6 +103,47 @@ def plain_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise WeightError(f"{found} says that this is {what}")
     prefix = next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), "")
     return {name.removeprefix(prefix): x for name, x in tensors.items() if _UNUSED not in name}
+
+
+def matching(tensors: Mapping[str, np.ndarray], config: WanConfig) -> dict[str, np.ndarray]:
+    """`plain_names`, of a network as large as the config's.
+
+    Raises:
+        WeightError: in one sentence, that these are of another network, and what tells them apart.
+    """
+    tensors = plain_names(tensors)
+    if "patch_embedding.weight" not in tensors:
+        raise WeightError(f"no patch_embedding.weight is among them ({len(tensors)} tensors): no transformer of Wan")
+    sizes, wanted = _sizes(tensors), vars(config) | {"width": config.width}
+    if other := [f"{what} {size}, not {wanted[what]}" for what, size in sizes.items() if size != wanted[what]]:
+        raise WeightError(
+            f"the weights are of another transformer of Wan than the config describes ({'; '.join(other)}): they want "
+            "the folder of their own pipeline beside them"
+        )
+    return tensors
+
+
+# Tensors by either name, their number of axes, and what the size of one of these is.
+_TOLD_BY = (
+    ("patch_embedding.weight", 5, 0, "width"),
+    ("patch_embedding.weight", 5, 1, "in_channels"),
+    (f"{_EMBED}.text_embedder.linear_1.weight", 2, 1, "text_embed_dim"),
+    ("text_embedding.0.weight", 2, 1, "text_embed_dim"),
+    ("blocks.0.ffn.net.0.proj.weight", 2, 0, "ffn_dim"),
+    ("blocks.0.ffn.0.weight", 2, 0, "ffn_dim"),
+    (f"{_EMBED}.image_embedder.norm1.weight", 1, 0, "image_embed_dim"),
+    ("img_emb.proj.0.weight", 1, 0, "image_embed_dim"),
+)
+
+
+def _sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """What tells the released networks apart, by their tensors; what these do not say is left out."""
+    layers = {int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))}
+    found = {"num_layers": max(layers, default=-1) + 1, "image_embed_dim": 0}
+    for name, axes, axis, what in _TOLD_BY:
+        if name in tensors and tensors[name].ndim == axes:
+            found[what] = tensors[name].shape[axis]
+    return found
 
 
 # Our fields and theirs.
