@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from clips import write_clip
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from PIL import Image
-from released import PROMPT, pipeline
+from released import PROMPT, pipeline, wan_pipeline
 from transformers import Qwen2VLConfig as TheirQwen2VLConfig
 from transformers import Qwen2VLForConditionalGeneration
 
-from cinema_jax.config import parse
+from cinema_jax.config import parse, to_dict
 from cinema_jax.data.example import Reference
 from cinema_jax.devices import sharding
 from cinema_jax.errors import InputError
@@ -25,7 +25,7 @@ from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
 from cinema_jax.sampling.sampler import Request, load_sampler
 from cinema_jax.training.loop import Trainer, train
 from cinema_jax.training.stages import STAGES
-from configs import cogvideox_2b, cogvideox_5b
+from configs import cogvideox_2b, cogvideox_5b, wan_1_3b, wan_14b
 
 FRAMES, HEIGHT, WIDTH, TEXT_TOKENS = 9, 32, 48, 40
 
@@ -67,19 +67,14 @@ def videos(folder):
 def shrunk(values, folder):
     """A shipped config at the tiny checkpoints' sizes; what it computes is untouched."""
     values.init = str(folder / "pipeline")
-    values.weights.mllm = values.weights.tokenizer = str(folder / "qwen")
-    data, condition = values.data, values.condition
+    data = values.data
     data.path, data.frames, data.height, data.width = str(folder / "videos"), FRAMES, HEIGHT, WIDTH
-    data.reference_height, data.reference_width, data.augment.max_side = HEIGHT, WIDTH, 48
+    data.augment.max_side = 48
     # What is compared with PyTorch's own numbers must not be rounded to bf16.
     values.precision = "float32"
     data.buckets = ((FRAMES, HEIGHT, WIDTH, 2), (FRAMES, HEIGHT, WIDTH, 1))
     values.finetune.curriculum, values.finetune.keep_every = ((1, 1, 2, 1e-3),), 0
     data.max_references, data.validation_videos, data.validation_fraction, data.workers = 2, 2, 0.4, 0
-    condition.text_tokens, condition.mllm_tokens = TEXT_TOKENS, 320
-    condition.mllm_max_pixels = condition.mllm_min_pixels = 28 * 28
-    condition.mllm_patches = 2 * 4
-    values.aligner_model.num_layers, values.aligner_model.width, values.aligner_model.num_heads = 1, 32, 2
     values.flow.sample_steps = 2
     for stage in values.stages:
         section = getattr(values, stage)
@@ -90,12 +85,24 @@ def shrunk(values, folder):
     return values
 
 
+def with_qwen(values, folder):
+    """The same, of one with an AlignerNet and a multimodal LLM."""
+    values.weights.mllm = values.weights.tokenizer = str(folder / "qwen")
+    values.data.reference_height, values.data.reference_width = HEIGHT, WIDTH
+    condition = values.condition
+    condition.text_tokens, condition.mllm_tokens = TEXT_TOKENS, 320
+    condition.mllm_max_pixels = condition.mllm_min_pixels = 28 * 28
+    condition.mllm_patches = 2 * 4
+    values.aligner_model.num_layers, values.aligner_model.width, values.aligner_model.num_heads = 1, 32, 2
+    return values
+
+
 def made(folder, config, *, rotary, scheduler):
     """A released pipeline, and the config that starts from its folder, where MLLM and videos lie as well."""
     theirs = pipeline(folder, rotary, scheduler)
     qwen(folder / "qwen")
     videos(folder / "videos")
-    return theirs, shrunk(config.get_config(), folder)
+    return theirs, with_qwen(shrunk(config.get_config(), folder), folder)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +127,16 @@ def record(workdir, stage):
     return json.loads((workdir / "stages" / f"{stage}.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory):
+    """Diffusers' pipeline of Wan, and the finished run of its config that started from the folder."""
+    folder, workdir = tmp_path_factory.mktemp("wan"), tmp_path_factory.mktemp("runs") / "wan"
+    theirs = wan_pipeline(folder)
+    videos(folder / "videos")
+    train(Run.open(parse(shrunk(wan_1_3b.get_config(), folder)), workdir))
+    return theirs, workdir
+
+
 def test_both_stages_finish_with_finite_losses(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for stage in ("align", "finetune"):
@@ -128,6 +145,28 @@ def test_both_stages_finish_with_finite_losses(workdir):
         assert np.isfinite([*losses, record(workdir, stage)["eval_loss"]]).all()
         assert all(line["replaced"] == 0 for line in lines if line["stage"] == stage and "replaced" in line)
     assert record(workdir, "align")["eval_flow_ratio"] > 0
+
+
+def test_the_transformer_of_wan_alone_is_trained_and_goes_back_to_diffusers(wan):
+    theirs, workdir = wan
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 2
+    assert np.isfinite([*losses, record(workdir, "finetune")["eval_loss"]]).all()
+    assert [path.name for path in (workdir / "parts").iterdir()] == ["dit"]
+    assert record(workdir, "finetune")["parts"].keys() == {"vae", "t5", "dit"}
+    after, report = WanTransformer3DModel.from_pretrained(workdir / "parts" / "dit", output_loading_info=True)
+    assert not any(report.values())
+    changed = [not torch.equal(x, after.state_dict()[name]) for name, x in theirs.transformer.state_dict().items()]
+    assert all(changed)
+
+
+def test_the_configs_of_wan_are_alike_but_for_the_network():
+    small, large = (to_dict(parse(shrunk(module.get_config(), Path("x")))) for module in (wan_1_3b, wan_14b))
+    different = {name for name in small if small[name] != large[name]}
+    assert different == {"dit_model"}
+    assert small["condition"]["empty_references"] == "zeros"
+    assert (small["data"]["references_like_video"], small["flow"]["shift"]) == (True, 5.0)
 
 
 def test_aligner_and_transformer_alone_are_trained(released_2b, workdir):
@@ -181,8 +220,10 @@ def test_finetune_starts_from_what_the_released_transformer_knows(released, tmp_
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_two_references_become_a_video(workdir):
-    _, sampler = load_sampler(workdir)
+@pytest.mark.parametrize("trained", ["workdir", "wan"])
+def test_two_references_become_a_video(trained, request):
+    workdir = request.getfixturevalue(trained)
+    _, sampler = load_sampler(workdir[1] if trained == "wan" else workdir)
     rng = np.random.default_rng(0)
     sizes = {"rabbit": (40, 30, 3), "meadow": (20, 50, 3)}
     pictures = [Reference(rng.integers(0, 255, size, dtype=np.uint8), None, name) for name, size in sizes.items()]
