@@ -10,12 +10,15 @@ holds manifest.jsonl. From Phantom's weights, or RefAlign's, this goes on where 
 `--config.init=Wan2.1-T2V-1.3B-Diffusers` the transformer learns to read references from the beginning, which wants
 some 10,000 steps: `--config.finetune.steps=10000`.
 
-UMT5 reads the prompt, for there is no AlignerNet into its space yet: no multimodal LLM takes part. References are whole
-pictures on white, as large as the video and behind it in the sequence; those that are dropped leave zeros. Times are
-uniform, shifted by 5. The transformer learns on single images first, then on clips of 2 and of 5 seconds. Steps,
-batches and learning rates are those of comparable work; they have not been run.
+UMT5 reads the prompt, and no multimodal LLM takes part. References are whole pictures on white, as large as the video
+and behind it in the sequence; those that are dropped leave zeros. Times are uniform, shifted by 5. The transformer
+learns on single images first, then on clips of 2 and of 5 seconds. Steps, batches and learning rates are those of
+comparable work; they have not been run.
 
 81 frames of 480 x 832 are 21 latent frames, 32,760 video tokens, and 1,560 for each reference.
+
+    mllm    CINEMA: Qwen2-VL-2B reads prompt and references (`--config.weights.mllm=Qwen2-VL-2B-Instruct`), `align` trains
+            an AlignerNet with gates into UMT5's feature space, and `finetune` both AlignerNet and transformer
 """
 
 from ml_collections import ConfigDict
@@ -27,8 +30,13 @@ from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.transformer_config import WanConfig
 
 
-def get_config() -> ConfigDict:
-    """Wan2.1-T2V-1.3B."""
+VARIANTS = ("mllm",)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Wan2.1-T2V-1.3B, with UMT5 alone or with Qwen2-VL-2B."""
+    if variant not in ("", *VARIANTS):
+        raise ValueError(f"configs/wan_1_3b.py has no variant {variant!r}; accepted: {', '.join(VARIANTS)}")
     config = default()
     config.stages = ("finetune",)
     config.weights.update(dict.fromkeys(config.weights, ""))
@@ -39,6 +47,8 @@ def get_config() -> ConfigDict:
         config[section].update(changes)
     _flow(config)
     _finetune(config)
+    if variant:
+        _mllm(config)
     return config
 
 
@@ -77,3 +87,20 @@ def _finetune(config: ConfigDict) -> None:
     optimizer = finetune.optimizer
     optimizer.learning_rate, optimizer.warmup_steps, optimizer.beta2, optimizer.weight_decay = 2e-5, 200, 0.999, 0.01
     optimizer.schedule, optimizer.final_fraction = "cosine", 0.1
+
+
+def _mllm(config: ConfigDict) -> None:
+    config.stages = ("align", "finetune")
+    condition, align, finetune = config.condition, config.align, config.finetune
+    # Zeros fill the transformer's text block, as they do behind a text of UMT5's.
+    condition.conditioner, condition.template, condition.text_tokens = "mllm", "qwen", 226
+    config.aligner_model.gated = True
+    # 256 language tokens for each reference, of 2 x 2 patches of 14 pixels.
+    condition.mllm_max_pixels, condition.mllm_min_pixels = 448 * 448, 56 * 56
+    condition.mllm_patches, condition.mllm_tokens = 4 * 1024, 1536
+    align.steps, align.batch_size, align.ema_decay, align.balanced = 8_000, 256, 0.999, True
+    align.log_every, align.eval_every, align.checkpoint_every = 20, 1000, 500
+    optimizer = align.optimizer
+    optimizer.learning_rate, optimizer.warmup_steps = 1e-4, 500
+    optimizer.schedule, optimizer.final_fraction = "cosine", 0.05
+    finetune.trainable, finetune.optimizer.rates = ("aligner/.*", "dit/.*"), (("aligner/.*", 2.5),)

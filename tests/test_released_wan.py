@@ -138,10 +138,10 @@ def test_training_starts_from_the_folder_with_references_as_phantom_has_them(bot
     dit = {path: x for path, x in params.items() if path.startswith("dit/")}
     gradients = jax.jit(jax.grad(loss))(dit, params, batch | {"index": np.arange(2)}, keys)
     assert all(np.any(x) and np.all(np.isfinite(x)) for x in gradients.values())
-    values.condition.text_tokens = 226
-    shorter = Run.open(parse(values), tmp_path / "shorter")
+    values.condition.text_tokens = 600
+    longer = Run.open(parse(values), tmp_path / "longer")
     with pytest.raises(InputError, match=r"reads 512 text tokens: set config\.condition\.text_tokens=512"):
-        shorter.part_configs(("t5", "dit"))
+        longer.part_configs(("t5", "dit"))
 
 
 def spoiled(folder, copy, file, **changes):

@@ -71,7 +71,7 @@ CONFIGS = {
     ),
     "configs/cogvideox_2b.py": ("align", "control", "times", "entity_time", "index", "no_align", "t5"),
     "configs/cogvideox_5b.py": (),
-    "configs/wan_1_3b.py": (),
+    "configs/wan_1_3b.py": ("mllm",),
     "configs/wan_14b.py": (),
 }
 _ACCEPTED = "accepted is a file such as configs/demo.py, and FILE:VARIANT where it has variants"

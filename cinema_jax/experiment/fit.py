@@ -19,6 +19,7 @@ def fits(configs: Mapping[str, Any]) -> list[tuple[bool, str]]:
     for (one, field), (other, wanted), what in _FITS:
         if one in configs and other in configs:
             a, b = getattr(configs[one], field), getattr(configs[other], wanted)
-            relation = "fits" if a == b else "does not fit"
-            found.append((a == b, f"{one} {relation} {other}: {what} {a}" + ("" if a == b else f" there and {b} here")))
+            right = configs[other].takes_text(a) if wanted == "max_text_seq_length" else a == b
+            relation = "fits" if right else "does not fit"
+            found.append((right, f"{one} {relation} {other}: {what} {a}" + ("" if a == b else f" there and {b} here")))
     return found

@@ -129,7 +129,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             AlignerConfig,
             ("AlignerNet",),
             aligner.AlignerNet,
-            lambda c: aligner_weights.TABLE,
+            aligner_weights.table,
             aligner_weights.config_from_hf,
             aligner_weights.config_to_hf,
         ),

@@ -324,14 +324,15 @@ class Run:
 
     def _with_room_for_text(self, dit: Any) -> Any:
         """A transformer with a text block as long as the config's, where `pretrain` teaches it to read that."""
-        if dit.text_length != "taught" or "pretrain" not in self.config.stages:
+        if dit.text_length == "fixed" or "pretrain" not in self.config.stages:
             return dit
         return dataclasses.replace(dit, max_text_seq_length=self.config.condition.text_tokens)
 
     def check_fit(self, configs: Mapping[str, Any]) -> None:
         """Raises `InputError`, in one sentence, where parts do not fit each other or the config's text block."""
         tokens = self.config.condition.text_tokens
-        if "dit" in configs and (theirs := configs["dit"].max_text_seq_length) != tokens:
+        if "dit" in configs and not configs["dit"].takes_text(tokens):
+            theirs = configs["dit"].max_text_seq_length
             raise InputError(
                 f"config.condition.text_tokens is {tokens}, but the transformer of {self.folder('dit')} reads {theirs} "
                 f"text tokens: set config.condition.text_tokens={theirs}"
@@ -428,8 +429,9 @@ def outer_sizes(part: str, part_config: Callable[[str], Any], config: Config) ->
         return {"input_dim": part_config("mllm").hidden_size, "output_dim": outputs, "num_latents": tokens}
     if part == "dit":
         channels, text = part_config("vae").z_dim, part_config("t5").d_model
-        own = {"in_channels": channels, "out_channels": channels}
-        return own | {"text_embed_dim": text, "max_text_seq_length": tokens}
+        own = {"in_channels": channels, "out_channels": channels, "text_embed_dim": text}
+        filled = config.dit_model.text_length == "filled" and "pretrain" not in config.stages
+        return own if filled else own | {"max_text_seq_length": tokens}
     return {}
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.models.aligner.model import AlignerNet, alignment_loss
-from cinema_jax.models.aligner.weights import TABLE
+from cinema_jax.models.aligner.weights import table
 from cinema_jax.weights.rules import export_weights, flatten, import_weights, load_into
 
 TINY = AlignerConfig(input_dim=20, output_dim=14, num_layers=3, width=24, num_heads=4, num_latents=7)
@@ -43,6 +43,7 @@ class TorchAligner(torch.nn.Module):
         self.layers = torch.nn.ModuleList([TorchLayer(c.width, c.num_heads) for _ in range(c.num_layers)])
         self.output_projection = torch.nn.Linear(c.width, c.output_dim)
         self.output_norm = torch.nn.LayerNorm(c.output_dim)
+        self.gate = torch.nn.Linear(c.width, 1) if c.gated else None
         for parameter in self.parameters():
             torch.nn.init.normal_(parameter, mean=0.1, std=0.3)
 
@@ -50,7 +51,8 @@ class TorchAligner(torch.nn.Module):
         x, z = self.input_projection(states), self.latents.expand(len(states), -1, -1)
         for layer in self.layers:
             z = layer(z, x, padding)
-        return self.output_norm(self.output_projection(z))
+        y = self.output_norm(self.output_projection(z))
+        return y if self.gate is None else torch.sigmoid(self.gate(z)) * y
 
 
 def tensors_of(model: TorchAligner) -> dict[str, np.ndarray]:
@@ -83,16 +85,20 @@ def random_states(batch: int, length: int, config: AlignerConfig = TINY) -> np.n
 
 @pytest.mark.parametrize(
     "config",
-    [TINY, dataclasses.replace(TINY, num_layers=1, num_heads=1, num_latents=1, output_dim=30)],
-    ids=["tiny", "minimal"],
+    [
+        TINY,
+        dataclasses.replace(TINY, num_layers=1, num_heads=1, num_latents=1, output_dim=30),
+        dataclasses.replace(TINY, gated=True),
+    ],
+    ids=["tiny", "minimal", "gated"],
 )
 def test_features_match_an_independent_torch_module(config):
     torch.manual_seed(0)
     model = TorchAligner(config)
     aligner = nnx.eval_shape(lambda: AlignerNet(config, rngs=nnx.Rngs(0)))
-    arrays = import_weights(tensors_of(model), TABLE, flatten(aligner))
+    arrays = import_weights(tensors_of(model), table(config), flatten(aligner))
     load_into(aligner, arrays)
-    assert export_weights(arrays, TABLE).keys() == tensors_of(model).keys()
+    assert export_weights(arrays, table(config)).keys() == tensors_of(model).keys()
     states, lengths = random_states(3, 11, config), np.array([11, 4, 0])
     for given in lengths, None:
         padding = np.arange(11) >= (lengths[:, None] if given is not None else 11)
@@ -175,13 +181,10 @@ def test_gradient_is_finite_even_for_zero_features_and_a_caption_without_padding
     assert np.isfinite(gradient).all()
 
 
-def test_aligner_learns_the_features_of_a_fixed_teacher(aligner):
+def losses_of_learning(aligner, target):
+    """Of 200 steps towards fixed features of four texts."""
     graph, state = nnx.split(aligner)
-    rng = np.random.default_rng(0)
     states, lengths = jnp.asarray(random_states(4, 6)), jnp.array([6, 4, 3, 1])
-    # As T5 v1.1: every position of its own direction, channels of very different size.
-    scale = np.exp(rng.normal(size=14))
-    target = jnp.asarray(rng.normal(size=(4, 7, 14)) * scale, jnp.float32)
 
     @jax.jit
     def step(state, velocity):
@@ -196,4 +199,33 @@ def test_aligner_learns_the_features_of_a_fixed_teacher(aligner):
     for _ in range(200):
         state, velocity, value = step(state, velocity)
         losses.append(float(value))
+    return losses
+
+
+def teacher():
+    """As T5 v1.1: every position of its own direction, channels of very different size."""
+    rng = np.random.default_rng(0)
+    scale = np.exp(rng.normal(size=14))
+    return jnp.asarray(rng.normal(size=(4, 7, 14)) * scale, jnp.float32)
+
+
+def test_aligner_learns_the_features_of_a_fixed_teacher(aligner):
+    losses = losses_of_learning(aligner, teacher())
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_a_gated_aligner_learns_zeros_behind_texts_that_a_norm_cannot_say(aligner):
+    """As UMT5: behind each text, which has its own length, there is nothing."""
+    texts = jnp.arange(7) < jnp.array([6, 4, 3, 1])[:, None]
+    target = jnp.where(texts[..., None], teacher(), 0)
+    gated = AlignerNet(dataclasses.replace(TINY, gated=True), rngs=nnx.Rngs(0))
+    plain, better = (losses_of_learning(one, target)[-1] for one in (aligner, gated))
+    print(f"loss after 200 steps: {plain:.4f} without gates, {better:.4f} with")
+    assert better < 0.5 * plain
+
+
+def test_a_target_of_zeros_has_no_direction():
+    predicted = jnp.asarray(random_states(1, 2))
+    target = predicted.at[:, 1].set(0)
+    loss, _ = alignment_loss(predicted, target, jnp.array([1]), mse_weight=0.0)
+    assert float(loss) == pytest.approx(0, abs=1e-6)

@@ -183,6 +183,14 @@ def test_what_stands_in_absent_slots_changes_nothing(garbage):
     np.testing.assert_array_equal(run(T2V, video, text, references, counts, time, sequence_multiple=64), clean)
 
 
+def test_a_shorter_text_is_filled_up_with_zeros():
+    video, text, _, time = inputs(T2V)
+    text[:, 4:] = 0
+    np.testing.assert_array_equal(
+        run(T2V, video, text[:, :4], None, None, time), run(T2V, video, text, None, None, time)
+    )
+
+
 @pytest.mark.parametrize("references", [0, 2])
 def test_padding_the_sequence_changes_nothing(references):
     video, text, references, time = inputs(T2V, references=references)

@@ -161,6 +161,20 @@ def test_the_transformer_of_wan_alone_is_trained_and_goes_back_to_diffusers(wan)
     assert all(changed)
 
 
+def test_the_aligner_of_wan_has_gates_and_zeros_fill_up_its_text(wan, tmp_path):
+    """`align` of the variant with a multimodal LLM, from the pipeline that UMT5's run started from."""
+    folder = Path(json.loads((wan[1] / "config.json").read_text())["init"]).parent
+    qwen(tmp_path / "qwen")
+    values = with_qwen(shrunk(wan_1_3b.get_config("mllm"), folder), tmp_path)
+    values.stages = ("align",)
+    run = Run.open(parse(values), tmp_path / "run")
+    train(run)
+    assert (run.workdir / "parts" / "aligner" / "config.json").is_file()
+    assert "aligner/gate/kernel" in run.params("aligner")
+    assert run.part_config("dit").max_text_seq_length > TEXT_TOKENS == run.part_config("aligner").num_latents
+    assert np.isfinite(record(run.workdir, "align")["eval_flow_ratio"])
+
+
 def test_the_configs_of_wan_are_alike_but_for_the_network():
     small, large = (to_dict(parse(shrunk(module.get_config(), Path("x")))) for module in (wan_1_3b, wan_14b))
     different = {name for name in small if small[name] != large[name]}

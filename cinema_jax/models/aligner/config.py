@@ -16,10 +16,13 @@ class AlignerConfig:
     num_heads: int = 8
     # How many tokens come out: the number of text tokens that the transformer was trained with.
     num_latents: int = 226
+    # Whether each token is scaled by a gate of its own in [0, 1]: for text encoders that say zero behind a text, which
+    # a norm cannot say (UMT5).
+    gated: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
+            if field.name != "gated" and getattr(self, field.name) < 1:
                 raise ValueError(f"{field.name} is {getattr(self, field.name)}; it must be at least 1")
         if self.width % self.num_heads:
             raise ValueError(f"width is {self.width}; it must be a multiple of num_heads, {self.num_heads}")

@@ -64,6 +64,8 @@ class AlignerNet(nnx.Module):
         self.output_projection = Linear(c.width, c.output_dim, rngs=rngs)
         # T5 features are a normalised vector times a learned scale per channel, and so is what this norm gives.
         self.output_norm = LayerNorm(c.output_dim, eps=_EPS)
+        if c.gated:
+            self.gate = Linear(c.width, 1, rngs=rngs)
 
     def __call__(
         self, states: Float[Array, "B L D"], lengths: Int[Array, "B"] | None = None, *, remat: str = "none"
@@ -78,7 +80,8 @@ class AlignerNet(nnx.Module):
         x = self.input_projection(states)
         z = jnp.broadcast_to(self.latents[...].astype(x.dtype), (x.shape[0], *self.latents.shape))
         z = scan_layers(self.layers, z, lambda layer, z: layer(z, x, lengths), remat=remat)
-        return self.output_norm(self.output_projection(z))
+        y = self.output_norm(self.output_projection(z))
+        return y * jax.nn.sigmoid(at_least_fp32(self.gate(z))).astype(y.dtype) if self.config.gated else y
 
 
 def alignment_loss(
@@ -100,7 +103,7 @@ def alignment_loss(
         target: T5's features of the caption.
         lengths: number of real tokens of the caption; unless `balanced`, it only parts the metrics.
         mse_weight: weight of the squared error. The paper does not give the weights.
-        cosine_weight: weight of the cosine term.
+        cosine_weight: weight of the cosine term, which a target of zeros does not have.
         balanced: the real positions of each caption have half of its loss, and its padding the other half.
 
     Returns:
@@ -119,7 +122,9 @@ def alignment_loss(
         "cosine_real": jnp.mean(cosines, where=real),
         "cosine_padding": jnp.mean(cosines, where=~real),
     }
-    errors = mse_weight * distances + cosine_weight * (1 - cosines)
+    # Zeros, as UMT5 has behind a text, point nowhere.
+    turned = jnp.where(jnp.any(target != 0, axis=-1), 1 - cosines, 0)
+    errors = mse_weight * distances + cosine_weight * turned
     return jnp.mean(errors * _halves(real) if balanced else errors), metrics
 
 

@@ -9,7 +9,7 @@ from cinema_jax.models.aligner.config import AlignerConfig
 from cinema_jax.weights.rules import Rule, linear, norm
 
 # There is no published module: files hold our own names, in PyTorch's layout like those of all other parts.
-TABLE: tuple[Rule, ...] = (
+_PLAIN: tuple[Rule, ...] = (
     Rule("latents", "latents"),
     *linear("input_projection", "input_projection"),
     *(r for x in ("latents", "states", "mlp") for r in norm(f"layers.{{layer}}.{x}_norm", f"layers/{x}_norm")),
@@ -17,6 +17,12 @@ TABLE: tuple[Rule, ...] = (
     *linear("output_projection", "output_projection"),
     *norm("output_norm", "output_norm"),
 )
+_GATE = linear("gate", "gate")
+
+
+def table(config: AlignerConfig) -> tuple[Rule, ...]:
+    """The rules of a network: gated ones have more."""
+    return _PLAIN + _GATE if config.gated else _PLAIN
 
 
 def config_from_hf(values: Mapping[str, Any]) -> AlignerConfig:

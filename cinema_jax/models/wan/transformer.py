@@ -196,7 +196,8 @@ class WanTransformer(nnx.Module):
 
         Args:
             video: noisy latents; with more channels than go out, what is given beside the noise comes after them.
-            text: text features, zeros behind a text; all positions are attended to.
+            text: text features, zeros behind a text. Those of fewer than `max_text_seq_length` tokens are filled up
+                with zeros to as many; all positions are attended to.
             entities: clean latents of references, one frame each, those of a sample first; None or K = 0 for none.
             entity_lengths: how many references each sample has, in [0, K]. What stands behind them has no influence,
                 not even as NaN. Unused without `entities`.
@@ -222,6 +223,7 @@ class WanTransformer(nnx.Module):
         padding = -total % math.lcm(self.config.sequence_multiple, context_devices())
         if padding and lengths is None:
             lengths = jnp.full(batch, total)
+        text = jnp.pad(text, ((0, 0), (0, self.config.max_text_seq_length - text.shape[1]), (0, 0)))
         time_vector = self.time_embed(TIMESTEPS * time)
         context = _Context(
             time=self.time_modulation(jax.nn.silu(time_vector)).reshape(batch, 6, -1),
@@ -245,7 +247,7 @@ class WanTransformer(nnx.Module):
                 raise ValueError(f"{name} has {shape[4]} channels; in_channels is {config.in_channels}")
             if shape[2] % p or shape[3] % p:
                 raise ValueError(f"{name} is {shape[2]} x {shape[3]} latents; patch_size {p} must divide both")
-        if text[1] != config.max_text_seq_length:
+        if not config.takes_text(text[1]):
             raise ValueError(f"text has {text[1]} tokens; max_text_seq_length is {config.max_text_seq_length}")
         if entities is not None and entities.shape[1] and entity_lengths is None:
             raise ValueError(

@@ -27,7 +27,8 @@ class WanConfig:
     ffn_dim: int = 8960
     # Height and width of a patch, in latents. Patches span one frame.
     patch_size: int = 2
-    # Number of text tokens; those behind a text are zeros, and are attended to. No parameter depends on it.
+    # Number of text tokens; those behind a text are zeros, up to this number, and are attended to. No parameter depends
+    # on it.
     max_text_seq_length: int = 512
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
@@ -44,9 +45,13 @@ class WanConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
-    def text_length(self) -> Literal["taught"]:
-        """Training may give the network texts of another length: to one that was trained, zeros behind a text count."""
-        return "taught"
+    def text_length(self) -> Literal["filled"]:
+        """Shorter texts are filled up with zeros, as in training; `pretrain` may teach it another length."""
+        return "filled"
+
+    def takes_text(self, tokens: int) -> bool:
+        """Whether a text of so many tokens has room."""
+        return tokens <= self.max_text_seq_length
 
     def tokens(self, video: tuple[int, ...], entities: tuple[int, ...] | None) -> int:
         """Of text, video (F H W C) and references (K H W C), without padding."""
