@@ -17,8 +17,8 @@ comparable work; they have not been run.
 
 81 frames of 480 x 832 are 21 latent frames, 32,760 video tokens, and 1,560 for each reference.
 
-    mllm    CINEMA: Qwen2-VL-2B reads prompt and references (`--config.weights.mllm=Qwen2-VL-2B-Instruct`), `align` trains
-            an AlignerNet with gates into UMT5's feature space, and `finetune` both AlignerNet and transformer
+    mllm    CINEMA: Qwen2-VL-2B reads prompt and references (`--config.weights.mllm=Qwen2-VL-2B-Instruct`), `align`
+            trains an AlignerNet with gates into UMT5's feature space, and `finetune` both it and the transformer
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,6 @@ from cinema_jax.experiment.presets import PHANTOM
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.transformer_config import WanConfig
-
 
 VARIANTS = ("mllm",)
 

@@ -13,13 +13,19 @@ _FITS = (
 )
 
 
+def takes_text(dit: Any, tokens: int) -> bool:
+    """Whether a transformer, by its config, reads a text block of so many tokens."""
+    most = dit.max_text_seq_length
+    return tokens == most or (dit.text_length == "filled" and tokens < most)
+
+
 def fits(configs: Mapping[str, Any]) -> list[tuple[bool, str]]:
     """For each pair of parts that touch, whether their sizes agree, and a sentence about it."""
     found = []
     for (one, field), (other, wanted), what in _FITS:
         if one in configs and other in configs:
             a, b = getattr(configs[one], field), getattr(configs[other], wanted)
-            right = configs[other].takes_text(a) if wanted == "max_text_seq_length" else a == b
+            right = takes_text(configs[other], a) if wanted == "max_text_seq_length" else a == b
             relation = "fits" if right else "does not fit"
             found.append((right, f"{one} {relation} {other}: {what} {a}" + ("" if a == b else f" there and {b} here")))
     return found

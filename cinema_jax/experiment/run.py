@@ -35,7 +35,7 @@ from cinema_jax.data.pipeline import Preprocessor, mllm_room
 from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import amending, parts, results
-from cinema_jax.experiment.fit import fits
+from cinema_jax.experiment.fit import fits, takes_text
 from cinema_jax.experiment.pipelines import FOLDERS, is_pipeline, pipeline_config
 from cinema_jax.experiment.sources import SOURCES, Wanted, folder_clips
 from cinema_jax.inputs.places import check_workdir
@@ -331,7 +331,7 @@ class Run:
     def check_fit(self, configs: Mapping[str, Any]) -> None:
         """Raises `InputError`, in one sentence, where parts do not fit each other or the config's text block."""
         tokens = self.config.condition.text_tokens
-        if "dit" in configs and not configs["dit"].takes_text(tokens):
+        if "dit" in configs and not takes_text(configs["dit"], tokens):
             theirs = configs["dit"].max_text_seq_length
             raise InputError(
                 f"config.condition.text_tokens is {tokens}, but the transformer of {self.folder('dit')} reads {theirs} "

@@ -62,10 +62,6 @@ class CogVideoXConfig:
         """
         return "taught" if self.use_rotary_positional_embeddings else "fixed"
 
-    def takes_text(self, tokens: int) -> bool:
-        """Whether a text of so many tokens has the length that the network reads."""
-        return tokens == self.max_text_seq_length
-
     def tokens(self, video: tuple[int, ...], entities: tuple[int, ...] | None) -> int:
         """Of text, video (F H W C) and references (K H W C), without padding."""
         count = sum(math.prod(shape[:3]) for shape in (video, entities or (0, 0, 0)))

@@ -247,7 +247,7 @@ class WanTransformer(nnx.Module):
                 raise ValueError(f"{name} has {shape[4]} channels; in_channels is {config.in_channels}")
             if shape[2] % p or shape[3] % p:
                 raise ValueError(f"{name} is {shape[2]} x {shape[3]} latents; patch_size {p} must divide both")
-        if not config.takes_text(text[1]):
+        if text[1] > config.max_text_seq_length:
             raise ValueError(f"text has {text[1]} tokens; max_text_seq_length is {config.max_text_seq_length}")
         if entities is not None and entities.shape[1] and entity_lengths is None:
             raise ValueError(

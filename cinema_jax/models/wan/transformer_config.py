@@ -49,10 +49,6 @@ class WanConfig:
         """Shorter texts are filled up with zeros, as in training; `pretrain` may teach it another length."""
         return "filled"
 
-    def takes_text(self, tokens: int) -> bool:
-        """Whether a text of so many tokens has room."""
-        return tokens <= self.max_text_seq_length
-
     def tokens(self, video: tuple[int, ...], entities: tuple[int, ...] | None) -> int:
         """Of text, video (F H W C) and references (K H W C), without padding."""
         count = sum(math.prod(shape[:3]) for shape in (video, entities or (0, 0, 0)))
