@@ -29,7 +29,7 @@ class BackboneConfig(Protocol):
 
     @property
     def max_text_seq_length(self) -> int:
-        """Text tokens in every call."""
+        """Text tokens in every call; the most of them where the network fills shorter texts up."""
         ...
 
     @property
@@ -43,8 +43,11 @@ class BackboneConfig(Protocol):
         ...
 
     @property
-    def text_length(self) -> Literal["fixed", "taught"]:
-        """Whether training may give the network texts of another length than it knows."""
+    def text_length(self) -> Literal["fixed", "taught", "filled"]:
+        """Whether texts may have another length than the network knows.
+
+        fixed: they may not; taught: `pretrain` may teach it another; filled: that too, and shorter ones are filled up.
+        """
         ...
 
     def tokens(self, video: tuple[int, ...], entities: tuple[int, ...] | None) -> int:

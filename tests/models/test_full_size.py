@@ -17,7 +17,7 @@ from cinema_jax.config import parse
 from cinema_jax.experiment import parts
 from cinema_jax.models.wan import transformer_weights as wan_weights
 from cinema_jax.weights import rules
-from configs import cogvideox_2b, cogvideox_5b
+from configs import cogvideox_2b, cogvideox_5b, wan_1_3b, wan_14b
 
 QWEN2 = {
     "model_type": "qwen2_vl",
@@ -159,10 +159,24 @@ def test_original_names_are_those_that_diffusers_converts(name):
     assert {key: x.shape for key, x in converted.items()} == {key: x.shape for key, x in wanted.items()}
 
 
-@pytest.mark.parametrize(("module", "name"), [(cogvideox_2b, "Qwen2-VL-2B"), (cogvideox_5b, "Qwen2-VL-7B")])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(cogvideox_2b, "Qwen2-VL-2B"), (cogvideox_5b, "Qwen2-VL-7B"), (wan_1_3b, "Qwen2-VL-2B")],
+)
 def test_a_config_plans_with_the_language_model_that_it_names(module, name):
     values = module.get_config()
     values.data.path = "videos"
     assert name in module.__doc__
     _, shapes = parts.structure("mllm", parse(values).mllm_model)
     assert sum(math.prod(x.shape) for x in shapes.values()) == RELEASED[name][1]
+
+
+@pytest.mark.parametrize(("module", "size"), [(wan_1_3b, "1.3B"), (wan_14b, "14B")])
+def test_a_config_plans_with_the_networks_of_wan(module, size):
+    values = module.get_config()
+    values.data.path = "videos"
+    config = parse(values)
+    names = {"dit": f"Wan2.1-T2V-{size} transformer", "t5": "UMT5-XXL", "vae": "Wan2.1 VAE"}
+    for part, name in names.items():
+        _, shapes = parts.structure(part, getattr(config, f"{part}_model"))
+        assert sum(math.prod(x.shape) for x in shapes.values()) == RELEASED[name][1], part
