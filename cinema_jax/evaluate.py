@@ -87,13 +87,13 @@ def _check_files() -> None:
             raise InputError(f"--json={JSON.value} is a folder; name a file")
 
 
-def _sampler(run: Any, requests: Iterable[Any]) -> Any:
+def _sampler(run: Any, requests: Iterable[Any], settings: Any, batch: int) -> Any:
     """The sampler of a run, once all that it will be asked for is known to be right."""
     from cinema_jax.sampling.sampler import check_requests, sampler_of
 
     check_requests(run.preprocessor().whole(), requests)
     options.keep_compiled()
-    return sampler_of(run, options.tell)
+    return sampler_of(run, options.tell, **options.placement(settings, batch))
 
 
 def _own(run: Any, settings: Any, output: Path) -> None:
@@ -101,7 +101,7 @@ def _own(run: Any, settings: Any, output: Path) -> None:
     from cinema_jax.evaluation import own
 
     clips = own.held_out(run, settings, CASES.value)
-    sampler = _sampler(run, own.requests(clips))
+    sampler = _sampler(run, own.requests(clips), settings, BATCH.value)
     print(own.evaluate(run, sampler, settings, clips, output, batch=BATCH.value, name=_name()))
     print(f"{output}/figures.json, {output}/index.html")
 
@@ -135,7 +135,7 @@ def _critters(run: Any, settings: Any, output: Path) -> None:
     counts = tuple(count for count in COUNTS if count <= most)
     size = settings.frames, settings.height, settings.width
     suite = Suite(*size, per_count=CASES.value or PER_COUNT, counts=counts, cutouts=cutouts, others=others)
-    sampler = _sampler(run, videos.requests(suite.cases))
+    sampler = _sampler(run, videos.requests(suite.cases), settings, BATCH.value)
     metrics = [large.Clip(Path(CLIP.value))] if CLIP.value else []
     metrics += [large.Dino(Path(DINO.value))] if DINO.value else []
     subjects = [cutout.key for cutout in cutouts or ()]
@@ -197,7 +197,7 @@ def _opens2v(run: Any, settings: Any, output: Path) -> None:
     if not SAMPLES.value:
         raise InputError("--suite=opens2v needs --samples, for example OpenS2V-Eval/Open-Domain_Eval.json")
     samples = opens2v.read_samples(Path(SAMPLES.value))
-    sampler = _sampler(run, map(opens2v.request, samples, range(len(samples))))
+    sampler = _sampler(run, map(opens2v.request, samples, range(len(samples))), settings, 1)
     about = {"suite": "opens2v", "digests": videos.digests(sampler), "settings": dataclasses.asdict(settings)}
     made = opens2v.generate(sampler, settings, samples, output, about)
     print(f"{output}: {len(samples)} videos, {made} of them made now; --scores merges what the benchmark says of them")

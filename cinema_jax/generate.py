@@ -3,7 +3,10 @@
 Without --checkpoint the packaged demo is used, which draws critters at 64x64 pixels.
 """
 
+import dataclasses
+import hashlib
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -68,8 +71,10 @@ def main() -> None:
     references = tuple(Reference(p.image, p.mask, str(i)) for i, p in enumerate(pictures))
     request = Request(PROMPT.value, references, SEED.value, NEGATIVE.value)
     settings = options.checked(run, [request], **asked, frames=FRAMES.value, height=HEIGHT.value, width=WIDTH.value)
+    # All make the same video together.
+    distributed.agree("the video that is asked for", _said(request, settings))
     options.keep_compiled()
-    sampler = sampler_of(run, options.tell)
+    sampler = sampler_of(run, options.tell, **options.placement(settings))
     options.warn_of_unknown(sampler.preprocessor, {"--prompt": request.prompt, "--negative-prompt": NEGATIVE.value})
     video = sampler([request], settings, progress_bar(settings.steps))[0]
     if not distributed.is_first():
@@ -80,6 +85,13 @@ def main() -> None:
     print(
         f"{output}: {len(video)} frames of {settings.width}x{settings.height} at {fps:g} frames/s{_shown(scale, loop)}"
     )
+
+
+def _said(request: Any, settings: Any) -> list[Any]:
+    """A request and its settings, as JSON can say them."""
+    pictures = [x for r in request.references for x in (r.image, r.mask) if x is not None]
+    digests = [hashlib.sha256(x.tobytes()).hexdigest() for x in pictures]
+    return [request.prompt, request.negative_prompt, request.seed, digests, dataclasses.asdict(settings)]
 
 
 def _picture(path: str) -> Picture:

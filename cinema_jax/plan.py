@@ -28,6 +28,7 @@ TOPOLOGY = flags.DEFINE_string(
 )
 STAGE = flags.DEFINE_string("stage", "finetune", "Stage whose step is planned: pretrain, align or finetune.")
 SAMPLER = flags.DEFINE_bool("sampler", False, "Plan the sampling of one video, not a train step.")
+OFFLOAD = flags.DEFINE_bool("offload", False, "With --sampler: parts are on the chips only while they are in use.")
 SEARCH = flags.DEFINE_bool(
     "search",
     False,
@@ -71,6 +72,8 @@ def main() -> None:
     ways = [flag.name for flag in (PRICE, TABLE, HOSTS, SEARCH, SAMPLER) if flag.value not in (None, False)]
     if len(ways) > 1:
         raise InputError(f"{' and '.join(f'--{name}' for name in ways)} ask for different reports; say one of them")
+    if OFFLOAD.value and not SAMPLER.value:
+        raise InputError("--offload is of sampling: say --sampler, too")
     if STAGE.value not in CONDITIONED:
         raise InputError(f"--stage is {STAGE.value!r}; accepted: {', '.join(CONDITIONED)}")
     from cinema_jax.devices.chips import chip_of
@@ -104,7 +107,7 @@ def _plan(run: Any) -> None:
     if SEARCH.value:
         results = planner.search(run, STAGE.value, target)
     elif SAMPLER.value:
-        results = planner.plan_sampler(run, TOPOLOGY.value)
+        results = planner.plan_sampler(run, TOPOLOGY.value, OFFLOAD.value)
     else:
         planner.check(run, STAGE.value, target)
         largest = planner.largest(planner.variants(run, STAGE.value))

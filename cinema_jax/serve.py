@@ -69,9 +69,9 @@ def _serve(folder: Path, asked: dict[str, Any]) -> None:
     from cinema_jax.web.studio import Studio
 
     checkpoint, run = options.CHECKPOINT.value, options.run()
-    options.checked(run, [], **asked)
+    settings = options.checked(run, [], **asked)
     options.keep_compiled()
-    studio = Studio(run, sampler_of(run, options.tell), checkpoint, asked)
+    studio = Studio(run, sampler_of(run, options.tell, **options.placement(settings)), checkpoint, asked)
     visitors = Path(os.environ["GRADIO_TEMP_DIR"])
     examples = write_examples(folder, studio.most)
     blocks = page.build(studio, folder, examples)

@@ -132,6 +132,8 @@ LINES = {
         "--prompt=x --reference=good.png --checkpoint=run --width=0": "width is 0",
         "--prompt=x --reference=good.png --checkpoint=run --solver=ddim": "solver is ddim",
         "--prompt=x --reference=good.png --solver=heun": "--solver=heun",
+        "--prompt=x --reference=good.png --mesh=rows=2": "--mesh is 'rows=2'; accepted are sizes of the axes",
+        "--prompt=x --reference=good.png --mesh=context=3": "context 3 x tensor 1 does not fit 1 devices",
         "--prompt=x --reference=good.png --steps=0": "--steps=0",
         "--prompt=x --reference=good.png --steps=1.5": "--steps=1.5",
         "--prompt=x --reference=good.png --seed=-1": "--seed=-1",
@@ -292,6 +294,7 @@ LINES = {
         f"{BIG} --topology=v5e:4x4 --config.data.width=10": "config.data.width is 10",
         f"{BIG} --topology=v5e:4x4 --config.dit_model.remat=True": "config.dit_model.remat",
         f"{BIG} --topology=v5e:4x4 --search --sampler": "--search and --sampler ask for different reports",
+        f"{BIG} --topology=v5e:4x4 --offload": "--offload is of sampling: say --sampler, too",
         f"{BIG} --topolgy=v5e:4x4": "did you mean --topology?",
     },
     "package": {

@@ -48,9 +48,9 @@ def tiny_config() -> Config:
     return parse(tiny_values())
 
 
-def random_run(workdir: Path) -> Path:
-    """A finished run as far as commands that sample can tell: every part, untrained."""
-    run = Run.open(tiny_config(), workdir)
+def random_run(workdir: Path, config: Config | None = None) -> Path:
+    """A finished run as far as commands that sample can tell: every part, untrained; by default the tiny one."""
+    run = Run.open(config or tiny_config(), workdir)
     for name in parts.KINDS:
         config = run.part_config(name)
         parts.write(name, config, random_params(name, config), workdir / "parts" / name)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,30 @@ def keep(asked: str | None, default: str) -> None:
     if folder and "://" not in folder:
         folder = str(Path(folder).expanduser())
     jax.config.update("jax_compilation_cache_dir", folder or None)
+
+
+def tried(
+    lowered: jax.stages.Lowered, options: Mapping[str, Any] | None = None
+) -> tuple[jax.stages.Compiled | None, int | None]:
+    """Compile a program, and say where a device lacks the memory for it.
+
+    Returns:
+        the executable; or None, and the bytes that the compiler says it needs, if it does.
+    """
+    try:
+        return lowered.compile(compiler_options=options), None
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sizes = re.findall(r"\(([\d.]+)G\) exceeds", str(error))
+        return None, int(float(sizes[0]) * 2**30) if sizes else None
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """What a program takes on each device, its arguments and results included."""
+    sizes = compiled.memory_analysis()
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return held + sizes.temp_size_in_bytes
 
 
 def for_shapes(function: Any, others: tuple[Any, ...], batches: Mapping[str, Mapping[str, Any]]) -> Any:

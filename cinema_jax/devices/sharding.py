@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jax.typing import ArrayLike
 
 from cinema_jax.devices.axes import AXES, BATCH, FSDP, STATE, TENSOR, WEIGHTS
@@ -50,6 +50,8 @@ SMALL = 1 << 18
 # Weights are split over so many devices where a config leaves it open. More would save little memory, and on some
 # topologies XLA gathers weights over 64 chips, or reduces their gradients, by all-reduce, which doubles the bytes.
 AUTOMATIC_FSDP = 16
+# Memory of a device's host, from and to which the device copies by itself.
+HOST = "pinned_host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,13 +252,17 @@ def abstract(tree: Any, mesh: Mesh | AbstractMesh, split: Axes = STATE) -> Any:
     )
 
 
-def place(tree: Any, mesh: Mesh, split: Axes = STATE) -> Any:
+def place(tree: Any, mesh: Mesh, split: Axes = STATE, memory: str | None = None) -> Any:
     """`tree` on the mesh, by the table. Arrays of the host must be the same in every process.
 
     Of anything but a `jax.Array` each device's slice is read alone, and is on the device before the next one is read.
+
+    Args:
+        memory: `HOST`: each device's slices lie with its host, until `on_devices` brings them.
     """
 
     def put(leaf, sharding):
+        sharding = sharding.with_memory_kind(memory) if memory else sharding
         if isinstance(leaf, jax.Array):
             return jax.device_put(leaf, sharding)
         slices, blocks = sharding.addressable_devices_indices_map(tuple(leaf.shape)), {}
@@ -264,12 +270,23 @@ def place(tree: Any, mesh: Mesh, split: Axes = STATE) -> Any:
             key = tuple((s.start, s.stop) for s in index)
             # The same slice on several devices is read once.
             first = blocks.get(key, [None])[0]
-            blocks.setdefault(key, []).append(jax.device_put(leaf[index] if first is None else first, device))
+            there = SingleDeviceSharding(device, memory_kind=memory)
+            blocks.setdefault(key, []).append(jax.device_put(leaf[index] if first is None else first, there))
             jax.block_until_ready(blocks[key])
         placed = [block for copies in blocks.values() for block in copies]
         return jax.make_array_from_single_device_arrays(tuple(leaf.shape), sharding, placed)
 
     return jax.tree.map(put, tree, shardings(tree, mesh, split))
+
+
+def is_away(x: Any) -> bool:
+    """Whether an array lies in `HOST` memory."""
+    return isinstance(x, jax.Array) and x.sharding.memory_kind == HOST
+
+
+def on_devices(tree: Any) -> Any:
+    """`tree` with copies on the devices of what lies in `HOST` memory; they go when nobody holds them."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("device")) if is_away(x) else x, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import open_image
+from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError, fault_of
 from cinema_jax.evaluation.suite import SEED, Case
 from cinema_jax.experiment import parts
@@ -59,7 +60,7 @@ def digests(sampler: Sampler) -> dict[str, str]:
     """The sha256 of each part that generates."""
     names = sorted({path.split("/")[0] for path in sampler.params})
     return {
-        name: digest({p: np.asarray(x) for p, x in sampler.params.items() if p.startswith(f"{name}/")})
+        name: digest({p: distributed.fetch(x) for p, x in sampler.params.items() if p.startswith(f"{name}/")})
         for name in names
     }
 
@@ -141,12 +142,10 @@ def picture_digest(reference: Reference) -> str:
 
 def reconstruct(sampler: Sampler, videos: Sequence[Video], batch: int) -> list[Video]:
     """The videos through the VAE and back: what the best generator could show."""
-    import jax
-
-    encode = jax.jit(sampler.cinema.encode_video)
     made: list[Video] = []
     for start in tqdm(range(0, len(videos), batch), desc="reconstruct", unit="batch"):
         now = list(videos[start : start + batch])
         filled = np.stack(now + now[:1] * (batch - len(now)))
-        made += list(np.asarray(sampler.decode(sampler.params, encode(sampler.params, filled))))[: len(now)]
+        latents = sampler.encode(sampler.params, filled)
+        made += list(distributed.fetch(sampler.decode(sampler.params, latents)))[: len(now)]
     return made

@@ -64,15 +64,18 @@ def blank_examples(cinema: Cinema, stage: str, held_out: bool = False) -> Exampl
     Args:
         cinema: the networks that the stage needs; no weights.
     """
-    config = cinema.config
-    data = config.data
+    data = cinema.config.data
     source = Blank(data.frames, data.height, data.width)
     latents = None
     if STAGES[stage].on_latents(held_out):
         clip = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), np.uint8)
         latents = np.zeros(jax.eval_shape(cinema.encode_video, cinema.shapes, clip).shape, np.float32)
-    preprocessor = Preprocessor(config, _processor(cinema), build_word_tokenizer(vocabulary()))
-    return Examples(source, preprocessor, range(1), latents, augment=not held_out, captions=("",))
+    return Examples(source, blank_preprocessor(cinema), range(1), latents, augment=not held_out, captions=("",))
+
+
+def blank_preprocessor(cinema: Cinema) -> Preprocessor:
+    """What turns prompts and references into arrays, of networks without weights and words."""
+    return Preprocessor(cinema.config, _processor(cinema), build_word_tokenizer(vocabulary()))
 
 
 def _processor(cinema: Cinema) -> Processor | None:

@@ -15,7 +15,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from cinema_jax.devices import sharding
+from cinema_jax.devices import compilation, sharding
 from cinema_jax.devices.axes import WEIGHTS
 from cinema_jax.devices.chips import chip_of, host_shape
 from cinema_jax.errors import InputError
@@ -23,6 +23,7 @@ from cinema_jax.experiment.run import Run
 from cinema_jax.planning import hosts, program, report
 from cinema_jax.planning.hosts import GIB, Hosts
 from cinema_jax.planning.report import Report
+from cinema_jax.sampling.room import device_bytes, sampler_mesh
 from cinema_jax.training.beginning import check_samples
 from cinema_jax.training.phases import check_batches, label, phases, run_in
 
@@ -151,11 +152,15 @@ def plan_step(run: Run, stage: str, target: Target, whole: Run | None = None) ->
         return dataclasses.replace(result, hosts=asked)
 
 
-def plan_sampler(run: Run, topology: str) -> list[Report]:
-    """Compile what generates one video, its tokens split over all chips of the topology."""
-    mesh = sharding.make_mesh(data=1, fsdp=1, context=-1, devices=devices(topology))
+def plan_sampler(run: Run, topology: str, offload: bool = False) -> list[Report]:
+    """Compile what generates one video, on the mesh that `generate` takes by itself.
+
+    Args:
+        offload: parts are on the chips only while they are in use.
+    """
+    mesh = sampler_mesh(devices(topology))
     with jax.set_mesh(mesh):
-        programs = program.sampler_programs(run, mesh)
+        programs = program.sampler_programs(run, mesh, offload)
         return [_compile(run, name, topology, mesh, planned, 1) for name, planned in programs.items()]
 
 
@@ -225,18 +230,14 @@ def _compile(
     lowered = planned.function.trace(*planned.arguments).lower()
     trace_s = time.perf_counter() - start
     logger.info("%s: compiling for %s, which takes minutes", name, topology)
-    start, compiled = time.perf_counter(), None
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         # XLA's own account of the memory: what jax hands on counts some buffers twice.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        try:
-            compiled = lowered.compile(compiler_options=options)
-            needed = (_hbm_bytes(Path(folder)) + _unused_bytes(planned, compiled)) / GIB
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            sizes = re.findall(r"\(([\d.]+)G\) exceeds", str(error))
-            needed = float(sizes[0]) if sizes else None
+        compiled, needed = compilation.tried(lowered, options)
+        if compiled is not None:
+            needed = _hbm_bytes(Path(folder)) + _unused_bytes(planned, compiled)
+    needed = None if needed is None else (needed + device_bytes(planned.beside)) / GIB
     compile_s = time.perf_counter() - start
     return report.report(
         name,
@@ -257,9 +258,7 @@ def _compile(
 
 def _unused_bytes(planned: program.Program, compiled: jax.stages.Compiled) -> int:
     """Of arguments that the program has no use for and jax does not hand on: they lie on the chip all the same."""
-    leaves = jax.tree.leaves(planned.arguments)
-    given = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-    return max(0, given - compiled.memory_analysis().argument_size_in_bytes)
+    return max(0, device_bytes(planned.arguments) - compiled.memory_analysis().argument_size_in_bytes)
 
 
 def _hbm_bytes(folder: Path) -> int:

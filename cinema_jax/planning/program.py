@@ -6,17 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.devices import sharding
 from cinema_jax.devices.axes import WEIGHTS
-from cinema_jax.diffusion.guidance import guidance_coefficients
-from cinema_jax.diffusion.samplers import start
 from cinema_jax.experiment.run import Run, outer_sizes
-from cinema_jax.planning.blank import blank_examples
-from cinema_jax.sampling.sampler import Sampler, needed_parts
+from cinema_jax.planning.blank import blank_examples, blank_preprocessor
+from cinema_jax.sampling.sampler import needed_parts, planned_sampler
 from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.phases import Phase, batch_shapes
@@ -36,6 +33,8 @@ class Program:
     flops: Callable[[], int]
     # Whose step it is; None: a sampler's program.
     cinema: Cinema | None = None
+    # Of `frozen`, what the function is not given: parts that lie on the chips for other programs.
+    beside: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
 
 
 def part_configs(run: Run, names: tuple[str, ...]) -> dict[str, Any]:
@@ -81,32 +80,21 @@ def abstract_batch(
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
 
 
-def sampler_programs(run: Run, mesh: Mesh) -> dict[str, Program]:
-    """What generates one video, in the order in which it runs: the conditions, a guided step, the decoder."""
+def sampler_programs(run: Run, mesh: Mesh, offload: bool = False) -> dict[str, Program]:
+    """What generates one video, in the order in which it runs: the conditions, a guided step, the decoder.
+
+    Args:
+        offload: parts are on the chips only while they are in use.
+
+    Raises:
+        InputError: no video of the config's size can be generated.
+    """
     cinema = Cinema(run.config, part_configs(run, needed_parts(run.config)))
-    params = sharding.abstract(jax.eval_shape(cinema.held, cinema.shapes), mesh, WEIGHTS)
-    sampler = Sampler(cinema, params, None)
-    whole = sharding.replicated(mesh)
-
-    def placed(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
-
-    batch = placed(abstract_batch(cinema, "finetune", 1, held_out=True))
-    latents = batch.pop("latents")
-    coefficients = guidance_coefficients(run.config.flow.guidance_text, run.config.flow.guidance_reference)
-    told = placed(jax.eval_shape(cinema.conditions, params, batch))
-    trajectory = placed(jax.eval_shape(start, latents))
-    row = jax.ShapeDtypeStruct((9,), jnp.float32, sharding=whole)
-    factors = jax.ShapeDtypeStruct((len(coefficients),), jnp.float32, sharding=whole)
-    branches = tuple(coefficients)
-    step = (params, factors, dict.fromkeys(branches, told), trajectory, row)
-    guided = jax.jit(lambda params, *rest: sampler.step(params, branches, *rest))
-    programs = {
-        "conditions": (sampler.read, (params, batch)),
-        f"a step of {len(branches)} branches": (guided, step),
-        "decoding": (sampler.decode, (params, latents)),
-    }
-    return {
-        name: Program(function, arguments, None, params, functools.partial(work.products, function, arguments))
-        for name, (function, arguments) in programs.items()
-    }
+    sampler = planned_sampler(cinema, blank_preprocessor(cinema), mesh)
+    programs = {}
+    for name, (function, arguments) in sampler.programs(sampler.settings()).items():
+        used = arguments[0]
+        beside = {} if offload else {path: x for path, x in sampler.params.items() if path not in used}
+        flops = functools.partial(work.products, function, arguments)
+        programs[name] = Program(function, arguments, None, {**used, **beside}, flops, beside=beside)
+    return programs

@@ -101,7 +101,9 @@ def ideal_wire(program: Program, mesh: Mesh | AbstractMesh) -> dict[str, float]:
     trained = sum(math.prod(x.shape) for x in program.state.params.values()) if program.state else 0
     # Vocabularies are looked up where they lie, and an output layer that no step uses is not moved.
     frozen = sum(
-        math.prod(x.shape) for path, x in program.frozen.items() if not path.endswith(("embedding", "lm_head/kernel"))
+        math.prod(x.shape)
+        for path, x in program.frozen.items()
+        if path not in program.beside and not path.endswith(("embedding", "lm_head/kernel"))
     )
     return {
         "trained": 2 * trained * (3 * share + 2 * (copies - 1) / copies / parts) / GIB,

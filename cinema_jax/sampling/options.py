@@ -2,17 +2,22 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import flags
 
 from cinema_jax.commands import command
+from cinema_jax.devices.axes import AXES
 from cinema_jax.diffusion.config import SOLVERS
 from cinema_jax.errors import InputError
 from cinema_jax.inputs.texts import listed
 
 logger = logging.getLogger(__name__)
+
+# Of one axis; -1 takes the devices that the others leave.
+_SIZE = re.compile(r"-1|[0-9]{1,9}")
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -39,6 +44,18 @@ _SHIFT = flags.DEFINE_float(
     "for 480p, 5 for 720p.",
     lower_bound=1e-3,
 )
+_MESH = flags.DEFINE_string(
+    "mesh",
+    None,
+    "What the work is split over, for example context=4 (the tokens of each video) or data=2,context=2 (videos, too); "
+    "also fsdp and tensor, as for training. By default context, over all devices.",
+)
+_OFFLOAD = flags.DEFINE_bool(
+    "offload",
+    False,
+    "Keep each network in the host's memory while it is not in use: slower, and of several networks only one is on the "
+    "devices at a time.",
+)
 _CACHE_FOLDER = "~/.cache/cinema_jax"
 _CACHE = command.compilation_cache_flag(_CACHE_FOLDER)
 
@@ -47,12 +64,47 @@ def asked() -> dict[str, Any]:
     """What was said of the sampler, for `Sampler.settings`.
 
     Raises:
-        InputError: a guidance scale is not finite.
+        InputError: a guidance scale is not finite, or `--mesh` is none.
     """
+    mesh_sizes(_MESH.value)
     for flag in (_GUIDANCE_TEXT, _GUIDANCE_REFERENCE):
         if flag.value is not None and not math.isfinite(flag.value):
             raise InputError(f"--{flag.name} is {flag.value}; it must be a finite number (1 means no guidance)")
     return {flag.name: flag.value for flag in (_SOLVER, _STEPS, _GUIDANCE_TEXT, _GUIDANCE_REFERENCE, _SHIFT)}
+
+
+def mesh_sizes(said: str | None) -> dict[str, int]:
+    """The sizes of a mesh's axes that `--mesh` names.
+
+    Raises:
+        InputError: it is of another form.
+    """
+    if said is None:
+        return {}
+    sizes = [entry.partition("=")[::2] for entry in said.replace(" ", "").split(",")]
+    names = [axis for axis, _ in sizes]
+    if not set(names) <= set(AXES) or len(set(names)) < len(names) or not all(_SIZE.fullmatch(x) for _, x in sizes):
+        raise InputError(
+            f"--mesh is {said!r}; accepted are sizes of the axes {', '.join(AXES)}, each once, such as context=4 or "
+            "data=2,context=2"
+        )
+    return {axis: int(size) for axis, size in sizes}
+
+
+def placement(settings: Any, count: int = 1) -> dict[str, Any]:
+    """Where the sampler is to run, for `sampler.sampler_of`.
+
+    Args:
+        settings: of the largest batch that it will be asked for.
+        count: of the requests of that batch.
+
+    Raises:
+        InputError: the mesh does not fit the devices that there are.
+    """
+    from cinema_jax.sampling.room import sampler_mesh
+
+    mesh = sampler_mesh(**mesh_sizes(_MESH.value))
+    return {"mesh": mesh, "offload": _OFFLOAD.value, "settings": settings, "count": count}
 
 
 def keep_compiled() -> None:

@@ -12,25 +12,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
-from cinema_jax.cinema import Cinema, Conditions, Params
+from cinema_jax.cinema import Batch, Cinema, Conditions, Params
 from cinema_jax.config import Config
 from cinema_jax.data.example import Reference
 from cinema_jax.data.pipeline import Preprocessor
-from cinema_jax.devices import distributed
+from cinema_jax.devices import distributed, sharding
+from cinema_jax.devices.axes import WEIGHTS
 from cinema_jax.diffusion import flow
 from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Solver, Spacing
-from cinema_jax.diffusion.discrete import discrete_start, discrete_step, discrete_steps, dynamic_guidance
-from cinema_jax.diffusion.guidance import Branch, branch_factors, guidance_coefficients, guided
-from cinema_jax.diffusion.samplers import sample_steps, solver_step, solver_steps, time_grid, timestep_grid
+from cinema_jax.diffusion.discrete import discrete_start, discrete_steps, dynamic_guidance
+from cinema_jax.diffusion.guidance import Branch, branch_factors, guidance_coefficients
+from cinema_jax.diffusion.samplers import sample_steps, solver_steps, time_grid, timestep_grid
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
 from cinema_jax.experiment.run import Run
 from cinema_jax.experiment.standing import Gone, Standing, line, stands_for
-from cinema_jax.models.layers import platform
+from cinema_jax.models.chunks import latent_shape
 from cinema_jax.models.qwen_vl.processing import collate
+from cinema_jax.sampling import room
+from cinema_jax.sampling.programs import Programs, condition_parts, cut, of_parts, prompt_readers
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +70,18 @@ class Settings:
     shift: float
 
 
-def load_sampler(checkpoint: str | Path = "packaged") -> tuple[Run, "Sampler"]:
-    """A checkpoint by its name on the command line: a finished run, a released pipeline, or the packaged demo."""
+def load_sampler(
+    checkpoint: str | Path = "packaged", *, mesh: Mesh | None = None, offload: bool = False
+) -> tuple[Run, "Sampler"]:
+    """A checkpoint by its name on the command line: a finished run, a released pipeline, or the packaged demo.
+
+    Args:
+        mesh: what it runs on, as for `sampler_of`.
+        offload: parts lie in the memory of the hosts while they are not in use.
+    """
     run = Run.load(parts.checkpoint_folder(str(checkpoint)))
-    return run, sampler_of(run, lambda standing: logger.info("%s", line(str(checkpoint), standing)))
+    tell = functools.partial(line, str(checkpoint))
+    return run, sampler_of(run, lambda standing: logger.info("%s", tell(standing)), mesh=mesh, offload=offload)
 
 
 def check_references(config: Config, count: int) -> None:
@@ -83,25 +95,43 @@ def check_references(config: Config, count: int) -> None:
 
 def needed_parts(config: Config) -> tuple[str, ...]:
     """The parts that generate a video."""
-    reading = ("mllm", "aligner") if config.condition.conditioner == "mllm" else ("t5",)
-    return ("vae", *reading, "dit")
+    return ("vae", *prompt_readers(config), "dit")
 
 
-def sampler_of(run: Run, tell: Callable[[Standing], Any] = lambda standing: None) -> "Sampler":
+def sampler_of(
+    run: Run,
+    tell: Callable[[Standing], Any] = lambda standing: None,
+    *,
+    mesh: Mesh | None = None,
+    offload: bool = False,
+    settings: Settings | None = None,
+    count: int = 1,
+) -> "Sampler":
     """That of a run which is loaded, with the weights that it stands for (`experiment/standing.py`).
 
     Args:
         tell: is told which these are, before they are read; again where a run that goes on removes them meanwhile.
+        mesh: what it runs on; None: `room.sampler_mesh()`, all devices.
+        offload: parts lie in the memory of the hosts while they are not in use.
+        settings: of the largest batch that will be asked for: where the devices' memory is known, whether it has room
+            is then known before weights are read.
+        count: of the requests of that batch.
 
     Raises:
-        InputError: a part is not trained yet.
+        InputError: a part is not trained yet, or there is no room.
     """
+    mesh = room.sampler_mesh() if mesh is None else mesh
+    cinema = Cinema(run.config, run.part_configs(needed_parts(run.config)))
+    sampler = planned_sampler(cinema, run.preprocessor().whole(), mesh)
+    if settings is not None and (limit := room.memory(mesh)):
+        room.check(sampler, settings, count, limit, offload=offload)
     for _ in range(_TRIES):
         standing = stands_for(run)
         check_trained(run, standing)
         tell(standing)
         with contextlib.suppress(Gone):
-            return _loaded(standing)
+            sampler.params = _placed(sampler.cinema, standing, mesh, offload)
+            return sampler
     raise InputError(
         f"{run.workdir} removes its checkpoints faster than they are read: raise config.{standing.stage}.keep"
     )
@@ -116,18 +146,23 @@ def check_trained(run: Run, standing: Standing) -> None:
         )
 
 
-def _loaded(standing: Standing) -> "Sampler":
-    run, needed = standing.run, needed_parts(standing.run.config)
-    cinema = Cinema(run.config, run.part_configs(needed))
+def _placed(cinema: Cinema, standing: Standing, mesh: Mesh, offload: bool) -> Params:
+    """The weights, each device's slices read from the files straight to where they lie."""
     try:
-        params = {path: x for name in needed for path, x in standing.params(name).items()}
-        placed = {path: jax.device_put(np.asarray(x)) for path, x in cinema.held(params).items()}
+        params = {path: x for name in cinema.part_configs for path, x in standing.params(name).items()}
+        placed = sharding.place(cinema.held(params), mesh, WEIGHTS, sharding.HOST if offload else None)
     except Exception:
         # What is wrong with files that are going away says nothing.
         standing.check_there()
         raise
     standing.check_there()
-    return Sampler(cinema, placed, run.preprocessor().whole())
+    return placed
+
+
+def planned_sampler(cinema: Cinema, preprocessor: Preprocessor, mesh: Mesh) -> "Sampler":
+    """A sampler of abstract weights, whose `programs` are those of a real one on this mesh."""
+    params = sharding.abstract(jax.eval_shape(cinema.held, cinema.shapes), mesh, WEIGHTS)
+    return Sampler(cinema, params, preprocessor, mesh)
 
 
 def check_requests(preprocessor: Preprocessor, requests: Iterable[Request]) -> None:
@@ -177,14 +212,19 @@ def checked_settings(config: Config, part_configs: Mapping[str, Any], **changes:
 
 
 class Sampler:
-    """Generates videos with one set of parameters; each shape is compiled once."""
+    """Generates videos with one set of parameters; each shape is compiled once.
 
-    def __init__(self, cinema: Cinema, params: Params, preprocessor: Preprocessor | None):
-        self.cinema, self.params, self.preprocessor = cinema, params, preprocessor
-        self.read = jax.jit(cinema.conditions)
-        self.step = jax.jit(self._guided_step, static_argnums=1)
-        self._discrete_step = jax.jit(self._guided_discrete_step, static_argnums=1)
-        self.decode = jax.jit(cinema.decode_video)
+    Args:
+        params: of all parts that it needs, on the mesh; or in `sharding.HOST` memory: each part is then on the devices
+            only while it is used.
+        mesh: what the programs are split over, by `devices/sharding.py`: videos over its batch axes, their tokens over
+            `context`, weights by the table. None: the mesh in use, which splits no batch.
+    """
+
+    def __init__(self, cinema: Cinema, params: Params, preprocessor: Preprocessor | None, mesh: Mesh | None = None):
+        self.cinema, self.params, self.preprocessor, self.mesh = cinema, params, preprocessor, mesh
+        self._programs = Programs(cinema, mesh)
+        self._layout = self._programs.layout
 
     def settings(self, **changes: float | int | str | None) -> Settings:
         """The run's own settings, with those changes that are not None; raises like `checked_settings`."""
@@ -207,18 +247,21 @@ class Sampler:
         """The same before the VAE decodes them."""
         branches, factors = self.guidance(settings)
         size = settings.height, settings.width
-        conditions = {branch: self.conditions(requests, branch, size) for branch in branches}
-        vae = self.cinema.part(self.params, "vae")
-        shape = vae.latent_shape(settings.frames, settings.height, settings.width)
+        shape = latent_shape(self.cinema.part_configs["vae"], settings.frames, *size)
         keys = jnp.stack([jax.random.key(request.seed, impl="threefry2x32") for request in requests])
-        noise = flow.sample_noise(keys, shape)
-        if settings.solver in DISCRETE_SOLVERS:
-            states = self._discrete(noise, keys, settings, conditions, factors)
-        else:
-            step = functools.partial(self.step, self.params, branches, jnp.asarray(factors[0]), conditions)
-            states = sample_steps(step, noise, self._flow_steps(settings))
-        *_, latents = progress(_computed(states))
-        return latents
+        noise, steps = flow.sample_noise(keys, shape), self._flow_steps(settings)
+        with self._layout.in_use():
+            conditions = self._conditions(requests, branches, size)
+            params = self._present(self.params, ("dit",), after=conditions)
+            z, whole = self._layout.on_rows(noise), self._layout.whole
+            if steps is None:
+                states = self._discrete(params, z, keys, settings, conditions, factors)
+            else:
+                step = functools.partial(self._programs.step, params, whole(factors[0]), conditions)
+                states = sample_steps(lambda state, row: step(state, whole(row)), z, steps)
+            for latents in progress(_computed(states)):
+                last = latents
+            return cut(last, len(requests))
 
     def guidance(self, settings: Settings) -> tuple[tuple[Branch, ...], Float[np.ndarray, "steps branches"]]:
         """The branches that take part, and their factors in each step: they sum to 1."""
@@ -230,8 +273,74 @@ class Sampler:
             of_steps = [tuple(dynamic_guidance(scale, count, int(t)) for scale in scales) for t in timesteps]
         return branches, np.array([branch_factors(branches, *scales) for scales in of_steps], np.float32)
 
-    def _flow_steps(self, settings: Settings) -> Float[np.ndarray, "steps 10"]:
+    def conditions(
+        self, requests: Sequence[Request], branch: Branch, size: tuple[int, int] | None = None
+    ) -> Conditions:
+        """The conditions of one guidance branch: exactly what training shows where it drops text or references.
+
+        Args:
+            size: height and width of the video; those of training if None.
+        """
+        with self._layout.in_use():
+            return cut(self._conditions(requests, (branch,), size)[branch], len(requests))
+
+    def read(self, params: Params, batch: Batch) -> Conditions:
+        """What a batch as `collate` makes it tells the transformer: `Cinema.conditions`, compiled."""
+        return self._of_rows(self._programs.read, params, condition_parts(self.cinema.config), batch)
+
+    def decode(
+        self, params: Params, latents: Float[Array | np.ndarray, "B F H W C"]
+    ) -> UInt8[Array, "B frames height width 3"]:
+        """The videos of latents: `Cinema.decode_video`, compiled."""
+        return self._of_rows(self._programs.decode, params, ("vae",), latents)
+
+    def encode(
+        self, params: Params, videos: UInt8[Array | np.ndarray, "B frames height width 3"]
+    ) -> Float[Array, "B F H W C"]:
+        """The latents of videos: `Cinema.encode_video`, compiled."""
+        return self._of_rows(self._programs.encode, params, ("vae",), videos)
+
+    def programs(self, settings: Settings, count: int = 1) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+        """What is computed for `count` requests: see `Programs.planned`."""
+        solver = settings.solver if settings.solver in DISCRETE_SOLVERS else None
+        video = settings.frames, settings.height, settings.width
+        branches, count = self.guidance(settings)[0], self._layout.filled(count)
+        example = self.preprocessor.at(*video[1:]).conditions("", ())
+        return self._programs.planned(self.params, example, branches, video, solver, count)
+
+    def _present(self, params: Params, names: tuple[str, ...], after: Any = None) -> Params:
+        """The parameters of some parts on the devices; of those that come there now, once `after` is computed."""
+        own = of_parts(params, names)
+        if any(sharding.is_away(x) for x in own.values()):
+            # Till then the parts before are there, too.
+            jax.block_until_ready(after)
+        return sharding.on_devices(own)
+
+    def _of_rows(self, function: Callable[..., Any], params: Params, names: tuple[str, ...], batch: Any) -> Any:
+        count = len(jax.tree.leaves(batch)[0])
+        with self._layout.in_use():
+            return cut(function(self._present(params, names, after=batch), self._layout.on_rows(batch)), count)
+
+    def _conditions(self, requests, branches, size) -> dict[Branch, Conditions]:
+        """Of as many rows as the mesh wants."""
+        preprocessor = self.preprocessor if size is None else self.preprocessor.at(*size)
+        # Of all branches together: the parts that make them come and go once.
+        params, found = self._present(self.params, condition_parts(self.cinema.config)), {}
+        for branch in branches:
+            examples = [
+                preprocessor.conditions(
+                    request.prompt if branch.text else request.negative_prompt, request.references, branch.references
+                )
+                for request in requests
+            ]
+            found[branch] = self._programs.read(params, self._layout.on_rows(collate(examples)))
+        return found
+
+    def _flow_steps(self, settings: Settings) -> Float[np.ndarray, "steps 10"] | None:
+        """Those of a flow; None: the solver is a discrete one."""
         config = self.cinema.config
+        if settings.solver in DISCRETE_SOLVERS:
+            return None
         if settings.spacing == "schedule":
             return solver_steps(settings.solver, config.schedule.time_grid(settings.steps))
         if settings.spacing == "timesteps":
@@ -241,37 +350,17 @@ class Sampler:
         grid = time_grid(settings.steps, shift=settings.shift, smallest=float(smallest), spacing=settings.spacing)
         return solver_steps(settings.solver, grid)
 
-    def _discrete(self, z, keys, settings: Settings, conditions, factors) -> Iterator[Float[Array, "B F H W C"]]:
+    def _discrete(
+        self, params, z, keys, settings: Settings, conditions, factors
+    ) -> Iterator[Float[Array, "B F H W C"]]:
         """As the transformer's own pipeline samples it."""
-        config, state, noise = self.cinema.config, discrete_start(z), None
+        config, whole, state, noise = self.cinema.config, self._layout.whole, discrete_start(z), None
         for i, row in enumerate(discrete_steps(settings.solver, config.schedule, settings.steps)):
             if settings.solver == "dpm":
-                noise = flow.sample_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1), z.shape[1:])
-            state = self._discrete_step(self.params, tuple(conditions), factors[i], conditions, state, row, noise)
+                drawn = flow.sample_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1), z.shape[1:])
+                noise = self._layout.on_rows(drawn)
+            state = self._programs.discrete_step(params, whole(factors[i]), conditions, state, whole(row), noise)
             yield state.z
-
-    def conditions(
-        self, requests: Sequence[Request], branch: Branch, size: tuple[int, int] | None = None
-    ) -> Conditions:
-        """The conditions of one guidance branch: exactly what training shows where it drops text or references.
-
-        Args:
-            size: height and width of the video; those of training if None.
-        """
-        preprocessor = self.preprocessor if size is None else self.preprocessor.at(*size)
-        examples = [
-            preprocessor.conditions(
-                request.prompt if branch.text else request.negative_prompt, request.references, branch.references
-            )
-            for request in requests
-        ]
-        return self.read(self.params, collate(examples))
-
-    def _guided_step(self, params, branches, factors, conditions, state, row):
-        return solver_step(_guided(self.cinema.velocity, params, branches, factors, conditions), state, row)
-
-    def _guided_discrete_step(self, params, branches, factors, conditions, state, row, noise):
-        return discrete_step(_guided(self.cinema.predict_v, params, branches, factors, conditions), state, row, noise)
 
 
 def progress_bar(count: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
@@ -300,10 +389,3 @@ def _computed(states: Iterator[Array]) -> Iterator[Array]:
         yield jax.block_until_ready(waiting)
         waiting = state
     yield jax.block_until_ready(waiting)
-
-
-def _guided(network, params, branches, factors, conditions):
-    """A method of `Cinema` as a guided field of z and time."""
-    coefficients = dict(zip(branches, factors, strict=True))
-    # On accelerators one video of the released size is work enough, and memory is short.
-    return guided(functools.partial(network, params), conditions, coefficients, in_turn=platform() != "cpu")

@@ -66,7 +66,7 @@ def test_a_network_that_ignores_its_conditions_samples_the_same_at_every_scale(s
         asked = Settings(solver, "uniform", 5, *scales, 5, 32, 32, 1.0)
         branches, factors = one.guidance(asked)
         told = dict.fromkeys(branches, jnp.zeros((1, 1)))
-        *_, latents = one._discrete(noise, keys, asked, told, factors)
+        *_, latents = one._discrete({}, noise, keys, asked, told, factors)
         return latents
 
     np.testing.assert_allclose(sampled(*scales), sampled(0.0, 0.0), rtol=1e-4, atol=1e-5)
