@@ -55,7 +55,13 @@ class Cinema:
         return {path: x.astype(self.dtype) for path, x in params.items()}
 
     def part(self, params: Params, name: str) -> Any:
-        """The module of a part, holding its share of `params`, in the type that the config computes in."""
+        """The module of a part, holding its share of `params`, in the type that the config computes in.
+
+        Raises:
+            InputError: the part is not among those that were loaded.
+        """
+        if name not in self.graphs:
+            raise InputError(f"the {name} is not loaded; loaded are {', '.join(self.graphs)}")
         own = {}
         for path, x in params.items():
             if path.startswith(f"{name}/"):
@@ -93,12 +99,16 @@ class Cinema:
         """What the text encoder says of all positions; of padding, what its transformer was trained with."""
         return self.part(params, "t5").features(tokens)
 
-    def read_prompt(self, params: Params, batch: Batch) -> Float[Array, "B T D"]:
-        """The aligner's tokens for prompts and references as the MLLM reads them."""
+    def prompt_states(self, params: Params, batch: Batch) -> Float[Array, "B L D"]:
+        """The MLLM's states of prompts and references, which the aligner reads; what is behind a prompt is padding."""
         inputs = MLLMInputs.from_batch(batch)
         inputs = inputs._replace(patches=inputs.patches.astype(self.dtype))
-        states = self.part(params, "mllm").hidden_states(inputs, self.config.condition.mllm_layer)
-        return self.part(params, "aligner")(jax.lax.stop_gradient(states), inputs.lengths)
+        return self.part(params, "mllm").hidden_states(inputs, self.config.condition.mllm_layer)
+
+    def read_prompt(self, params: Params, batch: Batch) -> Float[Array, "B T D"]:
+        """The aligner's tokens for prompts and references as the MLLM reads them."""
+        states, lengths = self.prompt_states(params, batch), MLLMInputs.from_batch(batch).lengths
+        return self.part(params, "aligner")(jax.lax.stop_gradient(states), lengths)
 
     def conditions(self, params: Params, batch: Batch) -> Conditions:
         """What `batch` (see `data/pipeline.py`) tells the transformer, by the configured conditioner."""

@@ -61,19 +61,18 @@ def main() -> None:
         )
     asked = options.asked()
     _check_files()
-    from cinema_jax.experiment.run import Run
-
-    run: Run = options.run()
+    pipeline = options.pipeline()
+    run = pipeline.run
     if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
         raise InputError(f"{run.workdir} reads no references, so there is no identity to measure")
     folder = run.config.data.source == "folder"
     suite = SUITE.value or ("own" if folder else "critters")
     if suite == "own" and not folder:
         raise InputError(f"--suite=own is for a run on a folder of videos; {run.workdir} has none")
-    settings = options.checked(run, [], **asked)
+    settings = pipeline.checked([], **asked)
     output = Path(OUTPUT.value) if OUTPUT.value else _beside(run.workdir)
     check_folder(output)
-    {"critters": _critters, "opens2v": _opens2v, "own": _own}[suite](run, settings, output)
+    {"critters": _critters, "opens2v": _opens2v, "own": _own}[suite](pipeline, settings, output)
 
 
 def _check_files() -> None:
@@ -87,21 +86,22 @@ def _check_files() -> None:
             raise InputError(f"--json={JSON.value} is a folder; name a file")
 
 
-def _sampler(run: Any, requests: Iterable[Any], settings: Any, batch: int) -> Any:
-    """The sampler of a run, once all that it will be asked for is known to be right."""
-    from cinema_jax.sampling.sampler import check_requests, sampler_of
+def _sampler(pipeline: Any, requests: Iterable[Any], settings: Any, batch: int) -> Any:
+    """The sampler of a checkpoint, once all that it will be asked for is known to be right."""
+    from cinema_jax.sampling.sampler import check_requests
 
-    check_requests(run.preprocessor().whole(), requests)
+    check_requests(pipeline.preprocessor, requests)
     options.keep_compiled()
-    return sampler_of(run, options.tell, **options.placement(settings, batch))
+    return pipeline.load(options.tell, **options.placement(settings, batch))
 
 
-def _own(run: Any, settings: Any, output: Path) -> None:
+def _own(pipeline: Any, settings: Any, output: Path) -> None:
     """Compare what is generated for a run's held-out clips with the clips themselves."""
     from cinema_jax.evaluation import own
 
+    run = pipeline.run
     clips = own.held_out(run, settings, CASES.value)
-    sampler = _sampler(run, own.requests(clips), settings, BATCH.value)
+    sampler = _sampler(pipeline, own.requests(clips), settings, BATCH.value)
     print(own.evaluate(run, sampler, settings, clips, output, batch=BATCH.value, name=_name()))
     print(f"{output}/figures.json, {output}/index.html")
 
@@ -122,20 +122,20 @@ def _beside(checkpoint: Path) -> Path:
     return Path("evaluation") if set(others) & set(checkpoint.parents) else checkpoint / "evaluation"
 
 
-def _critters(run: Any, settings: Any, output: Path) -> None:
+def _critters(pipeline: Any, settings: Any, output: Path) -> None:
     """Generate what is missing, judge everything, and write the report."""
     from cinema_jax.evaluation import benchmark, large, report, videos
     from cinema_jax.evaluation.judging import Eyes
     from cinema_jax.evaluation.suite import COUNTS, PER_COUNT, SEED, Suite
     from cinema_jax.experiment import parts
 
-    data = run.config.data
+    data = pipeline.run.config.data
     cutouts, others = _cutouts(SUBJECTS.value, data.subjects) if SUBJECTS.value else (None, [])
     most = min(data.max_references, max(COUNTS) if cutouts is None else len({cutout.subject for cutout in cutouts}))
     counts = tuple(count for count in COUNTS if count <= most)
     size = settings.frames, settings.height, settings.width
     suite = Suite(*size, per_count=CASES.value or PER_COUNT, counts=counts, cutouts=cutouts, others=others)
-    sampler = _sampler(run, videos.requests(suite.cases), settings, BATCH.value)
+    sampler = _sampler(pipeline, videos.requests(suite.cases), settings, BATCH.value)
     metrics = [large.Clip(Path(CLIP.value))] if CLIP.value else []
     metrics += [large.Dino(Path(DINO.value))] if DINO.value else []
     subjects = [cutout.key for cutout in cutouts or ()]
@@ -190,14 +190,14 @@ def _cutouts(folder: str, trained: str) -> tuple[list[Any], list[Any]]:
     return unseen, [cutout for cutout in found if cutout not in unseen]
 
 
-def _opens2v(run: Any, settings: Any, output: Path) -> None:
+def _opens2v(pipeline: Any, settings: Any, output: Path) -> None:
     """Write the videos that OpenS2V-Eval's scripts score."""
     from cinema_jax.evaluation import opens2v, videos
 
     if not SAMPLES.value:
         raise InputError("--suite=opens2v needs --samples, for example OpenS2V-Eval/Open-Domain_Eval.json")
     samples = opens2v.read_samples(Path(SAMPLES.value))
-    sampler = _sampler(run, map(opens2v.request, samples, range(len(samples))), settings, 1)
+    sampler = _sampler(pipeline, map(opens2v.request, samples, range(len(samples))), settings, 1)
     about = {"suite": "opens2v", "digests": videos.digests(sampler), "settings": dataclasses.asdict(settings)}
     made = opens2v.generate(sampler, settings, samples, output, about)
     print(f"{output}: {len(samples)} videos, {made} of them made now; --scores merges what the benchmark says of them")

@@ -1,6 +1,7 @@
-"""Generate a video from reference images of its subjects and a prompt.
+"""Generate a video from reference images of its subjects and a prompt, or the videos of a list.
 
-Without --checkpoint the packaged demo is used, which draws critters at 64x64 pixels.
+Without --checkpoint the packaged demo is used, which draws critters at 64x64 pixels. With --requests the same command
+continues where it stopped, and any number of processes share the list.
 """
 
 import dataclasses
@@ -11,12 +12,13 @@ from typing import Any
 from absl import flags
 
 from cinema_jax.commands import command
-from cinema_jax.data.images import Picture, read_image
-from cinema_jax.data.output import check_output, visible, write_video
+from cinema_jax.data.example import Reference
+from cinema_jax.data.output import check_output
 from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.inputs.texts import check_whole
-from cinema_jax.sampling import options
+from cinema_jax.sampling import lists, options
+from cinema_jax.sampling.references import reference
 
 flags.adopt_module_key_flags(options)
 REFERENCE = flags.DEFINE_multi_string(
@@ -26,7 +28,17 @@ REFERENCE = flags.DEFINE_multi_string(
 )
 PROMPT = flags.DEFINE_string("prompt", None, "What happens in the video.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What to steer away from.")
-OUTPUT = flags.DEFINE_string("output", "out.mp4", "File to write: .mp4, .gif or .png (numbered frames), or a folder.")
+REQUESTS = flags.DEFINE_string(
+    "requests",
+    None,
+    "In the place of --prompt and --reference: a list of videos, one JSON object a line, with prompt, references, "
+    "seed, negative_prompt, frames, height, width and output; docs/generate.md describes them.",
+)
+OUTPUT = flags.DEFINE_string(
+    "output",
+    "out.mp4",
+    "File to write: .mp4, .gif or .png (numbered frames), or a folder. With --requests the folder of all videos.",
+)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
 FRAMES = flags.DEFINE_integer("frames", None, "Number of frames, 4k+1; by default as in training.")
 HEIGHT = flags.DEFINE_integer("height", None, "Pixels, a multiple of 16; by default as in training.")
@@ -45,46 +57,74 @@ LOOP = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=100,
 )
+BATCH = flags.DEFINE_integer("batch_size", 1, "With --requests: videos of one size sampled at once.", lower_bound=1)
+KEEP_GOING = flags.DEFINE_boolean(
+    "keep_going", False, "With --requests: leave out lines that are wrong, name them, and make the others."
+)
 
 
 def main() -> None:
-    """Check everything that was asked for, then sample and write the video."""
+    """Check everything that was asked for, then sample and write the video, or those of a list."""
+    if REQUESTS.value is not None:
+        return _list()
+    for flag in (BATCH, KEEP_GOING):
+        if flag.present:
+            raise InputError(f"--{flag.name} goes with --requests, a list of videos")
     output = check_output(OUTPUT.value)
-    asked = options.asked()
+    asked = _asked()
     if not PROMPT.value.strip():
         raise InputError("--prompt is empty; say what happens in the video")
     for name, text in (("--prompt", PROMPT.value), ("--negative-prompt", NEGATIVE.value)):
         check_whole(text, name)
-    pictures = [_picture(path) for path in REFERENCE.value]
+    pictures = [_picture(path, str(i)) for i, path in enumerate(REFERENCE.value)]
     command.start_processes()
-    # Imported here, so that bad input is refused before the slow libraries are loaded.
-    from cinema_jax.data.example import Reference
-    from cinema_jax.sampling.sampler import Request, check_references, progress_bar, sampler_of
-
-    run = options.run()
-    if not pictures and run.config.condition.conditioner != "t5":
+    # Slow libraries are loaded from here on, when bad input has been refused.
+    pipeline = options.pipeline()
+    if not pictures and pipeline.needs_references:
         raise InputError(
             "no --reference was given; name at least one picture of a subject, for example "
             "--reference=examples/blue_bird.png of the project's checkout (four pictures lie in its folder examples/)"
         )
-    check_references(run.config, len(pictures))
-    references = tuple(Reference(p.image, p.mask, str(i)) for i, p in enumerate(pictures))
-    request = Request(PROMPT.value, references, SEED.value, NEGATIVE.value)
-    settings = options.checked(run, [request], **asked, frames=FRAMES.value, height=HEIGHT.value, width=WIDTH.value)
+    requests = pipeline.requests(PROMPT.value, pictures, seed=SEED.value, negative_prompt=NEGATIVE.value)
+    settings = pipeline.checked(requests, **asked)
     # All make the same video together.
-    distributed.agree("the video that is asked for", _said(request, settings))
+    distributed.agree("the video that is asked for", _said(*requests, settings))
     options.keep_compiled()
-    sampler = sampler_of(run, options.tell, **options.placement(settings))
-    options.warn_of_unknown(sampler.preprocessor, {"--prompt": request.prompt, "--negative-prompt": NEGATIVE.value})
-    video = sampler([request], settings, progress_bar(settings.steps))[0]
+    pipeline.load(options.tell, **options.placement(settings))
+    options.warn_of_unknown(pipeline.preprocessor, {"--prompt": PROMPT.value, "--negative-prompt": NEGATIVE.value})
+    [video] = pipeline.generate(requests, settings)
     if not distributed.is_first():
         return
-    fps = run.config.data.fps
-    shown, scale, loop = visible(video, fps, output, SCALE.value, LOOP.value)
-    write_video(output, shown, fps)
-    print(
-        f"{output}: {len(video)} frames of {settings.width}x{settings.height} at {fps:g} frames/s{_shown(scale, loop)}"
-    )
+    scale, loop = video.save(output, scale=SCALE.value, loop=LOOP.value)
+    size = f"{settings.width}x{settings.height}"
+    print(f"{output}: {len(video.frames)} frames of {size} at {video.fps:g} frames/s{_shown(scale, loop)}")
+
+
+def _list() -> None:
+    """Make the videos of `--requests`."""
+    for flag in (PROMPT, REFERENCE, SEED, NEGATIVE):
+        if flag.present:
+            raise InputError(f"--{flag.name} is for one video; the lines of --requests say it themselves")
+    if not OUTPUT.present:
+        raise InputError("--requests needs --output, the folder of the videos")
+    folder, asked = lists.check_folder(OUTPUT.value), _asked()
+    found = lists.read(Path(REQUESTS.value), keep_going=KEEP_GOING.value)
+    command.start_processes()
+    # Slow libraries are loaded from here on, when bad input has been refused.
+    from cinema_jax.sampling.many import Many
+
+    written = {"scale": SCALE.value, "loop": LOOP.value}
+    many = Many(options.pipeline(), found, folder, asked, written, keep_going=KEEP_GOING.value)
+    options.keep_compiled()
+    made = many.make(BATCH.value, options.tell, options.placement)
+    if distributed.is_first():
+        print(f"{folder}: {len(many.jobs)} videos, {made} of them made now")
+    many.close()
+
+
+def _asked() -> dict[str, Any]:
+    """What was said of the sampler and the size."""
+    return options.asked() | {"frames": FRAMES.value, "height": HEIGHT.value, "width": WIDTH.value}
 
 
 def _said(request: Any, settings: Any) -> list[Any]:
@@ -94,13 +134,13 @@ def _said(request: Any, settings: Any) -> list[Any]:
     return [request.prompt, request.negative_prompt, request.seed, digests, dataclasses.asdict(settings)]
 
 
-def _picture(path: str) -> Picture:
+def _picture(path: str, subject: str) -> Reference:
     """The picture of one --reference."""
     several = [name for name in path.split(",") if name]
     if len(several) > 1 and not Path(path).exists() and Path(several[0]).exists():
         repeated = " ".join(f"--reference={name}" for name in several)
         raise InputError(f"--reference={path}: give the flag once for each picture: {repeated}")
-    return read_image(path)
+    return reference(path, f"--reference={path}", subject)
 
 
 def _shown(scale: int, loop: int) -> str:
@@ -110,4 +150,4 @@ def _shown(scale: int, loop: int) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, required=["prompt"])
+    command.run(main, required=["prompt|requests"])

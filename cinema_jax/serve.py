@@ -64,14 +64,14 @@ def main() -> None:
 
 def _serve(folder: Path, asked: dict[str, Any]) -> None:
     from cinema_jax.data.critters.examples import write_examples
-    from cinema_jax.sampling.sampler import sampler_of
     from cinema_jax.web import page
     from cinema_jax.web.studio import Studio
 
-    checkpoint, run = options.CHECKPOINT.value, options.run()
-    settings = options.checked(run, [], **asked)
+    pipeline = options.pipeline()
+    settings = pipeline.checked([], **asked)
     options.keep_compiled()
-    studio = Studio(run, sampler_of(run, options.tell, **options.placement(settings)), checkpoint, asked)
+    pipeline.load(options.tell, **options.placement(settings))
+    studio = Studio(pipeline, asked)
     visitors = Path(os.environ["GRADIO_TEMP_DIR"])
     examples = write_examples(folder, studio.most)
     blocks = page.build(studio, folder, examples)
@@ -94,7 +94,7 @@ def _serve(folder: Path, asked: dict[str, Any]) -> None:
         raise InputError(f"--port={PORT.value} cannot be used: {error}") from None
     # The first visitor then waits less.
     threading.Thread(target=studio.warm_up, args=examples[0], daemon=True).start()
-    print(f"The page of {checkpoint} is at {address} (Ctrl-C ends it)", flush=True)
+    print(f"The page of {pipeline.checkpoint} is at {address} (Ctrl-C ends it)", flush=True)
     threading.Event().wait()
 
 

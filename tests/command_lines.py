@@ -124,7 +124,7 @@ def _run_all(folder: str) -> None:
     from cinema_jax.evaluation import benchmark, opens2v, own, report  # noqa: F401
     from cinema_jax.exchange import exports, imports, inspection  # noqa: F401
     from cinema_jax.planning import planner  # noqa: F401
-    from cinema_jax.sampling import sampler  # noqa: F401
+    from cinema_jax.sampling import many, pipeline  # noqa: F401
     from cinema_jax.training import beginning, check, loop, preparing  # noqa: F401
     from cinema_jax.web import page  # noqa: F401
 

@@ -29,7 +29,7 @@ from cinema_jax.data.video import read_frames
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
 from cinema_jax.experiment.run import Run
-from cinema_jax.sampling import sampler
+from cinema_jax.sampling import sampler, video
 
 HERE = Path(__file__).parent
 
@@ -304,7 +304,7 @@ def test_any_value_of_any_flag_of_generate_is_taken_or_refused_in_a_sentence(che
         flags.FLAGS(arguments)
         with (
             mock.patch.object(sampler.Sampler, "__call__", nothing_sampled),
-            mock.patch.object(generate, "write_video"),
+            mock.patch.object(video, "write_video"),
         ):
             generate.main()
 

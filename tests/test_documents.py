@@ -216,7 +216,7 @@ def test_command_blocks_are_marked_as_bash():
         assert not [
             block for kind, block in fences if kind != "bash" and "cinema_jax." in block and "python -m" in block
         ]
-        assert not re.search(r"^    (python|pip|launch/)\S* ", text, re.MULTILINE), name
+        assert not re.search(r"^    (python[\d.]*|pip[\d.]*|launch/\S*) ", text, re.MULTILINE), name
 
 
 def anchors(document: Path) -> set[str]:

@@ -161,6 +161,21 @@ LINES = {
         "--prompt=x --config=configs/demo.py": "--config is not a flag of this command",
         "--prompt=x --config.seed=1": "--config.seed",
         "--prompt=x --num_processes=2": "process",
+        "--prompt=x --reference=good.png --keep-going": "--keep-going goes with --requests",
+        "--prompt=x --reference=good.png --batch-size=2": "--batch-size goes with --requests",
+        "--requests=": "--requests is empty",
+        "--requests=wrong.jsonl": "--requests needs --output, the folder of the videos",
+        "--requests=wrong.jsonl --output=o --prompt=x": "--prompt is for one video",
+        "--requests=wrong.jsonl --output=o --reference=good.png": "--reference is for one video",
+        "--requests=wrong.jsonl --output=good.png": "good.png is a file",
+        "--requests=wrong.jsonl --output=good.png/o": "is a file and not a folder",
+        "--requests=none.jsonl --output=o": "none.jsonl: no such file",
+        "--requests=good.png --output=o": "good.png: not UTF-8 text",
+        "--requests=data --output=o": "data: this is a folder",
+        "--requests=wrong.jsonl --output=o": "wrong.jsonl:1: unknown field 'picture'",
+        "--requests=right.jsonl --output=o --checkpoint=runs/nope": "'runs/nope' does not exist",
+        "--requests=right.jsonl --output=o --checkpoint=run --frames=10": "frames is 10; the nearest",
+        "--requests=right.jsonl --output=o --checkpoint=run": "right.jsonl:1: height is 50; the nearest",
     },
     "serve": {
         "--port=0": "--port=0",
@@ -344,6 +359,8 @@ def folder(tmp_path_factory):
         picture[16:48, 16:48, 3] = 255
         Image.fromarray(picture).save(folder / "lengthy" / f"{noun.replace(' ', '_')}.png")
     (folder / "list.json").write_text("[]")
+    (folder / "wrong.jsonl").write_text('{"prompt": "x", "picture": "good.png"}')
+    (folder / "right.jsonl").write_text('{"prompt": "x", "references": ["good.png"], "height": 50}')
     (folder / "long.json").write_text(json.dumps({"a": {"prompt": "bird " * 500, "img_paths": ["good.png"]}}))
     (folder / "empty.py").touch()
     (folder / "number.py").write_text("def get_config():\n    return 3\n")

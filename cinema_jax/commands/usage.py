@@ -35,7 +35,7 @@ COMMANDS = {
         "Train a config's stages; run again, it continues.", "--config=configs/demo.py --workdir=runs/demo", True
     ),
     "generate": Command(
-        "Generate a video from reference images and a prompt.",
+        "Generate a video from reference images and a prompt, or the videos of a list.",
         '--reference=examples/blue_bird.png --prompt="the bird jumps up" --output=out.mp4',
         True,
     ),
@@ -118,7 +118,7 @@ def parse(argv: Sequence[str], required: Iterable[str] = ()) -> None:
 
     Args:
         argv: the program's name and its arguments; dashes and underscores in names of flags are the same.
-        required: names of flags that must be given.
+        required: names of flags that must be given; of "one|other" either.
 
     Raises:
         InputError: a flag, value, config or variant that does not exist, or a required flag that is missing.
@@ -145,10 +145,11 @@ def parse(argv: Sequence[str], required: Iterable[str] = ()) -> None:
     _check_once(argv)
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; {_meant(argv, rest[1])}")
-    if missing := [dashed(name) for name in required if flags.FLAGS[name].value is None]:
+    groups = [[flags.FLAGS[name] for name in names.split("|")] for names in required]
+    if missing := [dashed(group[0].name) for group in groups if all(flag.value is None for flag in group)]:
         are = "is" if len(missing) == 1 else "are"
         raise InputError(f"{' and '.join(missing)} {are} missing; --help describes all flags")
-    if empty := [dashed(name) for name in required if flags.FLAGS[name].value == ""]:
+    if empty := [dashed(flag.name) for group in groups for flag in group if flag.value == ""]:
         raise InputError(f"{empty[0]} is empty; --help describes all flags")
     _check_config(argv)
 
@@ -300,12 +301,15 @@ def command_help(required: Sequence[str] = ()) -> str:
     """The help of the command that runs: what it does, its flags, and an example."""
     name = sys.modules["__main__"].__spec__.name.removeprefix("cinema_jax.")
     summary, _, description = (sys.modules["__main__"].__doc__ or "").strip().partition("\n")
-    needed = " ".join(f"{dashed(flag)}=..." for flag in required)
+    groups = [names.split("|") for names in required]
+    needed = " ".join("|".join(f"{dashed(flag)}=..." for flag in group) for group in groups)
+    required = [flag for group in groups for flag in group]
     shown = [flag for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]) if flag.name not in required]
+    title = "required flags" if len(groups) == len(required) else "required flags, one of these"
     sections = [
         f"usage: python -m cinema_jax.{name} {needed} [FLAGS]".replace("  ", " "),
         f"{summary}\n{description}".strip(),
-        _section("required flags", [flags.FLAGS[flag] for flag in required]),
+        _section(title, [flags.FLAGS[flag] for flag in required]),
         _section("flags", shown + list(_shared(False))),
         _section("flags for several processes", _shared(True) if COMMANDS[name].distributed else ()),
         _configs() if "config" in flags.FLAGS else "",

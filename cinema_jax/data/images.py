@@ -53,6 +53,16 @@ def read_image(path: str | Path) -> Picture:
         return _decode(path, ImageOps.exif_transpose(image))
 
 
+def picture_of(image: Image.Image, name: str) -> Picture:
+    """What `read_image` makes of a file, of a picture that a program has; `name` is what messages call it."""
+    if 0 in image.size:
+        raise InputError(f"{name} has no pixels; it is {image.width}x{image.height}")
+    check_size(name, image.size)
+    with fault_of(f"{name}: this picture cannot be read"):
+        image.load()
+        return _decode(name, ImageOps.exif_transpose(image))
+
+
 def picture_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file by its header, decoding nothing; raises `InputError` as `read_image` does."""
     path = Path(path)
@@ -182,7 +192,7 @@ def decode_png(data: bytes) -> np.ndarray:
         return np.array(image)
 
 
-def check_size(path: Path, size: tuple[int, int]) -> None:
+def check_size(path: str | Path, size: tuple[int, int]) -> None:
     """Raises `InputError` for pictures that are too large to be decoded safely, and for strips."""
     width, height = size
     # Pillow itself only warns between its limit and twice its limit.
@@ -193,7 +203,7 @@ def check_size(path: Path, size: tuple[int, int]) -> None:
     check_aspect(path, width, height)
 
 
-def _decode(path: Path, image: Image.Image) -> Picture:
+def _decode(path: str | Path, image: Image.Image) -> Picture:
     if image.mode in DEEP_MODES:
         return Picture(_rgb(_eight_bits(path, image)), None)
     if image.mode == "F":
@@ -209,7 +219,7 @@ def _decode(path: Path, image: Image.Image) -> Picture:
     return Picture(_rgb(_to_srgb(image, image.info.get("icc_profile"))), None)
 
 
-def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
+def _eight_bits(path: str | Path, image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise InputError(f"{path}: grey values {values.min()}..{values.max()} do not fit 16 bits (0..65535)")

@@ -283,8 +283,8 @@ def in_first(action: Callable[[], Any]) -> None:
         raise InputError(found)
 
 
-def check_shared(folder: Path) -> None:
-    """Raises InputError in all processes where they do not all see the same `folder`."""
+def check_shared(folder: Path, flag: str = "--workdir") -> None:
+    """Raises InputError in all processes where they do not all see the same `folder`, which `flag` names."""
     if not several():
         return
     token = gather(time.time_ns())[0]
@@ -294,7 +294,7 @@ def check_shared(folder: Path) -> None:
     in_first(file.unlink)
     if blind:
         raise InputError(
-            f"processes {', '.join(map(str, blind))} do not see the {folder} of process 0: --workdir must lie on a "
+            f"processes {', '.join(map(str, blind))} do not see the {folder} of process 0: {flag} must lie on a "
             "file system that all hosts share"
         )
 

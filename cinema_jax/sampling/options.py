@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -61,7 +61,7 @@ _CACHE = command.compilation_cache_flag(_CACHE_FOLDER)
 
 
 def asked() -> dict[str, Any]:
-    """What was said of the sampler, for `Sampler.settings`.
+    """What was said of the sampler: options of a `Pipeline`.
 
     Raises:
         InputError: a guidance scale is not finite, or `--mesh` is none.
@@ -91,19 +91,20 @@ def mesh_sizes(said: str | None) -> dict[str, int]:
     return {axis: int(size) for axis, size in sizes}
 
 
-def placement(settings: Any, count: int = 1) -> dict[str, Any]:
-    """Where the sampler is to run, for `sampler.sampler_of`.
+def placement(settings: Any, count: int = 1, devices: Sequence[Any] | None = None) -> dict[str, Any]:
+    """Where the sampler is to run, for `Pipeline.load`.
 
     Args:
         settings: of the largest batch that it will be asked for.
         count: of the requests of that batch.
+        devices: that it runs on; by default all, of all processes.
 
     Raises:
         InputError: the mesh does not fit the devices that there are.
     """
     from cinema_jax.sampling.room import sampler_mesh
 
-    mesh = sampler_mesh(**mesh_sizes(_MESH.value))
+    mesh = sampler_mesh(devices, **mesh_sizes(_MESH.value))
     return {"mesh": mesh, "offload": _OFFLOAD.value, "settings": settings, "count": count}
 
 
@@ -114,27 +115,11 @@ def keep_compiled() -> None:
     compilation.keep(_CACHE.value, _CACHE_FOLDER)
 
 
-def run() -> Any:
-    """The run (`experiment.run.Run`) of `--checkpoint`; none of its weights are read yet."""
-    from cinema_jax.experiment import parts
-    from cinema_jax.experiment.run import Run
+def pipeline() -> Any:
+    """The `Pipeline` of `--checkpoint`; none of its weights are read yet."""
+    from cinema_jax.sampling.pipeline import Pipeline
 
-    return Run.load(parts.checkpoint_folder(CHECKPOINT.value), INIT.value)
-
-
-def checked(run: Any, requests: Iterable[Any], **changes: Any) -> Any:
-    """The settings of a run with `changes`; raises InputError for all that can be wrong before weights are read.
-
-    Args:
-        requests: those that are known already (`sampler.Request`).
-    """
-    from cinema_jax.experiment.standing import stands_for
-    from cinema_jax.sampling import sampler
-
-    sampler.check_trained(run, stands_for(run))
-    settings = sampler.checked_settings(run.config, run.part_configs(sampler.needed_parts(run.config)), **changes)
-    sampler.check_requests(run.preprocessor().whole(), requests)
-    return settings
+    return Pipeline.open(CHECKPOINT.value, init=INIT.value)
 
 
 def tell(standing: Any) -> None:

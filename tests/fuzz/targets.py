@@ -43,6 +43,7 @@ from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
 from cinema_jax.models.t5.config import T5Config
 from cinema_jax.models.wan.transformer_config import WanConfig
+from cinema_jax.sampling import lists
 from cinema_jax.training import metrics, state
 from cinema_jax.training.goodput import Goodput
 from cinema_jax.training.optimizer import make_optimizer
@@ -122,6 +123,19 @@ def _use_manifest(folder: Path) -> None:
     for index in range(len(source)):
         source.content(index)
         source.conditions(index, np.random.default_rng(0))
+
+
+def _requests(folder: Path) -> None:
+    Image.fromarray(_PIXELS).save(folder / "r.png")
+    lines = [{"prompt": f"it jumps {i}", "references": ["r.png"], "seed": i, "output": f"{i}.gif"} for i in range(3)]
+    lines[0] |= {"negative_prompt": "p", "frames": 9, "height": 64, "width": 64}
+    (folder / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _use_requests(folder: Path) -> None:
+    for entry in lists.read(folder / "requests.jsonl").entries:
+        for picture in entry.pictures:
+            read_image(picture)
 
 
 def _records(folder: Path) -> None:
@@ -368,6 +382,7 @@ TARGETS = (
     Target("images", _images, _use_images, share=4),
     Target("clips", _clips, _use_clips, share=4),
     Target("manifest", _manifest, _use_manifest, ("manifest.jsonl",), share=2),
+    Target("list of requests", _requests, _use_requests, ("requests.jsonl",)),
     Target("records", _records, _use_records, ("*array_record*", "*.json"), share=2),
     Target("notes of prepare", _records, _use_preparation, ("*.json", "shards/*.json")),
     Target("parts", _run, _use_parts, ("parts/*/*",), share=0.5),

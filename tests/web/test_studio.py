@@ -18,8 +18,9 @@ from cinema_jax.commands import usage
 from cinema_jax.data.critters.examples import write_examples
 from cinema_jax.data.images import letterbox, read_image
 from cinema_jax.errors import InputError
-from cinema_jax.sampling.sampler import Request, load_sampler
-from cinema_jax.web import studio as studios
+from cinema_jax.sampling import references
+from cinema_jax.sampling.pipeline import Pipeline
+from cinema_jax.sampling.sampler import Request
 from cinema_jax.web.page import build
 from cinema_jax.web.studio import Order, Report, Stopped, Studio
 
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def studio(folder):
     checkpoint = str(random_run(folder / "run"))
-    return Studio(*load_sampler(checkpoint), checkpoint, {"solver": "euler", "steps": None})
+    return Studio(Pipeline.from_pretrained(checkpoint), {"solver": "euler", "steps": None})
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_steps_are_counted_when_the_device_has_computed_them(studio, order):
             yield latents
 
     request = Request(order.prompt, ())
-    studio.sampler([request], studio.settings(steps=30), counted)
+    studio.pipeline.sampler([request], studio.settings(steps=30), counted)
     assert waiting == [False] * 30
 
 
@@ -170,7 +171,7 @@ def test_orders_are_refused_in_a_sentence(studio, order, folder, pictures, promp
 def test_pictures_are_counted_and_measured_before_they_are_decoded(studio, tmp_path, monkeypatch):
     """One file of 87 kB with 89 million pixels, named six times, took 3.6 GB."""
     decoded = []
-    monkeypatch.setattr(studios, "read_image", decoded.append)
+    monkeypatch.setattr(references, "read_image", decoded.append)
     Image.fromarray(np.zeros((7000, 9500), np.uint8)).save(tmp_path / "large.png")
     for pictures, said in (([tmp_path / "large.png"] * 6, "6 references"), ([tmp_path / "large.png"], "66 million")):
         with pytest.raises(InputError, match=said):
