@@ -136,7 +136,7 @@ class Pipeline:
             InputError: a part is not trained yet, or there is no room.
         """
         if self._sampler is None:
-            self._sampler = sampler_of(self.run, tell or self._log, **placement)
+            self._sampler = sampler_of(self.run, tell or self._log, standing=self.standing, **placement)
         return self._sampler
 
     def _log(self, standing: Standing) -> None:

@@ -106,6 +106,7 @@ def sampler_of(
     offload: bool = False,
     settings: Settings | None = None,
     count: int = 1,
+    standing: Standing | None = None,
 ) -> "Sampler":
     """That of a run which is loaded, with the weights that it stands for (`experiment/standing.py`).
 
@@ -116,6 +117,7 @@ def sampler_of(
         settings: of the largest batch that will be asked for: where the devices' memory is known, whether it has room
             is then known before weights are read.
         count: of the requests of that batch.
+        standing: the weights, where somebody has found them already: a checkpoint's are compared with their sums then.
 
     Raises:
         InputError: a part is not trained yet, or there is no room.
@@ -126,15 +128,14 @@ def sampler_of(
     if settings is not None and (limit := room.memory(mesh)):
         room.check(sampler, settings, count, limit, offload=offload)
     for _ in range(_TRIES):
-        standing = stands_for(run)
+        standing = standing or stands_for(run)
         check_trained(run, standing)
         tell(standing)
         with contextlib.suppress(Gone):
             sampler.params = _placed(sampler.cinema, standing, mesh, offload)
             return sampler
-    raise InputError(
-        f"{run.workdir} removes its checkpoints faster than they are read: raise config.{standing.stage}.keep"
-    )
+        stage, standing = standing.stage, None
+    raise InputError(f"{run.workdir} removes its checkpoints faster than they are read: raise config.{stage}.keep")
 
 
 def check_trained(run: Run, standing: Standing) -> None:

@@ -23,6 +23,7 @@ from cinema_jax.exchange.imports import import_checkpoint
 from cinema_jax.exchange.inspection import inspect
 from cinema_jax.experiment import checkpoint, parts, standing
 from cinema_jax.experiment.run import Run
+from cinema_jax.sampling.pipeline import Pipeline
 from cinema_jax.sampling.sampler import load_sampler
 from cinema_jax.training import beginning, state
 from cinema_jax.training.optimizer import make_optimizer
@@ -80,6 +81,15 @@ def test_an_unfinished_run_stands_for_its_newest_average_and_not_for_what_it_sta
     export_checkpoint(run, tmp_path / "exported")
     for path, x in sampled(tmp_path / "exported").items():
         np.testing.assert_array_equal(x, made[1][path] + np.float32(2))
+
+
+def test_a_checkpoint_is_compared_with_its_sums_once(run, monkeypatch):
+    looked, find = [], checkpoint.find_damage
+    monkeypatch.setattr(checkpoint, "find_damage", lambda path, branch="": looked.append(path) or find(path, branch))
+    pipeline = Pipeline.open(run.workdir)
+    pipeline.checked(pipeline.requests("it jumps", [np.zeros((16, 16, 3), np.uint8)]))
+    pipeline.load()
+    assert len(looked) == 1
 
 
 def first_line(capsys, command) -> str:
