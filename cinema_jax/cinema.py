@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from cinema_jax.config import Config
 from cinema_jax.devices import sharding
 from cinema_jax.diffusion.discrete import as_velocity
+from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
 from cinema_jax.models.backbone import Backbone
 from cinema_jax.models.layers import TIMESTEPS
