@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from PIL import Image
 from tiny import process_environment, random_run
 
@@ -43,10 +44,12 @@ def write(folder, *lines, name="list.jsonl"):
 
 def run(folder, output, *words, file="list.jsonl"):
     """The command, in this process."""
-    flags.FLAGS.unparse_flags()
-    given = [f"--requests={folder / file}", f"--output={output}", f"--checkpoint={folder / 'run'}"]
-    flags.FLAGS(["generate", *given, f"--steps={STEPS}", *words])
-    generate.main()
+    # Other tests of this process run the command without a list.
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        given = [f"--requests={folder / file}", f"--output={output}", f"--checkpoint={folder / 'run'}"]
+        flags.FLAGS(["generate", *given, f"--steps={STEPS}", *words])
+        generate.main()
 
 
 def contents(output):
