@@ -1,0 +1,1 @@
+"""What an NVIDIA card proves and measures: `python -m benchmarks.gpu`, see `__main__.py`."""
