@@ -27,7 +27,8 @@ PIECE = "15M"
 def environment(cache: Path | None = None, flags: str = "") -> dict[str, str]:
     """That of a training. With one `cache` for several all have the same programs: XLA tries kernels as it compiles,
     and takes the fastest, which may be another one the next time and round differently."""
-    found = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
+    # One space alone would be the name of a file of flags.
+    found = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
     if cache is None:
         return found
     # Small programs too.
