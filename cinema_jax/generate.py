@@ -91,7 +91,7 @@ def main() -> None:
     distributed.agree("the video that is asked for", _said(*requests, settings))
     options.keep_compiled()
     pipeline.load(options.tell, **options.placement(settings))
-    options.warn_of_unknown(pipeline.preprocessor, {"--prompt": PROMPT.value, "--negative-prompt": NEGATIVE.value})
+    pipeline.warn_of_unknown({"--prompt": PROMPT.value, "--negative-prompt": NEGATIVE.value})
     [video] = pipeline.generate(requests, settings)
     if not distributed.is_first():
         return

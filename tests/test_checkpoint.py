@@ -1,5 +1,4 @@
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import process_environment
+from tiny import process_environment, run_together
 
 from cinema_jax.config.optimizer import OptimizerConfig
 from cinema_jax.devices import sharding
@@ -263,23 +262,9 @@ def test_the_checkpoint_before_a_damaged_one_is_taken_and_both_are_named(two, me
 
 
 def test_several_processes_go_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        joined = [f"--coordinator=localhost:{free.getsockname()[1]}", "--num_processes=2"]
-    script = Path(__file__).with_name("restored.py")
-    started = [
-        subprocess.Popen(
-            [sys.executable, script, tmp_path / "saved", *joined, f"--process_id={i}"],
-            env=process_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    said = [each.communicate(timeout=120) for each in started]
+    said = run_together([Path(__file__).with_name("restored.py"), tmp_path / "saved"], seconds=120)
     # The step given, twice; that of the weights; the newest after the damaged one was made anew.
-    assert [out.splitlines()[-1:] for out, _ in said] == [["1 1 1 2 True"]] * 2, said
+    assert [out.splitlines()[-1:] for _, out, _ in said] == [["1 1 1 2 True"]] * 2, said
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["1", "2", "2.damaged"]
 
 

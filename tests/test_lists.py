@@ -1,9 +1,6 @@
 """`generate --requests`: every video once, whatever ends the command, and every wrong line by its name."""
 
 import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
-from tiny import process_environment, random_run
+from tiny import random_run, run_together
 
 from cinema_jax import generate
 from cinema_jax.errors import InputError
@@ -267,24 +264,10 @@ def test_two_processes_share_what_is_missing(folder, whole, tmp_path):
     for name in ("0001.mp4", "0001.mp4.json"):
         (tmp_path / name).write_bytes(whole[name])
     written = (tmp_path / "0001.mp4").stat().st_mtime_ns
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     words = [f"--requests={folder / 'list.jsonl'}", f"--output={tmp_path}", f"--checkpoint={folder / 'run'}"]
-    words += [f"--steps={STEPS}", f"--coordinator=localhost:{port}", "--num_processes=2"]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "cinema_jax.generate", *words, f"--process_id={i}"],
-            env=process_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    told = [process.communicate(timeout=600) for process in started]
-    assert [process.returncode for process in started] == [0, 0], told
-    assert "3 videos, 2 of them made now" in told[0][0]
-    assert all("| 1/1 [" in err for _, err in told)
+    told = run_together(["-m", "cinema_jax.generate", *words, f"--steps={STEPS}"])
+    assert [status for status, *_ in told] == [0, 0], told
+    assert "3 videos, 2 of them made now" in told[0][1]
+    assert all("| 1/1 [" in err for *_, err in told)
     assert (tmp_path / "0001.mp4").stat().st_mtime_ns == written
     assert contents(tmp_path) == whole

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,25 @@ def process_environment(devices: int = 0) -> dict[str, str]:
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     return environment
+
+
+def run_together(command: Sequence[Any], count: int = 2, seconds: float = 600) -> list[tuple[int, str, str]]:
+    """Exit status, output and messages of so many processes of one run, each with this command."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        joined = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--num_processes={count}"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, *command, *joined, f"--process_id={i}"],
+            env=process_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    told = [process.communicate(timeout=seconds) for process in started]
+    return [(process.returncode, *said) for process, said in zip(started, told, strict=True)]
 
 
 # For processes that compile for TPUs which are not there. libtpu refuses flags of CPUs.

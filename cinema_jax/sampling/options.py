@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -12,7 +12,6 @@ from cinema_jax.commands import command
 from cinema_jax.devices.axes import AXES
 from cinema_jax.diffusion.config import SOLVERS
 from cinema_jax.errors import InputError
-from cinema_jax.inputs.texts import listed
 
 logger = logging.getLogger(__name__)
 
@@ -129,14 +128,3 @@ def tell(standing: Any) -> None:
 
     if distributed.is_first():
         print(line(CHECKPOINT.value, standing), flush=True)
-
-
-def warn_of_unknown(preprocessor: Any, texts: Mapping[str, str]) -> None:
-    """Name the words that the model's tokenizer does not know; `texts` by what they are called."""
-    for name, text in texts.items():
-        if words := preprocessor.unknown(text):
-            logger.warning(
-                "%s holds words that the model's tokenizer does not know and reads as one and the same: %s",
-                name,
-                listed(words),
-            )

@@ -228,10 +228,8 @@ class Pipeline:
             raise InputError(f"progress is {progress!r}; it must be True, False or a function of (done, count)")
         requests = self.requests(prompt, references, seed=seed, negative_prompt=negative_prompt)
         settings = self.checked(requests, **options)
-        for text in dict.fromkeys(text for request in requests for text in (request.prompt, request.negative_prompt)):
-            if words := self.preprocessor.unknown(text):
-                known = "holds words that the model's tokenizer does not know and reads as one and the same"
-                logger.warning("%r %s: %s", text[:60], known, listed(words))
+        texts = dict.fromkeys(text for request in requests for text in (request.prompt, request.negative_prompt))
+        self.warn_of_unknown({repr(text[:60]): text for text in texts})
         videos = self.generate(requests, settings, progress)
         return videos[0] if isinstance(prompt, str) else videos
 
@@ -253,6 +251,13 @@ class Pipeline:
             if len(values) != len(prompts):
                 raise InputError(f"there are {len(prompts)} prompts, but the list {name} is {len(values)} long")
         return [_request(*one, f"[{i}]") for i, one in enumerate(zip(prompts, *every.values(), strict=True))]
+
+    def warn_of_unknown(self, texts: Mapping[str, str]) -> None:
+        """Name the words that the model's tokenizer does not know; `texts` by what they are called."""
+        for name, text in texts.items():
+            if words := self.preprocessor.unknown(text):
+                known = "holds words that the model's tokenizer does not know and reads as one and the same"
+                logger.warning("%s %s: %s", name, known, listed(words))
 
     def settings(self, **options: Any) -> Settings:
         """The checkpoint's own settings, with those of `Options` that are given; no weights are needed.

@@ -70,7 +70,9 @@ def check(
     """
     # {reading: {line: tokens}}: clips that several phases read are measured by each, and told once.
     found: dict[Reading, dict[int, int]] = {}
-    for reading, lengths in _all(run, stages, manifest, clips or [(run, None)], lacking):
+    data = run.config.data
+    entries = () if manifest is None else read_manifest(manifest, data.max_references, data.follow_links)
+    for reading, lengths in _all(run, stages, manifest, entries, clips or [(run, None)], lacking):
         found.setdefault(reading, {}).update(lengths)
     long = {key: {i: n for i, n in lengths.items() if n > key.room} for key, lengths in found.items()}
     if run.config.condition.truncate:
@@ -86,13 +88,14 @@ def check(
         told = [message for *_, message in sorted(messages)]
         more = [f"... and {len(told) - MAX_PROBLEMS} more"] if len(told) > MAX_PROBLEMS else []
         raise InputError("\n".join([*told[:MAX_PROBLEMS], *more]))
-    if manifest is not None:
-        _tell_unknown(run, stages, manifest, lacking)
+    _tell_unknown(run, stages, entries, lacking)
 
 
-def _tell_unknown(run: Run, stages: Collection[str], manifest: Path, lacking: Collection[str]) -> None:
+def _tell_unknown(run: Run, stages: Collection[str], entries: Sequence[Entry], lacking: Collection[str]) -> None:
     """Warn of words that a tokenizer reads as one and the same: texts that differ in them alone are one text."""
-    entries, preprocessor = _entries(run, manifest), _preprocessor(run, lacking)
+    if not entries:
+        return
+    preprocessor = _preprocessor(run, lacking)
     captions = preprocessor.t5_tokenizer is not None and "caption" in read_by_t5(run.config, stages)
     by_mllm = run.config.condition.conditioner == "mllm"
     reader = preprocessor.processor if by_mllm else preprocessor.t5_tokenizer
@@ -108,10 +111,6 @@ def _tell_unknown(run: Run, stages: Collection[str], manifest: Path, lacking: Co
                 "%d of %d %s hold words that the tokenizer does not know and reads as one and the same: %s",
                 *(len(unknown), len(said), what, listed(words)),
             )
-
-
-def _entries(run: Run, manifest: Path) -> Sequence[Entry]:
-    return read_manifest(manifest, run.config.data.max_references, run.config.data.follow_links)
 
 
 def _problem(reading: Reading, line: int, length: int) -> str:
@@ -131,12 +130,16 @@ def _warn(reading: Reading, long: Mapping[int, int], count: int) -> None:
 
 
 def _all(
-    run: Run, stages: Collection[str], manifest: Path | None, clips: Belonging, lacking: Collection[str]
+    run: Run,
+    stages: Collection[str],
+    manifest: Path | None,
+    entries: Sequence[Entry],
+    clips: Belonging,
+    lacking: Collection[str],
 ) -> Iterator[tuple[Reading, dict[int, int]]]:
     captions = run.captions() if any(STAGES[name].captions for name in stages) else None
     # One by one: they are not asked for where there is nothing to read.
     if manifest is not None:
-        entries = _entries(run, manifest)
         for one, names in clips:
             own = [entry for entry in entries if names is None or entry.id in names]
             yield from _of_manifest(one, stages, manifest_file(manifest), own, _preprocessor(one, lacking))
