@@ -43,6 +43,20 @@ class Conditions:
     plot: str | None = None
 
 
+@dataclass(frozen=True)
+class ClipTexts:
+    """What is said of one clip, and where it is written down."""
+
+    file: str
+    # From 1.
+    line: int
+    id: str
+    caption: str
+    prompt: str
+    # How many of its subjects have references.
+    subjects: int
+
+
 @runtime_checkable
 class Source(Protocol):
     """A dataset: random access to videos and to what goes beside them.

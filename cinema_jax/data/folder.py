@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from cinema_jax.data.buckets import Bucket, choose, probe_all
 from cinema_jax.data.choices import Split, choose_views, ends_of, entries_of_split, groups_of, held_out, position
-from cinema_jax.data.example import Conditions, Reference
+from cinema_jax.data.example import ClipTexts, Conditions, Reference
 from cinema_jax.data.images import check_aspect, read_image, read_mask, with_margin
 from cinema_jax.data.manifest import Entry, ReferenceEntry, manifest_file, read_manifest
 from cinema_jax.data.video import VideoInfo, frame_at, probe, read_frames
@@ -83,7 +83,8 @@ class Folder:
                 entries[0].group,
             )
         held = held_out(path, groups, validation_fraction, split)
-        self._root, self.ends = manifest_file(path).parent.resolve(), ends_of(groups)
+        self._file, self.ends = manifest_file(path), ends_of(groups)
+        self._root = self._file.parent.resolve()
         self._groups = dict(zip((entry.id for entry in entries), groups, strict=True))
         self._held = frozenset(name for name, group in self._groups.items() if group in held)
         self._entries = entries_of_split(path, entries, groups, held, split)
@@ -99,6 +100,14 @@ class Folder:
     def group(self, index: int) -> str:
         """With which others example `index` is held out."""
         return self._groups[self._entries[index].id]
+
+    def texts(self) -> list[ClipTexts]:
+        """Of all examples."""
+        file = str(self._file)
+        return [
+            ClipTexts(file, each.line, each.id, each.caption, each.prompt, len({x.subject for x in each.references}))
+            for each in self._entries
+        ]
 
     def content(self, index: int) -> list:
         """All that the frames of `video(index)` follow from: they change only where this does."""

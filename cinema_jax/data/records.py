@@ -5,6 +5,7 @@ reads the folder as well. Reading here takes from a record only what is asked fo
 views of all references for every caption.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -21,7 +22,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from cinema_jax.data.choices import choose_views, entries_of_split, held_out
-from cinema_jax.data.example import Conditions, Reference
+from cinema_jax.data.example import ClipTexts, Conditions, Reference
 from cinema_jax.data.images import decode_png
 from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError, fault_of
@@ -32,9 +33,9 @@ from cinema_jax.inputs.typed import checked
 NAME, SPLIT = "videos", "train"
 # Of a folder of buckets: how many clips belong to each.
 BUCKETS = "buckets.json"
-# Beside the records and what TensorFlow Datasets needs: what they depend on, the name of every record, in order, and by
-# what each is held out.
-KEY, IDS, GROUPS, INFO = "prepare.json", "ids.json", "groups.json", "dataset_info.json"
+# Beside the records and what TensorFlow Datasets needs: what they depend on, the name of every record, in order, by
+# what each is held out, and its texts, a line each.
+KEY, IDS, GROUPS, TEXTS, INFO = "prepare.json", "ids.json", "groups.json", "texts.jsonl", "dataset_info.json"
 # Of `GROUPS`: by what records are held out, and videos that are none.
 _LISTS = ("records", "ends")
 # Of `KEY`, what is read here.
@@ -190,6 +191,26 @@ class Records:
         """By what example `index` is held out."""
         return self._entries[index].group
 
+    def texts(self) -> list[ClipTexts] | None:
+        """Of all examples, without their records. None where an older version prepared them and did not write them."""
+        file = self._folder / TEXTS
+        if not file.exists():
+            return None
+        lines = read_text(file, MOST_OF_LIST).rstrip("\n").split("\n")
+        if len(lines) != len(self._records):
+            raise InputError(f"{file} is damaged: it has {len(lines)} lines for {len(self._records)} records")
+        return [self._texts_of(entry, str(file), lines[entry.record]) for entry in self._entries]
+
+    @staticmethod
+    def _texts_of(entry: _Entry, file: str, line: str) -> ClipTexts:
+        number = entry.record + 1
+        where = f"{file}:{number}: "
+        told = checked(parse_json(line, where.removesuffix(": ")), dict[str, Any], where.removesuffix(": "))
+        found = checked(told | {"file": file, "line": number}, ClipTexts, where)
+        if found.id != entry.id:
+            raise InputError(f"{where}id is {found.id!r}; the record is {entry.id!r}")
+        return found
+
     def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
         """Raises `InputError`: there is none."""
         raise InputError(
@@ -276,6 +297,11 @@ class Joined:
     def group(self, index: int) -> str:
         part, index = self._at(index)
         return part.group(index)
+
+    def texts(self) -> list[ClipTexts] | None:
+        """Of all examples; None where some folder does not say."""
+        found = [part.texts() for part in self._parts]
+        return None if None in found else list(itertools.chain.from_iterable(found))
 
     def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
         """Raises `InputError`: there is none."""

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 
 from cinema_jax.config import Config
 from cinema_jax.errors import InputError
@@ -36,17 +35,15 @@ def check(run: Run) -> None:
     _check_parts(run, todo)
     tell_ignored(run, todo)
     _check_clips(run, todo)
-    manifest, sources = None, []
-    if run.config.data.source == "folder":
-        manifest = Path(run.config.data.path)
-        for one in every_run(run, todo):
-            for split in ("train", "validation"):
-                found = one.sources(split)
-                names = [bucket.bucket_name for bucket, _ in found]
-                if empty := [bucket.bucket_name for bucket in one.buckets if bucket.bucket_name not in names]:
-                    logger.info("%s: no clip belongs to %s, which is left out", split, ", ".join(empty))
-                sources += found
-    texts.check(run, todo, manifest, texts.belonging(sources))
+    sources = []
+    for one in every_run(run, todo) if run.config.data.source != "critters" else ():
+        for split in ("train", "validation"):
+            found = one.sources(split)
+            names = [bucket.bucket_name for bucket, _ in found]
+            if empty := [bucket.bucket_name for bucket in one.buckets if bucket.bucket_name not in names]:
+                logger.info("%s: no clip belongs to %s, which is left out", split, ", ".join(empty))
+            sources += found
+    texts.check(run, todo, texts.said_of(sources))
 
 
 def tell_ignored(run: Run, todo: Iterable[str]) -> None:

@@ -5,7 +5,8 @@ output/
   videos-train.array_record-00000-of-000NN
   shards/00000.json        written when that shard is whole: its records' names, who was rejected and why, its size
   locks/                   keep two processes off one shard
-  rejected.jsonl, ids.json, groups.json, features.json, dataset_info.json      written so when all shards are there
+  rejected.jsonl, ids.json, texts.jsonl, groups.json, features.json, dataset_info.json
+                           written so when all shards are there
 """
 
 import contextlib
@@ -117,7 +118,7 @@ def _sources(run: Run, manifest: Path, output: str) -> list[tuple[Run, Folder]]:
         if not any(len(source) for _, source in own):
             raise own[0][0].no_clip()
     found = [(bucket, source) for own in every for bucket, source in own if len(source)]
-    _check_texts(run, manifest, found)
+    _check_texts(run, found)
     for own in every:
         if own[0][0].bucket is not None:
             counts = {bucket.bucket_name: len(source) for bucket, source in own}
@@ -128,7 +129,7 @@ def _sources(run: Run, manifest: Path, output: str) -> list[tuple[Run, Folder]]:
     return found
 
 
-def _check_texts(run: Run, manifest: Path, sources: Iterable[tuple[Run, Folder]]) -> None:
+def _check_texts(run: Run, sources: Iterable[tuple[Run, Folder]]) -> None:
     """Refuse texts for which the config has no room, as training would, as far as their tokenizers are here."""
     lacking = []
     for name in TOKENIZERS:
@@ -138,7 +139,7 @@ def _check_texts(run: Run, manifest: Path, sources: Iterable[tuple[Run, Folder]]
                 continue
         lacking.append(name)
         logger.warning("texts are not measured by the %s: it is not here; name it as config.weights.%s", name, name)
-    texts.check(run, run.config.stages, manifest, texts.belonging(sources), lacking)
+    texts.check(run, run.config.stages, texts.said_of(sources), lacking)
 
 
 def make_encode(cinema: Cinema, params: Params) -> Encode:
@@ -338,6 +339,7 @@ class Preparation:
             raise InputError(f"the only video cannot be read: {next(iter(rejected.values()))}")
         self.output.publish_json(records.IDS, ids)
         groups = {self.source.id(index): self.source.group(index) for index in range(len(self.source))}
+        self.output.publish(records.TEXTS, functools.partial(self._write_texts, ids))
         known = {"records": [groups[name] for name in ids], "ends": self.source.ends}
         self.output.publish_json(records.GROUPS, known)
         with tempfile.TemporaryDirectory() as scratch:
@@ -348,6 +350,14 @@ class Preparation:
             "%s: %d records in %d shards, %d videos rejected", self.output.path, len(ids), len(notes), len(rejected)
         )
         return True
+
+    def _write_texts(self, ids: Iterable[str], file: Path) -> None:
+        """What is said of every record, in order, so that training can measure it without the records."""
+        said = {texts.id: texts for texts in self.source.texts()}
+        with file.open("w") as stream:
+            for each in map(said.__getitem__, ids):
+                told = {"id": each.id, "caption": each.caption, "prompt": each.prompt, "subjects": each.subjects}
+                stream.write(json.dumps(told) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,12 @@ cannot be read, and more than 1 % of these end it.
 import functools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from cinema_jax.config import Config
 from cinema_jax.data.captions import Captions
-from cinema_jax.data.example import Source
-from cinema_jax.data.manifest import MAX_PROBLEMS, Entry, manifest_file, read_manifest
+from cinema_jax.data.example import ClipTexts, Source
+from cinema_jax.data.manifest import MAX_PROBLEMS
 from cinema_jax.data.pipeline import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.run import Run
@@ -27,14 +26,23 @@ MAX_CUT = 100
 # Captions measured at once.
 CHUNK = 10_000
 
-# Runs at a bucket's shapes, and the names of the clips that belong to each; None: all.
-Belonging = Sequence[tuple[Run, Collection[str] | None]]
+# Runs at a bucket's shapes, and what is said of the clips that belong to each.
+Said = Sequence[tuple[Run, Sequence[ClipTexts]]]
+
+
+@runtime_checkable
+class TellsTexts(Protocol):
+    """A source of clips that were made elsewhere, with what was written about them."""
+
+    def texts(self) -> list[ClipTexts] | None:
+        """Of all clips; None where that was not kept."""
+        ...
 
 
 class Reading(NamedTuple):
     """What some network reads of each line of a file."""
 
-    file: Path
+    file: str
     # The field of the file ("caption"); empty where a line is nothing else.
     name: str
     # The most tokens that there is room for, the field of the config that says so, and the bucket where that differs.
@@ -43,26 +51,33 @@ class Reading(NamedTuple):
     bucket: str = ""
 
 
-def belonging(sources: Iterable[tuple[Run, Source]]) -> Belonging:
-    """Of the clips of each bucket, whatever their split."""
-    found: dict[tuple[int | None, int | None], tuple[Run, set[str]]] = {}
+def said_of(sources: Iterable[tuple[Run, Source]]) -> Said:
+    """Of the clips of each bucket, whatever their split, where their source tells (`TellsTexts`).
+
+    A warning tells that older records do not.
+    """
+    found: dict[tuple[int | None, int | None], tuple[Run, list[ClipTexts]]] = {}
+    silent = False
     for one, source in sources:
-        names = found.setdefault((one.most_frames, one.bucket), (one, set()))[1]
-        names |= {source.id(i) for i in range(len(source))}
-    return [(one, names) for one, names in found.values()]
+        if not isinstance(source, TellsTexts):
+            continue
+        if (texts := source.texts()) is None:
+            silent = True
+        else:
+            found.setdefault((one.most_frames, one.bucket), (one, []))[1].extend(texts)
+    if silent:
+        logger.warning("an older version prepared these records: whether their texts have room is not known before")
+    return list(found.values())
 
 
-def check(
-    run: Run, stages: Collection[str], manifest: Path | None, clips: Belonging, lacking: Collection[str] = ()
-) -> None:
+def check(run: Run, stages: Collection[str], clips: Said, lacking: Collection[str] = ()) -> None:
     """Refuse texts that are too long; with `config.condition.truncate` say which ones will be cut.
 
-    Words of a manifest that a tokenizer does not know are counted in a warning.
+    Words of clips' texts that a tokenizer does not know are counted in a warning.
 
     Args:
         stages: those that will read them.
-        manifest: of the videos; None where there is none.
-        clips: which clips of the manifest are read where; empty: all by `run` itself.
+        clips: what is said of the clips that are read, and where; empty where there are none but captions.
         lacking: tokenizers that are not at hand ("tokenizer", "t5_tokenizer"), whose texts are not looked at.
 
     Raises:
@@ -70,9 +85,7 @@ def check(
     """
     # {reading: {line: tokens}}: clips that several phases read are measured by each, and told once.
     found: dict[Reading, dict[int, int]] = {}
-    data = run.config.data
-    entries = () if manifest is None else read_manifest(manifest, data.max_references, data.follow_links)
-    for reading, lengths in _all(run, stages, manifest, entries, clips or [(run, None)], lacking):
+    for reading, lengths in _all(run, stages, clips, lacking):
         found.setdefault(reading, {}).update(lengths)
     long = {key: {i: n for i, n in lengths.items() if n > key.room} for key, lengths in found.items()}
     if run.config.condition.truncate:
@@ -80,7 +93,7 @@ def check(
             _warn(reading, long[reading], len(found[reading]))
         long = {}
     messages = [
-        (str(reading.file), line, _problem(reading, line, length))
+        (reading.file, line, _problem(reading, line, length))
         for reading, lengths in long.items()
         for line, length in lengths.items()
     ]
@@ -88,21 +101,22 @@ def check(
         told = [message for *_, message in sorted(messages)]
         more = [f"... and {len(told) - MAX_PROBLEMS} more"] if len(told) > MAX_PROBLEMS else []
         raise InputError("\n".join([*told[:MAX_PROBLEMS], *more]))
-    _tell_unknown(run, stages, entries, lacking)
+    # Those that several phases read, once.
+    every = {(each.file, each.line): each for _, own in clips for each in own}
+    if every:
+        _tell_unknown(run, stages, list(every.values()), lacking)
 
 
-def _tell_unknown(run: Run, stages: Collection[str], entries: Sequence[Entry], lacking: Collection[str]) -> None:
+def _tell_unknown(run: Run, stages: Collection[str], clips: Sequence[ClipTexts], lacking: Collection[str]) -> None:
     """Warn of words that a tokenizer reads as one and the same: texts that differ in them alone are one text."""
-    if not entries:
-        return
     preprocessor = _preprocessor(run, lacking)
     captions = preprocessor.t5_tokenizer is not None and "caption" in read_by_t5(run.config, stages)
     by_mllm = run.config.condition.conditioner == "mllm"
     reader = preprocessor.processor if by_mllm else preprocessor.t5_tokenizer
     prompts = reader is not None and read_by_mllm(run.config, stages)
     for what, reads, said in (
-        ("captions", preprocessor.unknown_to_t5 if captions else None, [entry.caption for entry in entries]),
-        ("prompts", preprocessor.unknown if prompts else None, [entry.prompt for entry in entries]),
+        ("captions", preprocessor.unknown_to_t5 if captions else None, [each.caption for each in clips]),
+        ("prompts", preprocessor.unknown if prompts else None, [each.prompt for each in clips]),
     ):
         unknown = [words for text in said if (words := reads(text))] if reads else []
         if unknown:
@@ -130,22 +144,19 @@ def _warn(reading: Reading, long: Mapping[int, int], count: int) -> None:
 
 
 def _all(
-    run: Run,
-    stages: Collection[str],
-    manifest: Path | None,
-    entries: Sequence[Entry],
-    clips: Belonging,
-    lacking: Collection[str],
+    run: Run, stages: Collection[str], clips: Said, lacking: Collection[str]
 ) -> Iterator[tuple[Reading, dict[int, int]]]:
     captions = run.captions() if any(STAGES[name].captions for name in stages) else None
     # One by one: they are not asked for where there is nothing to read.
-    if manifest is not None:
-        for one, names in clips:
-            own = [entry for entry in entries if names is None or entry.id in names]
-            yield from _of_manifest(one, stages, manifest_file(manifest), own, _preprocessor(one, lacking))
+    for one, own in clips:
+        by_file: dict[str, list[ClipTexts]] = {}
+        for each in own:
+            by_file.setdefault(each.file, []).append(each)
+        for file, texts in by_file.items():
+            yield from _of_clips(one, stages, file, texts, _preprocessor(one, lacking))
     if captions is not None:
         # Where there is least room.
-        every = [_preprocessor(one, lacking) for one, _ in clips]
+        every = [_preprocessor(one, lacking) for one, _ in clips] or [_preprocessor(run, lacking)]
         least = min(every, key=lambda each: each.processor.max_length if each.processor else 0)
         yield from _of_captions(captions, least)
 
@@ -157,32 +168,32 @@ def _preprocessor(run: Run, lacking: Collection[str]) -> Preprocessor:
     return Preprocessor(run.config, run.processor() if reads else None, tokenizer)
 
 
-def _of_manifest(
-    run: Run, stages: Collection[str], file: Path, entries: Sequence[Entry], preprocessor: Preprocessor
+def _of_clips(
+    run: Run, stages: Collection[str], file: str, clips: Sequence[ClipTexts], preprocessor: Preprocessor
 ) -> Iterator[tuple[Reading, dict[int, int]]]:
     condition = run.config.condition
     by_t5, by_mllm = read_by_t5(run.config, stages), read_by_mllm(run.config, stages)
-    captions, prompts = [entry.caption for entry in entries], [entry.prompt for entry in entries]
+    captions, prompts = [each.caption for each in clips], [each.prompt for each in clips]
     if preprocessor.t5_tokenizer is not None:
         reading = functools.partial(Reading, file, room=condition.text_tokens, field="config.condition.text_tokens")
         if "caption" in by_t5:
-            yield reading("caption"), _by_line(entries, preprocessor.text_lengths(captions))
+            yield reading("caption"), _by_line(clips, preprocessor.text_lengths(captions))
         if "prompt" in by_t5:
             # A prompt that is the caption is not named twice.
-            own = [entry.prompt != entry.caption for entry in entries]
+            own = [each.prompt != each.caption for each in clips]
             lengths = [n * new for n, new in zip(preprocessor.text_lengths(prompts), own, strict=True)]
-            yield reading("prompt"), _by_line(entries, lengths)
+            yield reading("prompt"), _by_line(clips, lengths)
     if preprocessor.processor is None or not by_mllm:
         return
     most: Callable = preprocessor.processor.most_tokens
-    counts = [len({reference.subject for reference in entry.references}) for entry in entries]
+    counts = [each.subjects for each in clips]
     room, field = preprocessor.processor.max_length, "config.condition.mllm_tokens"
     reading = functools.partial(Reading, file, room=room, field=field, bucket=run.bucket_name)
-    yield reading("prompt with its references"), _by_line(entries, most(prompts, counts))
+    yield reading("prompt with its references"), _by_line(clips, most(prompts, counts))
     if "caption with its references" in by_mllm:
-        yield reading("caption with its references"), _by_line(entries, most(captions, counts))
+        yield reading("caption with its references"), _by_line(clips, most(captions, counts))
     elif "caption" in by_mllm:
-        yield reading("caption"), _by_line(entries, most(captions, [0] * len(entries)))
+        yield reading("caption"), _by_line(clips, most(captions, [0] * len(clips)))
 
 
 def read_by_t5(config: Config, stages: Iterable[str]) -> set[str]:
@@ -195,18 +206,18 @@ def read_by_mllm(config: Config, stages: Iterable[str]) -> set[str]:
     return {text for name in stages for text in STAGES[name].read_by_mllm(config)}
 
 
-def _by_line(entries: Sequence[Entry], lengths: Sequence[int]) -> dict[int, int]:
-    return {entry.line: length for entry, length in zip(entries, lengths, strict=True)}
+def _by_line(clips: Sequence[ClipTexts], lengths: Sequence[int]) -> dict[int, int]:
+    return {each.line: length for each, length in zip(clips, lengths, strict=True)}
 
 
 def _of_captions(captions: Captions, preprocessor: Preprocessor) -> Iterator[tuple[Reading, dict[int, int]]]:
     """Of no video, without references."""
     condition = preprocessor.config.condition
     if preprocessor.t5_tokenizer is not None:
-        reading = Reading(captions.path, "", condition.text_tokens, "config.condition.text_tokens")
+        reading = Reading(str(captions.path), "", condition.text_tokens, "config.condition.text_tokens")
         yield reading, _lengths(captions, preprocessor.text_lengths)
     if (processor := preprocessor.processor) is not None:
-        reading = Reading(captions.path, "", processor.max_length, "config.condition.mllm_tokens")
+        reading = Reading(str(captions.path), "", processor.max_length, "config.condition.mllm_tokens")
         yield reading, _lengths(captions, lambda texts: processor.most_tokens(texts, [0] * len(texts)))
 
 

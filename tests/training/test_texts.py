@@ -33,9 +33,17 @@ def run(folder, tmp_path, truncate=False, stages=("align", "finetune")) -> Run:
     return Run(parse(values), tmp_path)
 
 
+def sources(one: Run) -> list:
+    return [(one, one.source(split)) for split in ("train", "validation")]
+
+
+def check(one: Run, stages) -> None:
+    texts.check(one, stages, texts.said_of(sources(one)))
+
+
 def test_too_long_is_refused_with_file_and_line(folder, tmp_path):
     with pytest.raises(InputError) as refused:
-        texts.check(run(folder, tmp_path), ("align", "finetune"), folder, [])
+        check(run(folder, tmp_path), ("align", "finetune"))
     first, second, *more = str(refused.value).splitlines()
     assert not more
     assert first.startswith(f'{folder}/manifest.jsonl:2: "caption" takes 61 tokens; config.condition.text_tokens has')
@@ -54,14 +62,14 @@ def test_texts_of_a_tokenizer_that_is_not_here_are_not_measured(folder, tmp_path
     config = run(folder, tmp_path, stages=("finetune",)).config
     weights = dataclasses.replace(config.weights, tokenizer="nowhere", mllm="nowhere")
     elsewhere = Run(dataclasses.replace(config, weights=weights), tmp_path)
-    preparing._check_texts(elsewhere, folder, [])
+    preparing._check_texts(elsewhere, sources(elsewhere))
     assert "texts are not measured by the tokenizer: it is not here" in caplog.text
     with pytest.raises(InputError, match=r"manifest\.jsonl:3"):
-        preparing._check_texts(Run(config, tmp_path), folder, [])
+        preparing._check_texts(Run(config, tmp_path), sources(Run(config, tmp_path)))
 
 
 def test_cut_texts_are_counted_and_named_by_line(folder, tmp_path, caplog):
-    texts.check(run(folder, tmp_path, truncate=True), ("align", "finetune"), folder, [])
+    check(run(folder, tmp_path, truncate=True), ("align", "finetune"))
     told = [record.getMessage() for record in caplog.records]
     assert told[:2] == [
         f'{folder}/manifest.jsonl: 1 of 7 texts "caption" are cut to the 48 tokens of config.condition.text_tokens',
@@ -76,7 +84,8 @@ def test_words_that_no_tokenizer_knows_are_counted_and_named_by_preparing_as_wel
     lines = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
     lines[1]["caption"] = lines[2]["caption"] = "\N{CJK UNIFIED IDEOGRAPH-732B} sits"
     (root / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    preparing._check_texts(run(root, tmp_path), root, [])
+    checked = run(root, tmp_path)
+    preparing._check_texts(checked, sources(checked))
     told = [text for text in caplog.messages if "does not know" in text]
     # A line without a prompt has its caption as one.
     assert [text.partition(" hold ")[0] for text in told] == ["2 of 7 captions", "1 of 7 prompts"]
@@ -120,7 +129,7 @@ def test_captions_of_no_video_are_measured_too(folder, tmp_path):
     values.data.source = "critters"
     checked = Run(parse(values), tmp_path)
     with pytest.raises(InputError) as refused:
-        texts.check(checked, ("align",), None, [])
+        texts.check(checked, ("align",), [])
     first, second = str(refused.value).splitlines()
     assert first.startswith(f"{file}:3: takes ")
     assert {line.split(";")[1].split()[0] for line in (first, second)} == {
@@ -128,4 +137,39 @@ def test_captions_of_no_video_are_measured_too(folder, tmp_path):
         "config.condition.mllm_tokens",
     }
     # Whoever reads no captions is not asked.
-    texts.check(checked, ("finetune",), None, [])
+    texts.check(checked, ("finetune",), [])
+
+
+@pytest.mark.parametrize("broken", [None, "older", "lines", "id", "type"])
+def test_records_have_their_texts_measured_without_their_videos(folder, tmp_path, caplog, broken):
+    output = tmp_path / "records"
+    prepared.run(folder, output)
+    said = output / "texts.jsonl"
+    lines = said.read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    assert [each["id"] for each in told] == json.loads((output / "ids.json").read_text())
+    assert [each["subjects"] for each in told] == [0, 1, 1, 2, 0, 2, 1]
+    values = prepared.values(output, "records")
+    values.stages = ("align", "finetune")
+    records = Run(parse(values), tmp_path)
+    if broken == "older":
+        said.unlink()
+        check(records, ("align", "finetune"))
+        assert "an older version prepared these records" in caplog.text
+        return
+    if broken is None:
+        message = (
+            f'{said}:2: "caption" takes 61 tokens; config.condition.text_tokens has room for 48\n{said}:3: "prompt'
+        )
+    elif broken == "lines":
+        said.write_text("\n".join(lines[:-1]) + "\n")
+        message = f"{said} is damaged: it has 6 lines for 7 records"
+    elif broken == "id":
+        said.write_text("".join(line + "\n" for line in lines[::-1]))
+        message = "the record is '"
+    else:
+        said.write_text("".join(json.dumps(each | {"caption": 3}) + "\n" for each in told))
+        message = "caption is 3; it must be of type str"
+    with pytest.raises(InputError) as refused:
+        check(records, ("align", "finetune"))
+    assert message in str(refused.value)
