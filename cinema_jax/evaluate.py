@@ -1,6 +1,6 @@
 """Measure a checkpoint on held-out subjects, or on the held-out clips of your own videos.
 
-docs/evaluate.md defines every figure. The same command continues where it stopped.
+docs/evaluate.md defines every figure. The same command continues where it stopped, and processes share the videos.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 
 from cinema_jax.commands import command
+from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.inputs.places import check_folder, check_place
 from cinema_jax.sampling import options
@@ -61,6 +62,7 @@ def main() -> None:
         )
     asked = options.asked()
     _check_files()
+    command.start_processes()
     pipeline = options.pipeline()
     run = pipeline.run
     if run.config.condition.conditioner != "mllm" and not run.config.condition.entities:
@@ -88,11 +90,14 @@ def _check_files() -> None:
 
 def _sampler(pipeline: Any, requests: Iterable[Any], settings: Any, batch: int) -> Any:
     """The sampler of a checkpoint, once all that it will be asked for is known to be right."""
+    import jax
+
     from cinema_jax.sampling.sampler import check_requests
 
     check_requests(pipeline.preprocessor, requests)
     options.keep_compiled()
-    return pipeline.load(options.tell, **options.placement(settings, batch))
+    # Each process makes videos of its own.
+    return pipeline.load(options.tell, **options.placement(settings, batch, jax.local_devices()))
 
 
 def _own(pipeline: Any, settings: Any, output: Path) -> None:
@@ -102,8 +107,9 @@ def _own(pipeline: Any, settings: Any, output: Path) -> None:
     run = pipeline.run
     clips = own.held_out(run, settings, CASES.value)
     sampler = _sampler(pipeline, own.requests(clips), settings, BATCH.value)
-    print(own.evaluate(run, sampler, settings, clips, output, batch=BATCH.value, name=_name()))
-    print(f"{output}/figures.json, {output}/index.html")
+    text = own.evaluate(run, sampler, settings, clips, output, batch=BATCH.value, name=_name())
+    if distributed.is_first():
+        print(f"{text}\n{output}/figures.json, {output}/index.html")
 
 
 def _name() -> str:
@@ -141,6 +147,8 @@ def _critters(pipeline: Any, settings: Any, output: Path) -> None:
     subjects = [cutout.key for cutout in cutouts or ()]
     eyes, digests = Eyes(), videos.digests(sampler)
     generated, seconds = videos.generate(sampler, settings, suite.cases, output, BATCH.value, digests, subjects)
+    if not distributed.is_first():
+        return
     begun = time.monotonic()
     real = [suite.real(case) for case in suite.cases]
     kinds = {"generated": generated, "real": real, "reconstructed": videos.reconstruct(sampler, real, BATCH.value)}
@@ -197,10 +205,13 @@ def _opens2v(pipeline: Any, settings: Any, output: Path) -> None:
     if not SAMPLES.value:
         raise InputError("--suite=opens2v needs --samples, for example OpenS2V-Eval/Open-Domain_Eval.json")
     samples = opens2v.read_samples(Path(SAMPLES.value))
-    sampler = _sampler(pipeline, map(opens2v.request, samples, range(len(samples))), settings, 1)
+    # Those of its list are large.
+    batch = BATCH.value if BATCH.present else 1
+    sampler = _sampler(pipeline, map(opens2v.request, samples, range(len(samples))), settings, batch)
     about = {"suite": "opens2v", "digests": videos.digests(sampler), "settings": dataclasses.asdict(settings)}
-    made = opens2v.generate(sampler, settings, samples, output, about)
-    print(f"{output}: {len(samples)} videos, {made} of them made now; --scores merges what the benchmark says of them")
+    made = opens2v.generate(sampler, settings, samples, output, about, batch)
+    if distributed.is_first():
+        print(f"{output}: {len(samples)} videos, {made} of them made now; --scores merges what is said of them")
 
 
 def _merge() -> None:

@@ -4,6 +4,7 @@ The scores themselves are made by the benchmark's own scripts, which need GPUs a
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import re
@@ -11,13 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cinema_jax.data.example import Reference
 from cinema_jax.data.images import read_image
 from cinema_jax.data.output import write_video
 from cinema_jax.errors import InputError
-from cinema_jax.evaluation.videos import claim, fingerprint
+from cinema_jax.evaluation.videos import claim, fingerprint, make_missing
 from cinema_jax.experiment import parts
 from cinema_jax.inputs.files import check_regular, within
 from cinema_jax.sampling.sampler import Request, Sampler, Settings
@@ -86,22 +85,21 @@ def request(sample: Sample, seed: int) -> Request:
 
 
 def generate(
-    sampler: Sampler, settings: Settings, samples: Sequence[Sample], folder: Path, about: dict[str, Any]
+    sampler: Sampler, settings: Settings, samples: Sequence[Sample], folder: Path, about: dict[str, Any], batch: int
 ) -> int:
-    """Write `<id>.mp4` of each sample that is not in the folder yet; how many were made.
+    """Write `<id>.mp4` of each sample that is not in the folder yet; how many were made by all processes.
 
     `about` says what makes them: see `videos.claim`.
     """
-    config = sampler.cinema.config
+    fps = sampler.cinema.config.data.fps
     files = {sample.id: [hashlib.sha256(path.read_bytes()).hexdigest() for path in sample.images] for sample in samples}
     prints = {sample.id: fingerprint(sample.prompt, seed, files[sample.id]) for seed, sample in enumerate(samples)}
     claim(folder, about, prints)
-    missing = [sample for sample in samples if not (folder / f"{sample.id}.mp4").exists()]
-    for sample in tqdm(missing, desc="generate", unit="video"):
-        # The seed is the sample's place in the list, wherever a stopped command goes on.
-        video = sampler([request(sample, samples.index(sample))], settings)[0]
-        write_video(folder / f"{sample.id}.mp4", video, config.data.fps)
-    return len(missing)
+    # The seed is the sample's place in the list, wherever a stopped command goes on.
+    asked = {sample.id: functools.partial(request, sample, seed) for seed, sample in enumerate(samples)}
+    file = lambda name: folder / f"{name}.mp4"  # noqa: E731
+    write = lambda name, video: write_video(file(name), video, fps)  # noqa: E731
+    return make_missing(sampler, settings, list(asked), lambda name: asked[name](), file, write, batch)
 
 
 def merge(folder: Path, domain: str) -> dict[str, float]:

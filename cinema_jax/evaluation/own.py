@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from cinema_jax.data.example import Conditions, Reference
 from cinema_jax.data.images import letterbox
+from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.evaluation import videos, webpage
 from cinema_jax.evaluation.videos import Video
@@ -69,7 +69,7 @@ def evaluate(
         name: what the page calls the checkpoint.
 
     Returns:
-        The figures as text.
+        The figures as text; of several processes the first one judges.
     """
     about = {"suite": "own", "digests": videos.digests(sampler), "settings": dataclasses.asdict(settings)}
     prints = {
@@ -77,11 +77,12 @@ def evaluate(
         for seed, clip in enumerate(clips)
     }
     videos.claim(output, about | {"clips": [clip.id for clip in clips]}, prints)
-    begun, made, asked = time.monotonic(), [], requests(clips)
-    for start in tqdm(range(0, len(clips), batch), desc="generate", unit="batch"):
-        now = asked[start : start + batch]
-        filled = now + now[:1] * (batch - len(now))  # one shape, one compilation
-        made += list(sampler(filled, settings))[: len(now)]
+    begun, kept = time.monotonic(), videos.Gallery(output)
+    asked = {f"{number:03d}": one for number, one in enumerate(requests(clips))}
+    videos.make_missing(sampler, settings, list(asked), asked.__getitem__, kept.file, kept.write, batch)
+    if not distributed.is_first():
+        return ""
+    made = [kept.read(number, settings.frames, settings.height, settings.width) for number in asked]
     real = [clip.real for clip in clips]
     kinds = {"generated": made, "real": real, "reconstructed": videos.reconstruct(sampler, real, batch)}
     told = [clip.told for clip in clips]

@@ -1,13 +1,14 @@
-"""The suite's videos from a checkpoint, kept in a folder so that none is made twice."""
+"""Videos of an evaluation, kept in a folder so that none is made twice; processes share what is missing."""
 
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -73,9 +74,17 @@ def fingerprint(prompt: str, seed: int, pictures: Iterable[str]) -> str:
 def claim(folder: Path, description: dict[str, Any], videos: Mapping[str, str]) -> None:
     """Say in a folder what its videos are made by, and of what: `videos` has the `fingerprint` of each by its name.
 
+    All processes must call this.
+
     Raises:
-        InputError: it holds videos that were made by or of something else, or is no folder.
+        InputError: it holds videos that were made by or of something else, or is no folder that all of them see.
     """
+    distributed.agree("the videos that are asked for", [description, dict(videos)])
+    distributed.in_first(lambda: _claim(folder, description, videos))
+    distributed.check_shared(folder, "--output")
+
+
+def _claim(folder: Path, description: dict[str, Any], videos: Mapping[str, str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file; name a folder for the videos")
     file = folder / "generation.json"
@@ -123,15 +132,35 @@ def generate(
     prints = {case.id: fingerprint(case.prompt, case.index, map(picture_digest, case.shown)) for case in cases}
     claim(folder, description | {"settings": dataclasses.asdict(settings)}, prints)
     kept, begun = Gallery(folder), time.monotonic()
-    missing = [case for case in cases if not kept.file(case.id).exists()]
-    for start in tqdm(range(0, len(missing), batch), desc="generate", unit="batch", disable=not missing):
-        now = missing[start : start + batch]
-        filled = now + now[:1] * (batch - len(now))  # one shape, one compilation
-        videos = sampler(requests(filled), settings)
-        for case, video in zip(now, videos, strict=False):
-            kept.write(case.id, video)
+    asked = dict(zip((case.id for case in cases), requests(cases), strict=True))
+    make_missing(sampler, settings, list(asked), asked.__getitem__, kept.file, kept.write, batch)
     size = settings.frames, settings.height, settings.width
     return [kept.read(case.id, *size) for case in cases], time.monotonic() - begun
+
+
+def make_missing(
+    sampler: Sampler,
+    settings: Settings,
+    names: Sequence[str],
+    request: Callable[[str], Request],
+    file: Callable[[str], Path],
+    write: Callable[[str, Video], object],
+    batch: int,
+) -> int:
+    """Make the videos whose file is not there yet, each by one process and its own devices; how many that are.
+
+    All processes must call this. It returns when all videos are there.
+    """
+    # Before the first one writes, all know what all have to do.
+    missing = distributed.gather([name for name in names if not file(name).exists()])[0]
+    starts = range(0, len(missing), batch)[jax.process_index() :: jax.process_count()]
+    for start in tqdm(starts, desc="generate", unit="batch", disable=not starts):
+        now = missing[start : start + batch]
+        filled = [request(name) for name in now + now[:1] * (batch - len(now))]  # one shape, one compilation
+        for name, video in zip(now, sampler(filled, settings), strict=False):
+            write(name, video)
+    distributed.meet("all videos")
+    return len(missing)
 
 
 def picture_digest(reference: Reference) -> str:

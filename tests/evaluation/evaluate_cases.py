@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
-from tiny import random_run
+from tiny import random_run, run_together
 
 from cinema_jax import evaluate
 from cinema_jax.data.critters.cutout import find_cutouts, split_cutouts
@@ -121,6 +121,24 @@ def test_a_list_of_opens2v_becomes_videos(workdir, tmp_path):
         InputError, match="videos holds singleobj_1 and 0 more videos of another prompt, other pictures"
     ):
         evaluated(workdir, suite="opens2v", samples=str(tmp_path / "list.json"), output=str(output))
+
+
+def test_two_processes_share_the_videos_of_a_list(workdir, tmp_path):
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / "cup.png")
+    names = ("one", "two", "three")
+    listed = {name: {"prompt": "it jumps", "img_paths": ["cup.png"]} for name in names}
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    evaluated(workdir, suite="opens2v", samples=str(tmp_path / "list.json"), output=str(alone))
+    words = [f"--checkpoint={workdir}", "--suite=opens2v", f"--samples={tmp_path / 'list.json'}", f"--output={shared}"]
+    told = run_together(["-m", "cinema_jax.evaluate", *words, "--steps=1"])
+    assert [status for status, *_ in told] == [0, 0], told
+    assert "3 videos, 3 of them made now" in told[0][1]
+    assert "videos" not in told[1][1]
+    # One made the first and the third, the other the second.
+    assert ["2/2 [" in told[0][2], "1/1 [" in told[1][2]] == [True, True]
+    for name in names:
+        assert (shared / f"{name}.mp4").read_bytes() == (alone / f"{name}.mp4").read_bytes()
 
 
 def test_opens2v_wants_its_list(workdir):
