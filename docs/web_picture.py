@@ -2,7 +2,7 @@
 
     python docs/web_picture.py
 
-clicks the second example of the packaged demo and waits for its video, at a desktop's and at a phone's size.
+clicks the second example of the packaged demo and makes two videos of it, at a desktop's and at a phone's size.
 """
 
 import shutil
@@ -49,8 +49,11 @@ def main() -> None:
 def _make_a_video(page: Page) -> None:
     page.locator("#start").wait_for(timeout=PATIENCE)
     page.locator("#examples button").nth(1).click()
-    page.get_by_text("Done in").wait_for(timeout=PATIENCE)
+    page.get_by_text("seed 0.").wait_for(timeout=PATIENCE)
     page.locator("#video video").wait_for(timeout=PATIENCE)
+    # Another one of the same prompt, next to it.
+    page.locator("#start:enabled").click()
+    page.get_by_text("seed 1.").wait_for(timeout=PATIENCE)
     # The first frame is there a moment after its element.
     page.wait_for_timeout(3000)
 

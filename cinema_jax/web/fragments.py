@@ -23,6 +23,24 @@ CLICKED = """element.addEventListener("click", (event) => {
   const chosen = event.target.closest("button");
   if (chosen) trigger("click", {number: Number(chosen.dataset.number)});
 });"""
+# The last videos of this visit; page.js fills it.
+STRIP = "<h2 hidden>Videos of this visit</h2><div></div>"
+# Tells the server which picture is to stand where: dragged there, or moved by its button.
+MOVED = """let picture;
+const number = (event) => {
+  const figure = event.target.closest("figure");
+  return figure && Number(figure.dataset.number);
+};
+element.addEventListener("dragstart", (event) => { picture = number(event); });
+element.addEventListener("dragover", (event) => { if (picture !== undefined) event.preventDefault(); });
+element.addEventListener("drop", (event) => {
+  const place = number(event);
+  if (picture !== undefined && place !== null) { event.preventDefault(); trigger("click", {picture, place}); }
+});
+element.addEventListener("dragend", () => { picture = undefined; });
+element.addEventListener("click", (event) => {
+  if (event.target.closest("button")) trigger("click", {picture: number(event), place: number(event) - 1});
+});"""
 # On a phone the examples are a screen above the video. What goes to the server stays as it is.
 SHOW_VIDEO = '(...values) => { document.getElementById("video").scrollIntoView({block: "nearest"}); return values; }'
 
@@ -50,14 +68,19 @@ def examples(found: Sequence[tuple[list[str], str]]) -> str:
 
 
 def pictures(seen: UInt8[np.ndarray, "K height width 3"], names: Sequence[str]) -> str:
-    """The pictures as the model sees them, whole, each under its name."""
-    figures = "".join(
-        f'<figure><img src="{_url(image)}" alt=""><figcaption>{html.escape(name)}</figcaption></figure>'
-        for image, name in zip(map(Image.fromarray, seen), names, strict=True)
-    )
+    """The pictures as the model sees them, whole, each under its name, with a button that moves it forward."""
+    figures = []
+    for number, (image, name) in enumerate(zip(map(Image.fromarray, seen), names, strict=True)):
+        said = html.escape(name)
+        forward = f'<button type="button" aria-label="Move {said} forward">&larr;</button>' if number else ""
+        figures.append(
+            f'<figure draggable="true" data-number="{number}"><img src="{_url(image)}" alt="" draggable="false">'
+            f"<figcaption>{forward}{said}</figcaption></figure>"
+        )
     if not figures:
         return "<p>Cut-outs with a transparent background work best: what is opaque is the subject.</p>"
-    return f'<p>As the model sees them:</p><div class="pictures">{figures}</div>'
+    order = ", in their order (drag one to change it)" if len(figures) > 1 else ""
+    return f'<p>As the model sees them{order}:</p><div class="pictures">{"".join(figures)}</div>'
 
 
 def alert(text: str) -> str:
@@ -70,16 +93,17 @@ def status(said: str) -> str:
     return _status(said, "hidden", "")
 
 
-def progress(report: Report, seconds: float) -> str:
-    """How far a video is, `seconds` after it was asked for."""
+def progress(report: Report, seconds: float, place: tuple[int, int] = (1, 1)) -> str:
+    """How far a video is, `seconds` after it was asked for; its `place` is its number and how many were asked for."""
+    which = "the video" if place[1] == 1 else f"video {place[0]} of {place[1]}"
     if report.phase == "compiling":
         more = f"It happens once and may take three minutes; {seconds:.0f} s so far"
         return _status("Compiling the model.", "", more)
     done = f'value="{report.done}" max="{report.count}"'
     left = "" if report.left is None else f", about {max(1, round(report.left))} s left"
     if report.phase == "decoding":
-        return _status("Decoding the video.", done, f"all {report.count} steps{left}")
-    return _status("Sampling the video.", done, f"step {report.done} of {report.count}{left}")
+        return _status(f"Decoding {which}.", done, f"all {report.count} steps{left}")
+    return _status(f"Sampling {which}.", done, f"step {report.done} of {report.count}{left}")
 
 
 def _status(said: str, bar: str, more: str) -> str:

@@ -1,6 +1,7 @@
 """The page: pictures and a prompt in, a video and the command that makes it again out."""
 
 import contextlib
+import dataclasses
 import tempfile
 import threading
 import time
@@ -15,7 +16,7 @@ from starlette.middleware import Middleware
 from cinema_jax.errors import InputError
 from cinema_jax.web import fragments
 from cinema_jax.web.gate import Gate
-from cinema_jax.web.studio import Order, Report, Stopped, Studio
+from cinema_jax.web.studio import MOST_STEPS, MOST_VIDEOS, Order, Report, Stopped, Studio
 
 # Seconds after which files of visitors are deleted, and between two looks for such files.
 _KEPT, _LOOK = 3600, 600
@@ -62,6 +63,11 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
         enough = bool(prompt.strip() and (files or not studio.needs_pictures))
         return gr.Button(interactive=enough and not stops.busy(request))
 
+    def move(files: list[str], event: gr.EventData) -> list[str]:
+        moved = list(files)
+        moved.insert(event.place, moved.pop(event.picture))
+        return moved
+
     def pick(event: gr.EventData) -> tuple[list[str], str, float]:
         return *examples[event.number], time.monotonic()
 
@@ -81,37 +87,32 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
         steps: int,
         seed: int | None,
         negative: str,
+        videos: int,
+        last: int,
         request: gr.Request,
-    ) -> Iterator[tuple[Any, Any, str]]:
+    ) -> Iterator[tuple[Any, Any, str, Any]]:
         chosen = {"guidance_text": text, "guidance_reference": reference, "steps": int(steps)}
-        order = Order(tuple(files or ()), prompt, negative, int(seed or 0), chosen)
+        first = last + 1 if seed is None else int(seed)
+        order = Order(tuple(files or ()), prompt, negative, first, chosen)
         nothing, begun = gr.skip(), time.monotonic()
-        reports: list[Report] = []
-        with (
-            tempfile.TemporaryDirectory(dir=folder) as place,
-            stops.of(request) as stopped,
-            ThreadPoolExecutor(1) as worker,
-        ):
-            output = Path(place) / "out.mp4"
-            job = worker.submit(studio.make, order, output, reports.append, stopped)
+        with tempfile.TemporaryDirectory(dir=folder) as place, stops.of(request) as stopped:
             try:
-                while not wait([job], _TICK).done:
-                    if stopped.is_set():
-                        yield nothing, nothing, fragments.status("Stopping after this step.")
-                    elif reports:
-                        yield nothing, nothing, fragments.progress(reports[-1], time.monotonic() - begun)
-                job.result()
+                for number in range(checked_videos(videos)):
+                    order = dataclasses.replace(order, seed=first + number)
+                    # Its name tells the page, and whoever keeps it, the seed; a video that is made again is another.
+                    output = Path(place) / f"seed_{order.seed}_at_{time.strftime('%H%M%S')}.mp4"
+                    for report in followed(studio, order, output, stopped):
+                        said = fragments.status("Stopping after this step.")
+                        if not stopped.is_set():
+                            said = fragments.progress(report, time.monotonic() - begun, (number + 1, int(videos)))
+                        yield nothing, nothing, said, nothing
+                    done = f"Done in {time.monotonic() - begun:.0f} s, seed {order.seed}.{studio.unknown(order)}"
+                    # The page copies the file before this goes on.
+                    yield str(output), studio.command(order), fragments.status(done), order.seed
             except Stopped:
-                yield nothing, nothing, fragments.status("Stopped.")
+                yield nothing, nothing, fragments.status("Stopped."), nothing
             except InputError as error:
-                yield nothing, nothing, fragments.status(f"{error}.")
-            else:
-                # The page copies the file before this goes on.
-                done = f"Done in {time.monotonic() - begun:.0f} s.{studio.unknown(order)}"
-                yield str(output), studio.command(order), fragments.status(done)
-            finally:
-                # A visitor who leaves waits for nothing.
-                stopped.set()
+                yield nothing, nothing, fragments.status(f"{error}."), nothing
 
     with gr.Blocks(title="cinema_jax", analytics_enabled=False, delete_cache=(_LOOK, _KEPT)) as page:
         gr.HTML(fragments.header(studio.about()), elem_id="header", apply_default_css=False)
@@ -134,7 +135,7 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
                     height=130,
                     elem_id="files",
                 )
-                seen = gr.HTML(show(None), elem_id="seen", apply_default_css=False)
+                seen = gr.HTML(show(None), js_on_load=fragments.MOVED, elem_id="seen", apply_default_css=False)
                 prompt = gr.Textbox("", label="Prompt", placeholder="the bird chases the snail", elem_id="prompt")
                 with gr.Row():
                     start = gr.Button("Generate", variant="primary", elem_id="start", interactive=False)
@@ -145,12 +146,15 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
                 video = gr.Video(
                     label="Video", autoplay=True, loop=True, height=280, buttons=["download"], elem_id="video"
                 )
-                settings = _settings(studio)
+                gr.HTML(fragments.STRIP, elem_id="strip", apply_default_css=False)
+                settings, seed, again = _settings(studio)
                 with gr.Accordion("The same from the command line", open=False, elem_id="line"):
                     command = gr.Textbox(
                         "", label="Command", lines=4, interactive=False, buttons=["copy"], elem_id="command"
                     )
-        picked = gr.State(0.0)
+        picked, last = gr.State(0.0), gr.State(-1)
+        again.click(lambda seed: max(seed, 0), last, seed, show_progress="hidden", api_name=False)
+        seen.click(move, files, files, show_progress="hidden", api_name=False)
         gallery.click(pick, None, [files, prompt, picked], show_progress="hidden", api_name=False)
         files.change(show, files, seen, show_progress="hidden", api_name=False)
         gr.on([files.change, prompt.change], ready, [files, prompt], start, queue=False, api_name=False)
@@ -166,8 +170,8 @@ def build(studio: Studio, folder: Path, examples: Sequence[tuple[list[str], str]
         )
         made = asked.then(
             make,
-            [files, prompt, *settings],
-            [video, command, status],
+            [files, prompt, *settings, last],
+            [video, command, status, last],
             concurrency_limit=1,
             trigger_mode="once",
             show_progress="hidden",
@@ -202,17 +206,45 @@ def gate(page: gr.Blocks, folder: Path, limits: Mapping[str, Any]) -> Middleware
     return Middleware(Gate, folder=folder, waiting=waiting, ordering=ordering, **limits)
 
 
-def _settings(studio: Studio) -> list[gr.components.Component]:
-    """What a visitor may set: the arguments of `make` after the prompt."""
+def followed(studio: Studio, order: Order, output: Path, stopped: threading.Event) -> Iterator[Report]:
+    """Make a video; how far it is, again and again until it is there. Raises as `Studio.make` does."""
+    reports: list[Report] = []
+    with ThreadPoolExecutor(1) as worker:
+        job = worker.submit(studio.make, order, output, reports.append, stopped)
+        try:
+            while not wait([job], _TICK).done:
+                if reports:
+                    yield reports[-1]
+        except GeneratorExit:
+            # A visitor who leaves waits for nothing.
+            stopped.set()
+            raise
+        job.result()
+
+
+def checked_videos(count: float | int) -> int:
+    """How many videos an order is for. Raises `InputError` where it is for more than one may ask for."""
+    if not 1 <= count <= MOST_VIDEOS:
+        raise InputError(f"{count} videos were asked for; from 1 to {MOST_VIDEOS} are made at a time")
+    return int(count)
+
+
+def _settings(studio: Studio) -> tuple[list[gr.components.Component], gr.Number, gr.Button]:
+    """What a visitor may set: the arguments of `make` after the prompt; of them the seed; and what fills that in."""
     own = studio.settings()
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        return [
-            gr.Slider(1, 10, own.guidance_text, step=0.5, label="Guidance: prompt", info="1 means none"),
-            gr.Slider(1, 10, own.guidance_reference, step=0.5, label="Guidance: references", info="1 means none"),
-            gr.Slider(1, 100, own.steps, step=1, label="Steps"),
-            gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1),
-            gr.Textbox("", label="Negative prompt: what to steer away from"),
-        ]
+        text = gr.Slider(1, 10, own.guidance_text, step=0.5, label="Guidance: prompt", info="1 means none")
+        reference = gr.Slider(
+            1, 10, own.guidance_reference, step=0.5, label="Guidance: references", info="1 means none"
+        )
+        steps = gr.Slider(1, MOST_STEPS, own.steps, step=1, label="Steps")
+        seed = gr.Number(
+            None, label="Seed", info="Empty: another one each time", precision=0, minimum=0, maximum=2**31 - 1
+        )
+        again = gr.Button("The last seed again", size="sm", elem_id="again")
+        negative = gr.Textbox("", label="Negative prompt: what to steer away from")
+        videos = gr.Slider(1, MOST_VIDEOS, 1, step=1, label="Videos", info="One after the other, of seeds in a row")
+    return [text, reference, steps, seed, negative, videos], seed, again
 
 
 class _Stops:

@@ -59,8 +59,8 @@ class Report:
 MOST_PIXELS = 64_000_000
 # Of a prompt, before it is cut into tokens.
 MOST_LETTERS = 10_000
-# The page's slider ends there; programs call the same function.
-MOST_STEPS = 100
+# The page's sliders end there; programs call the same function.
+MOST_STEPS, MOST_VIDEOS = 100, 4
 
 
 class Stopped(Exception):

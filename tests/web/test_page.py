@@ -109,6 +109,46 @@ def test_an_example_becomes_a_video_and_its_command_by_one_click(page):
     assert "--reference=cat_1.png --reference=elephant_1.png" in command.input_value()
 
 
+def test_pictures_are_put_in_order_by_dragging_and_by_keyboard(page):
+    click_an_example(page)
+    wait_for_the_video(page)
+    names = page.locator("#seen figcaption")
+    assert [name.strip("←") for name in names.all_inner_texts()] == ["cat_1", "elephant_1"]
+    page.locator("#seen figure").nth(0).drag_to(page.locator("#seen figure").nth(1))
+    page.get_by_role("button", name="Move cat_1 forward").wait_for(timeout=PATIENCE)
+    page.get_by_role("button", name="Move cat_1 forward").press("Enter")
+    page.get_by_role("button", name="Move elephant_1 forward").wait_for(timeout=PATIENCE)
+    page.locator("#start").click()
+    wait_for_the_video(page)
+    page.get_by_text("The same from the command line").click()
+    assert "--reference=cat_1.png --reference=elephant_1.png" in page.locator("#command textarea").input_value()
+
+
+def test_several_videos_stand_next_to_each_other_and_a_seed_is_used_again(page):
+    page.get_by_text("Settings").click()
+    page.get_by_label("number input for Videos").fill("2")
+    click_an_example(page)
+    page.get_by_text("seed 1.").wait_for(timeout=PATIENCE)
+    shown = page.locator("#strip button")
+    # Each video comes into the strip when its first frame is there.
+    shown.nth(1).wait_for(timeout=PATIENCE)
+    assert shown.all_inner_texts() == ["seed 1", "seed 0"]
+    first, second = (video.get_attribute("src") for video in page.locator("#strip video").all())
+    assert page.locator("#video video").evaluate("video => video.currentSrc") == first
+    shown.nth(1).click()
+    assert page.locator("#video video").evaluate("video => video.currentSrc") == second
+    page.get_by_text("The last seed again").click()
+    page.get_by_label("number input for Videos").fill("1")
+    page.wait_for_function("document.querySelector('input[aria-label=\"Seed\"]').value === '1'")
+    page.locator("#start").click()
+    page.get_by_text("Starting.").wait_for(state="hidden")
+    page.locator("#strip button").nth(2).wait_for(timeout=PATIENCE)
+    assert shown.all_inner_texts() == ["seed 1", "seed 1", "seed 0"]
+    again = page.locator("#strip video").nth(0).get_attribute("src")
+    with urllib.request.urlopen(first) as one, urllib.request.urlopen(again) as other:
+        assert one.read() == other.read()
+
+
 def test_a_video_is_stopped_quietly_and_the_last_one_stays(page):
     stop, start = page.locator("#stop"), page.locator("#start")
     assert not stop.is_visible()

@@ -113,8 +113,8 @@ def called(studio, folder):
     return {block.name: block.fn for block in page.fns.values()}, gradio.Request(session_hash="visitor")
 
 
-def asked(order, visitor, seed):
-    return [*order.pictures], order.prompt, 2.5, 1.5, 2, seed, "", visitor
+def asked(order, visitor, seed, videos=1, last=-1):
+    return [*order.pictures], order.prompt, 2.5, 1.5, 2, seed, "", videos, last, visitor
 
 
 def test_who_stops_while_waiting_gets_no_video_and_the_next_one_again(called, order):
@@ -139,10 +139,21 @@ def test_generate_waits_for_a_picture_a_prompt_and_the_last_video(called, order)
     assert not ready([*order.pictures], "it jumps")
 
 
-def test_an_emptied_seed_field_is_seed_0(called, order):
+def test_without_a_seed_each_video_has_the_next_one(called, order):
     functions, visitor = called
-    *_, (_, line, _) = functions["make"](*asked(order, visitor, None))
-    assert "--seed=0" in line
+    made = [told for told in functions["make"](*asked(order, visitor, None, videos=2)) if isinstance(told[0], str)]
+    assert [seed for *_, seed in made] == [0, 1]
+    assert "--seed=1" in made[1][1]
+    *_, (_, line, _, seed) = functions["make"](*asked(order, visitor, None, last=1))
+    assert seed == 2
+    assert "--seed=2" in line
+
+
+@pytest.mark.parametrize("videos", [0, 5])
+def test_no_more_videos_are_made_at_a_time_than_the_page_offers(called, order, videos):
+    functions, visitor = called
+    [(*_, said, _)] = functions["make"](*asked(order, visitor, 0, videos=videos))
+    assert f"{videos} videos were asked for; from 1 to 4 are made at a time." in said
 
 
 def test_pictures_are_shown_as_the_encoder_sees_them(studio, order):
@@ -182,5 +193,5 @@ def test_pictures_are_counted_and_measured_before_they_are_decoded(studio, tmp_p
 def test_words_that_the_model_does_not_know_are_named_beside_the_video(called, order):
     functions, visitor = called
     files, _, *rest = asked(order, visitor, 0)
-    *_, (_, _, said) = functions["make"](files, "猫在跳 jumps", *rest)
+    *_, (_, _, said, _) = functions["make"](files, "猫在跳 jumps", *rest)
     assert "The model does not know, and reads as one and the same: '猫在跳'." in html.unescape(said)

@@ -45,7 +45,7 @@ def order(address: str, session: str, picture: str) -> httpx.Response:
     config = httpx.get(f"{address}/config").json()
     number = next(one["id"] for one in config["dependencies"] if one["api_name"] == "generate")
     files = [{"path": picture, "meta": {"_type": "gradio.FileData"}}]
-    body = {"data": [files, "it jumps", 2.0, 2.0, 100, 0, ""], "fn_index": number, "session_hash": session}
+    body = {"data": [files, "it jumps", 2.0, 2.0, 100, 0, "", 1, None], "fn_index": number, "session_hash": session}
     return httpx.post(f"{address}/gradio_api/queue/join", json=body, headers=HOSTILE)
 
 

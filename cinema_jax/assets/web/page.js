@@ -31,3 +31,29 @@ function mend() {
 new MutationObserver(mend).observe(document, {
   childList: true, subtree: true, attributeFilter: ["aria-label", "class"],
 });
+
+// The videos of this visit, the last one first; a click shows one large again. The server keeps them for an hour.
+const KEPT = 8;
+function keep() {
+  const strip = document.querySelector("#strip h2 + div");
+  const url = document.querySelector("#video video")?.currentSrc;
+  if (!strip || !url || [...strip.querySelectorAll("video")].some((video) => video.src === url)) return;
+  const seed = /seed_(\d+)_at/.exec(url)?.[1];
+  const button = document.createElement("button");
+  button.type = "button";
+  button.setAttribute("aria-label", `Show the video of seed ${seed}`);
+  const video = Object.assign(document.createElement("video"), {src: url, muted: true, loop: true, autoplay: true});
+  video.playsInline = true;
+  video.setAttribute("aria-hidden", "true");
+  video.tabIndex = -1;
+  button.append(video, `seed ${seed}`);
+  button.addEventListener("click", () => {
+    const large = document.querySelector("#video video");
+    large.src = url;
+    large.play();
+  });
+  strip.prepend(button);
+  while (strip.children.length > KEPT) strip.lastChild.remove();
+  document.querySelector("#strip h2").hidden = false;
+}
+document.addEventListener("loadeddata", keep, true);
