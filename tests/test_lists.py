@@ -271,3 +271,23 @@ def test_two_processes_share_what_is_missing(folder, whole, tmp_path):
     assert all("| 1/1 [" in err for *_, err in told)
     assert (tmp_path / "0001.mp4").stat().st_mtime_ns == written
     assert contents(tmp_path) == whole
+
+
+def test_two_processes_make_one_video_together(folder, tmp_path):
+    """Each has half of its tokens; the first one writes it."""
+    words = [f"--checkpoint={folder / 'run'}", f"--steps={STEPS}", "--prompt=the bird jumps up"]
+    words += [f"--reference={folder / name}" for name in ("a.png", "b.png")]
+    told = run_together(["-m", "cinema_jax.generate", *words, f"--output={tmp_path / 'two'}/video.png"])
+    assert [status for status, *_ in told] == [0, 0], told
+    assert [out.count("frames of") for _, out, _ in told] == [1, 0]
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["generate", *words, f"--output={tmp_path / 'one'}/video.png"])
+        generate.main()
+    one, two = (
+        [np.asarray(Image.open(file), np.int16) for file in sorted((tmp_path / name).iterdir())]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) > 1
+    # Rounding in the networks may move a colour to the next one.
+    assert max(np.abs(mine - theirs).max() for mine, theirs in zip(one, two, strict=True)) <= 1
