@@ -28,7 +28,8 @@ from cinema_jax.config import Config
 from cinema_jax.data.folder import Folder
 from cinema_jax.data.video import probe
 from cinema_jax.experiment.run import Run
-from cinema_jax.training.preparing import Output, Preparation, make_encode
+from cinema_jax.inputs.publishing import Output
+from cinema_jax.training.preparing import Preparation, make_encode
 
 VIDEO = flags.DEFINE_string("video", None, "A video file.", required=True)
 COUNT = flags.DEFINE_integer("count", None, "Prepare so many clips and print the measurements as JSON.")

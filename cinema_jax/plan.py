@@ -87,7 +87,7 @@ def main() -> None:
 
 def _plan(run: Any) -> None:
     from cinema_jax.devices.chips import chip_of
-    from cinema_jax.planning import cost, hosts, planner, report
+    from cinema_jax.planning import cost, hosts_table, planner, report
 
     target = planner.Target(TOPOLOGY.value, SLICES.value, BANDWIDTH.value * 1e9)
     if PRICE.value is not None:
@@ -101,7 +101,7 @@ def _plan(run: Any) -> None:
     if HOSTS.value:
         planner.check(run, STAGE.value, target)
         asked = [planner.plan_hosts(one, STAGE.value, target) for one in planner.variants(run, STAGE.value)]
-        _print([dataclasses.asdict(one) for one in asked], map(hosts.table, asked), len(asked) > 1)
+        _print([dataclasses.asdict(one) for one in asked], map(hosts_table.table, asked), len(asked) > 1)
         _refuse([one.excess for one in asked if not one.fits])
         return
     if SEARCH.value:

@@ -18,7 +18,8 @@ from PIL import Image
 from tiny import tiny_values
 
 from cinema_jax.data.folder import Folder
-from cinema_jax.training.preparing import Output, Preparation
+from cinema_jax.inputs.publishing import Output
+from cinema_jax.training.preparing import Preparation
 
 VIDEOS, BATCH_SIZE, SHARD_SIZE = 7, 2, 3
 SIZE = {"frames": 5, "height": 32, "width": 32, "fps": 8.0, "max_references": 3}

@@ -5,12 +5,11 @@ reads the folder as well. Reading here takes from a record only what is asked fo
 views of all references for every caption.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +23,6 @@ from tensorflow_datasets.proto import tf_example_pb2
 from cinema_jax.data.choices import choose_views, entries_of_split, held_out
 from cinema_jax.data.example import ClipTexts, Conditions, Reference
 from cinema_jax.data.images import decode_png
-from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError, fault_of
 from cinema_jax.inputs.files import MOST_OF_LIST, parse_json, read_json, read_text
 from cinema_jax.inputs.typed import checked
@@ -276,84 +274,6 @@ class Records:
         return _values(self._example(index), field)[0]
 
 
-class Joined:
-    """Several folders' records, one after the other, as one source."""
-
-    def __init__(self, parts: Sequence[Records]):
-        self._parts = tuple(parts)
-        self._sizes = tuple(map(len, parts))
-
-    def __len__(self) -> int:
-        return sum(self._sizes)
-
-    def _at(self, index: int) -> tuple[Records, int]:
-        part, row = bucket_of(self._sizes, index)
-        return self._parts[part], row
-
-    def id(self, index: int) -> str:
-        part, row = self._at(index)
-        return part.id(row)
-
-    def group(self, index: int) -> str:
-        part, index = self._at(index)
-        return part.group(index)
-
-    def texts(self) -> list[ClipTexts] | None:
-        """Of all examples; None where some folder does not say."""
-        found = [part.texts() for part in self._parts]
-        return None if None in found else list(itertools.chain.from_iterable(found))
-
-    def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
-        """Raises `InputError`: there is none."""
-        part, row = self._at(index)
-        return part.video(row)
-
-    def frame(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
-        """Raises `InputError`: there is none."""
-        return self.video(index)[0]
-
-    def caption(self, index: int) -> str:
-        """The detailed description of video `index`."""
-        part, row = self._at(index)
-        return part.caption(row)
-
-    def conditions(self, index: int, rng: np.random.Generator) -> Conditions:
-        """What the folder of video `index` gives."""
-        part, row = self._at(index)
-        return part.conditions(row, rng)
-
-    @property
-    def latents(self) -> "VideoLatents":
-        """Of every example."""
-        return VideoLatents(self)
-
-    def read_latents(self, index: int) -> BFloat16[np.ndarray, "F H W C"]:
-        """Of example `index`."""
-        part, row = self._at(index)
-        return part.read_latents(row)
-
-    def check_vae(self, vae: str) -> None:
-        """Raises `InputError` if another VAE made any of the latents."""
-        for part in self._parts:
-            part.check_vae(vae)
-
-
-def open_records(folders: Sequence[str], *, of_bucket: bool, **settings: Any) -> Records | Joined:
-    """The records of a folder, or of several; of buckets those that `prepare` found clips for.
-
-    Raises `InputError` as `Records` does; `settings` are its own.
-    """
-    there = [folder for folder in folders if not (of_bucket and _is_empty(epath.Path(folder)))]
-    found = [Records(folder, of_bucket=of_bucket, **settings) for folder in there]
-    return found[0] if len(folders) == len(found) == 1 else Joined(found)
-
-
-def _is_empty(folder: epath.Path) -> bool:
-    """Whether `prepare` has found no clip for a bucket; older versions refused such buckets and have no list."""
-    told = folder.parent / BUCKETS
-    return told.exists() and read_json(told).get(folder.name) == 0
-
-
 def _read_key(file: epath.Path) -> dict[str, Any]:
     """What the records depend on; of it, what is asked for here is as it should be."""
     key = read_json(file)
@@ -368,10 +288,21 @@ def _read_list(file: epath.Path) -> list[str]:
     return checked(parse_json(read_text(file, MOST_OF_LIST), str(file)), list[str], str(file))
 
 
+@runtime_checkable
+class HoldsLatents(Protocol):
+    """A source of encoded videos."""
+
+    def __len__(self) -> int: ...
+
+    def read_latents(self, index: int) -> BFloat16[np.ndarray, "F H W C"]:
+        """Of example `index`."""
+        ...
+
+
 class VideoLatents(Sequence):
     """The latents of all examples of `records`, each read when it is asked for."""
 
-    def __init__(self, records: Records | Joined):
+    def __init__(self, records: HoldsLatents):
         self._records = records
 
     def __len__(self) -> int:

@@ -72,7 +72,7 @@ def folder_clips(wanted: Wanted, manifest: str | Path | None = None) -> Folder:
 def records(wanted: Wanted) -> Source:
     """Clips that `prepare` has encoded."""
     # Imported here: TensorFlow Datasets costs every process 0.2 s and 32 MiB.
-    from cinema_jax.data.records import open_records
+    from cinema_jax.data.joined import open_records
 
     data = wanted.data
     return open_records(

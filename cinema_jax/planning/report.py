@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh
 from cinema_jax.devices import sharding
 from cinema_jax.devices.axes import BATCH, DATA, STATE, WEIGHTS
 from cinema_jax.devices.chips import Chip
-from cinema_jax.planning import hosts
+from cinema_jax.planning import hosts_table
 from cinema_jax.planning.collectives import BETWEEN_SLICES, Collective, collectives, summary
 from cinema_jax.planning.hosts import GIB, Hosts
 from cinema_jax.planning.program import Program
@@ -201,7 +201,7 @@ def table(result: Report, chip: Chip) -> str:
         f"{result.flops / 1e12:,.0f} TFLOP a step on all chips, recomputation included",
         *_times(result, chip),
         "",
-        *([hosts.table(result.hosts), ""] if result.hosts else []),
+        *([hosts_table.table(result.hosts), ""] if result.hosts else []),
         f"traced in {result.trace_s:.1f} s, compiled in {result.compile_s:.0f} s",
     ]
     return "\n".join(lines)

@@ -30,7 +30,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
-from filelock import FileLock, Timeout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tqdm import tqdm
@@ -46,7 +45,8 @@ from cinema_jax.experiment.checkpoint import digest
 from cinema_jax.experiment.parts import TOKENIZERS
 from cinema_jax.experiment.run import Run
 from cinema_jax.experiment.standing import refuse_unfinished
-from cinema_jax.inputs.files import MOST_OF_LIST, own_folder, read_json, scratch, whole_file
+from cinema_jax.inputs.files import MOST_OF_LIST, read_json
+from cinema_jax.inputs.publishing import Locks, Output
 from cinema_jax.inputs.typed import checked
 from cinema_jax.training import texts
 from cinema_jax.training.latents import read_ahead, vae_key
@@ -155,44 +155,6 @@ def make_encode(cinema: Cinema, params: Params) -> Encode:
 
 
 @dataclasses.dataclass(frozen=True)
-class Output:
-    """Where the records go: a folder or a bucket. Files appear there when they are whole."""
-
-    path: epath.Path
-
-    @property
-    def local(self) -> Path:
-        """A folder for what is being written: the same one, or one of this machine in a bucket's stead."""
-        if "://" not in str(self.path):
-            return Path(self.path)
-        return own_folder("cinema_jax") / hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
-
-    def publish(self, name: str, write: Callable[[Path], object]) -> object:
-        """Let `write` write a file, and put it in its place."""
-        final, local = self.path / name, self.local / name
-        final.parent.mkdir(parents=True, exist_ok=True)
-        local.parent.mkdir(parents=True, exist_ok=True)
-        if "://" not in str(final):
-            # Whoever publishes holds the lock of what it writes.
-            with whole_file(local, alone=True) as partial:
-                return write(partial)
-        with scratch(local) as folder:
-            write(folder / "whole")
-            # An object of a bucket appears when all of it has arrived.
-            epath.Path(folder / "whole").copy(final, overwrite=True)
-
-    def publish_json(self, name: str, value: Any) -> None:
-        """The same for a value."""
-        self.publish(name, lambda file: file.write_text(json.dumps(value, indent=1) + "\n"))
-
-    def lock(self, name: str) -> FileLock:
-        """Keeps other processes of this machine away; the system lets go of it when this one ends, however it ends."""
-        folder = self.local / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{name}.lock", thread_local=False)
-
-
-@dataclasses.dataclass(frozen=True)
 class Preparation:
     """What is made of which videos. Nothing in here depends on the number of processes."""
 
@@ -251,7 +213,7 @@ class Preparation:
             for file in (self.output.path / records.INFO, *map(self._note, todo)):
                 file.unlink(missing_ok=True)
         rejected: dict[str, str] = {}
-        locks = _Locks(self.output)
+        locks = Locks(self.output)
         with (
             Interruption() as interruption,
             ThreadPoolExecutor(threads) as pool,
@@ -281,7 +243,7 @@ class Preparation:
             raise InputError(f"{file} names other examples than the manifest")
         return found
 
-    def _chunks(self, todo: list[int], batch_size: int, locks: "_Locks") -> Iterator[list["_Place"]]:
+    def _chunks(self, todo: list[int], batch_size: int, locks: Locks) -> Iterator[list["_Place"]]:
         """The examples of the shards that nobody else is making, in batches."""
         for shard in todo:
             if locks.acquire(shard) and self.missing(shard):
@@ -369,33 +331,6 @@ class _Note:
     rejected: dict[str, str]
     # Size of the shard's file.
     bytes: int
-
-
-class _Locks:
-    """The shards that this process makes."""
-
-    def __init__(self, output: Output):
-        self._output = output
-        self._held: dict[int, FileLock] = {}
-
-    def acquire(self, shard: int) -> bool:
-        """Whether it is free, and now ours."""
-        lock = self._output.lock(f"{shard:05d}")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("shard %d is left to another process, which is making it", shard)
-            return False
-        self._held[shard] = lock
-        return True
-
-    def release(self, shard: int) -> None:
-        self._held.pop(shard).release()
-
-    def close(self) -> None:
-        """Release all."""
-        for shard in list(self._held):
-            self.release(shard)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ from cinema_jax.data.folder import Folder
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.data.records import Records
 from cinema_jax.errors import InputError
-from cinema_jax.training.preparing import Output, Preparation
+from cinema_jax.inputs.publishing import Output
+from cinema_jax.training.preparing import Preparation
 
 
 @pytest.fixture(scope="module")

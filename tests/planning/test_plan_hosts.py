@@ -18,7 +18,7 @@ from cinema_jax.config import parse
 from cinema_jax.data.loader import Loader, LoaderConfig
 from cinema_jax.devices import sharding
 from cinema_jax.experiment.run import Run
-from cinema_jax.planning import hosts, planner
+from cinema_jax.planning import hosts, hosts_table, planner
 
 
 def plan(folder, topology, stage="finetune", slices=0, bandwidth=1e9, **changes):
@@ -142,7 +142,7 @@ def test_unknown_sizes_are_null_in_json_and_said_in_the_table(tpus, tmp_path):
     asked = plan(tmp_path, "v5e:2x2", finetune__batch_size=4, data__source="folder", data__train_videos=0)
     assert asked.loading.read_mib["reference pictures"] is None
     assert asked.memory.latents_gib is None
-    lines = hosts.table(asked)
+    lines = hosts_table.table(asked)
     assert "reference pictures of unknown size" in lines
     assert "the file of encoded videos, if there is room unknown" in lines
 
