@@ -1,4 +1,4 @@
-"""Making single examples, in this process or in worker processes.
+"""Making single examples, and reading single clips, in this process or in worker processes.
 
 No jax and no Grain here (Grain imports jax): worker processes import this file and what their examples need.
 """
@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from cinema_jax.data.example import VideoSource
 from cinema_jax.errors import InputError, WorkerLost, passing_error
 
 Arrays = dict[str, np.ndarray | np.generic]
@@ -82,18 +84,38 @@ class Maker:
         return entry - row + number % self.sizes[bucket]
 
 
-class Workers:
-    """The same in `count` other processes. Close it to stop them; they also end when this process does."""
+@dataclass(frozen=True)
+class ClipReader:
+    """Reads the clips of a source, those that cannot be read included."""
 
-    def __init__(self, maker: Maker, count: int):
+    source: VideoSource
+
+    def __call__(self, index: int) -> np.ndarray | InputError:
+        """The frames of clip `index`, or why there are none. Raises OSError where the storage is out of reach now."""
+        try:
+            return self.source.video(index)
+        except InputError as error:
+            # Storage that is out of reach for now says nothing of the video.
+            if passing := passing_error(error):
+                raise passing from None
+            return error
+
+
+class Workers:
+    """A function, which must be one of files without jax, in `count` other processes.
+
+    Close it to stop them; they also end when this process does.
+    """
+
+    def __init__(self, function: Callable[..., Any], count: int):
         spawn = multiprocessing.get_context("spawn")
         self._count = count
-        self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_start, initargs=(maker,))
+        self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_start, initargs=(function,))
 
-    def __call__(self, global_index: int, entry: int) -> Loaded:
-        """Waits for the example: call it from several threads. Raises `WorkerLost` where a process was killed."""
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function returns: call it from several threads. Raises `WorkerLost` where a process was killed."""
         try:
-            return self._pool.submit(_make, global_index, entry).result()
+            return self._pool.submit(_call, *arguments).result()
         except BrokenProcessPool:
             raise WorkerLost(
                 "a process that loads data was killed, most often because the machine's memory was full: fewer "
@@ -105,20 +127,20 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
 
-_maker: Maker | None = None
+_function: Callable[..., Any] | None = None
 
 
-def _start(maker: Maker) -> None:
-    global _maker
-    _maker = maker
+def _start(function: Callable[..., Any]) -> None:
+    global _function
+    _function = function
     # An interrupted run finishes its step, for which it needs its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _make(global_index: int, entry: int) -> Loaded:
-    assert _maker is not None
-    return _maker(global_index, entry)
+def _call(*arguments: Any) -> Any:
+    assert _function is not None
+    return _function(*arguments)
 
 
 def _end_with_parent() -> None:

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,9 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from cinema_jax.data.example import VideoSource
+from cinema_jax.data.worker import ClipReader, Workers
 from cinema_jax.devices import distributed, watchdog
-from cinema_jax.errors import InputError, fault_of, passing_error
+from cinema_jax.errors import InputError, fault_of
 from cinema_jax.experiment import parts
 from cinema_jax.inputs.files import MOST_OF_LIST
 from cinema_jax.inputs.typed import checked
@@ -49,6 +51,7 @@ def encode_all(
     *,
     batch_size: int = 8,
     threads: int = 2,
+    workers: int = 0,
 ) -> Latents:
     """The latents of the first `count` videos of `source` (0: all), read from `folder` where they were made before.
 
@@ -57,6 +60,8 @@ def encode_all(
         shape: of one video's latents.
         name: what the progress bar and the file are called.
         key: anything that the latents depend on beside the videos' content: the VAE's digest.
+        threads: that read videos; or, if there are any, `workers`: processes, for videos whose making holds Python's
+            lock. Neither changes what is made.
 
     A file holds all of them, in the source's order, and is found by what every one was made of. Where some have changed
     the others are copied from the files that have them. A video that cannot be read is left out, named in the log and
@@ -73,7 +78,8 @@ def encode_all(
         folder.mkdir(parents=True, exist_ok=True)
         known = _known(folder, shape) if distributed.is_first() else {}
         todo = distributed.gather([index for index, each in enumerate(keys) if each not in known])[0]
-        told = distributed.gather(_encode_share(source, todo, encode, (count, *shape), file, name, batch_size, threads))
+        how = batch_size, threads, workers
+        told = distributed.gather(_encode_share(source, todo, encode, (count, *shape), file, name, how))
         rejected = {index: reason for unreadable in told for index, reason in unreadable}
         reasons = {source.id(index): reason for index, reason in rejected.items()}
         check_unreadable(reasons, count, f"{name} videos")
@@ -163,11 +169,11 @@ def _encode_share(
     shape: tuple[int, ...],
     file: Path,
     name: str,
-    batch_size: int,
-    threads: int,
+    how: tuple[int, int, int],
 ) -> list[tuple[int, str]]:
     """Encode this process's share of the videos `todo`; returns which cannot be read, and why.
 
+    `how` is batch size, threads and workers.
     Process 0 has room for all videos, [videos F H W C], each in its place; the others for their share.
     """
     process = jax.process_index()
@@ -178,10 +184,10 @@ def _encode_share(
     rejected: list[tuple[int, str]] = []
     try:
         values = _reserve(_share(file, process), room)
-        for indices, clips in _clips(source, mine, batch_size, threads, name, rejected) if mine else ():
+        for indices, clips in _clips(source, mine, name, rejected, *how) if mine else ():
             watchdog.begin(f"encoding {name} videos from number {indices[0]} on")
             # The last batch is filled up, so that the encoder is compiled for one shape only.
-            padded = np.concatenate([clips, np.repeat(clips[-1:], batch_size - len(clips), axis=0)])
+            padded = np.concatenate([clips, np.repeat(clips[-1:], how[0] - len(clips), axis=0)])
             values[[row[index] for index in indices]] = np.asarray(encode(padded))[: len(clips)]
         values.flush()
     except BaseException:
@@ -234,25 +240,23 @@ def _join(file: Path, todo: Sequence[int], known: Mapping[int, tuple[Path, int]]
 def _clips(
     source: VideoSource,
     wanted: Sequence[int],
-    batch_size: int,
-    threads: int,
     name: str,
     rejected: list[tuple[int, str]],
+    batch_size: int,
+    threads: int,
+    workers: int,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Batches of readable clips in order, the next one being made while the last is encoded."""
-
-    def video(index: int) -> np.ndarray | InputError:
-        try:
-            return source.video(index)
-        except InputError as error:
-            # Storage that is out of reach for now says nothing of the video.
-            if passing := passing_error(error):
-                raise passing from None
-            return error
-
+    """Batches of readable clips in order, the next ones being made while the last is encoded."""
+    reader = ClipReader(source)
     chunks = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(wanted), desc=f"encode {name}", unit="video") as bar:
-        for results in read_ahead(pool, lambda index: (index, video(index)), chunks):
+    # One that waits for a worker costs nothing: two for each keep them busy.
+    threads = max(threads, 2 * workers)
+    with (
+        closing(Workers(reader, workers)) if workers else nullcontext(reader) as read,
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=len(wanted), desc=f"encode {name}", unit="video") as bar,
+    ):
+        for results in read_ahead(pool, lambda index: (index, read(index)), chunks, ahead=-(-threads // batch_size)):
             rejected += [(i, str(clip)) for i, clip in results if isinstance(clip, InputError)]
             clips = {i: clip for i, clip in results if not isinstance(clip, InputError)}
             if clips:
@@ -261,15 +265,15 @@ def _clips(
 
 
 def read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Item], Result], chunks: Iterable[Iterable[Item]]
+    pool: ThreadPoolExecutor, read: Callable[[Item], Result], chunks: Iterable[Iterable[Item]], ahead: int = 1
 ) -> Iterator[list[Result]]:
-    """What is read of each chunk, the next one being read while the last is in use."""
+    """What is read of each chunk, the next `ahead` being read while the last is in use."""
     waiting: deque[Iterator[Result]] = deque()
     for chunk in chunks:
         waiting.append(pool.map(read, chunk))
-        if len(waiting) > 1:
+        if len(waiting) > ahead:
             yield list(waiting.popleft())
-    if waiting:
+    while waiting:
         yield list(waiting.popleft())
 
 

@@ -318,6 +318,8 @@ class Trainer:
             [self.digests["vae"], repr(vae)],
             batch_size=local.size * max(1, 8 // local.size),
             threads=data.threads,
+            # Decoders let go of Python's lock; drawing does not.
+            workers=data.workers if data.source == "critters" else 0,
         )
         return Examples(source, preprocessor, latents.indices, latents.values, augment=augment)
 

@@ -117,6 +117,16 @@ def test_two_processes_share_what_has_changed(tmp_path):
     assert not list((tmp_path / "two").glob("*.partial"))
 
 
+def test_processes_make_the_latents_that_threads_make(tmp_path):
+    source = Critters("train", frames=5, height=16, width=16)
+
+    def latents(workers: int):
+        encode, folder = lambda x: x[:, :2, :2, :2].astype(np.float32), tmp_path / str(workers)
+        return encode_all(source, 7, encode, (2, 2, 2, 3), folder, "train", None, batch_size=3, workers=workers).values
+
+    assert np.array_equal(latents(0), latents(2))
+
+
 @pytest.fixture
 def clips(tmp_path):
     for name in ("a", "b"):
