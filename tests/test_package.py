@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
-from tiny import process_environment, random_run
+from tiny import DRAWN, process_environment, random_run
 
 from cinema_jax.config import to_dict
 from cinema_jax.experiment import parts
@@ -31,14 +31,14 @@ def test_a_packaged_run_is_whole_and_its_own(tmp_path):
     shutil.copytree(before.workdir / "parts/dit", run / "parts/dit")
     parts.write_json(run / "config.json", to_dict(config))
     assert (done := package(f"--workdir={run}", f"--output={output}")).returncode == 0, done.stderr
-    rounded = {part: {path: half(x) for path, x in before.params(part).items()} for part in parts.KINDS}
+    rounded = {part: {path: half(x) for path, x in before.params(part).items()} for part in DRAWN}
     shutil.rmtree(before.workdir)
     shutil.rmtree(tmp_path / "alice")
     packaged = Run.load(output)
     assert str(tmp_path) not in (output / "config.json").read_text()
     assert (packaged.config.init, packaged.config.data.path) == ("", "clips")
     assert packaged.tokenizer().get_vocab() == before.tokenizer().get_vocab()
-    for part in parts.KINDS:
+    for part in DRAWN:
         assert packaged.folder(part) == output / "parts" / part
         assert_rounded(output / "parts" / part, packaged.params(part), rounded[part])
 

@@ -17,6 +17,9 @@ from cinema_jax.experiment import parts
 from cinema_jax.experiment.run import Run
 from configs import demo
 
+# The parts that a run may draw, and so has.
+DRAWN = tuple(name for name in parts.KINDS if name not in parts.NEVER_DRAWN)
+
 
 def tiny_values() -> ConfigDict:
     """The demo's smoke variant, smaller."""
@@ -53,7 +56,7 @@ def tiny_config() -> Config:
 def random_run(workdir: Path, config: Config | None = None) -> Path:
     """A finished run as far as commands that sample can tell: every part, untrained; by default the tiny one."""
     run = Run.open(config or tiny_config(), workdir)
-    for name in parts.KINDS:
+    for name in DRAWN:
         config = run.part_config(name)
         parts.write(name, config, random_params(name, config), workdir / "parts" / name)
     return workdir

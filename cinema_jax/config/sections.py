@@ -117,6 +117,7 @@ class WeightsConfig:
     vae: str = option("packaged", "The video VAE.")
     t5: str = option("packaged", "The T5 encoder.")
     mllm: str = option("packaged", "The multimodal LLM.")
+    clip: str = option("", "The CLIP vision tower, for transformers that read its tokens.")
     aligner: str = option("", "The AlignerNet.")
     dit: str = option("", "The video transformer.")
     tokenizer: str = option("packaged", "The MLLM's tokenizer.")

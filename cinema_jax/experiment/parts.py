@@ -1,8 +1,8 @@
-"""The five networks a run is made of, and how each comes from and goes to a folder in the Hugging Face layout.
+"""The networks a run is made of, and how each comes from and goes to a folder in the Hugging Face layout.
 
-A *part* is one network: `vae`, `t5`, `mllm`, `aligner`, `dit`. Its folder holds `config.json` and `*.safetensors` under
-the published tensor names, so that diffusers and transformers read it as well. Inside the program all parameters live
-in one flat dictionary, `{"dit/blocks/to_q/kernel": array}`.
+A *part* is one network: `vae`, `t5`, `mllm`, `clip`, `aligner`, `dit`. Its folder holds `config.json` and
+`*.safetensors` under the published tensor names, so that diffusers and transformers read it as well. Inside the program
+all parameters live in one flat dictionary, `{"dit/blocks/to_q/kernel": array}`.
 """
 
 import dataclasses
@@ -23,6 +23,9 @@ from cinema_jax.inputs.files import read_json, write_json
 from cinema_jax.models.aligner import model as aligner
 from cinema_jax.models.aligner import weights as aligner_weights
 from cinema_jax.models.aligner.config import AlignerConfig
+from cinema_jax.models.clip import model as clip
+from cinema_jax.models.clip import weights as clip_weights
+from cinema_jax.models.clip.config import CLIPVisionConfig
 from cinema_jax.models.cogvideox import transformer as cogvideox
 from cinema_jax.models.cogvideox import vae as cogvideox_vae
 from cinema_jax.models.cogvideox import vae_weights as cogvideox_vae_weights
@@ -124,6 +127,17 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             after_reading=qwen_weights.drop_tied_head,
         ),
     ),
+    "clip": (
+        Kind(
+            CLIPVisionConfig,
+            ("clip_vision_model",),
+            clip.CLIPVision,
+            lambda c: clip_weights.TABLE,
+            clip_weights.config_from_hf,
+            clip_weights.config_to_hf,
+            after_reading=clip_weights.without_positions,
+        ),
+    ),
     "aligner": (
         Kind(
             AlignerConfig,
@@ -157,6 +171,8 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
         ),
     ),
 }
+# Those that no run trains from random numbers: they have no section in the config.
+NEVER_DRAWN = ("clip",)
 
 
 def kind_of(name: str, config: Any) -> Kind:

@@ -22,6 +22,7 @@ FOLDERS = {
     "vae": "vae",
     "t5": "text_encoder",
     "dit": "transformer",
+    "clip": "image_encoder",
     "t5_tokenizer": "tokenizer",
     "aligner": "aligner",
     "mllm": "mllm",

@@ -306,7 +306,12 @@ class Run:
 
     def part_config(self, part: str) -> Any:
         """The sizes of a part, from its folder or, for one that starts from random numbers, from the config."""
-        folder, size = self.folder(part), getattr(self.config, f"{part}_model")
+        folder = self.folder(part)
+        if part in parts.NEVER_DRAWN:
+            if folder is None:
+                raise InputError(f"{self.workdir} holds no {part}: name one as config.weights.{part}")
+            return parts.read_config(part, folder)
+        size = getattr(self.config, f"{part}_model")
         if folder is not None:
             found = parts.read_config(part, folder)
             # Of another kind of network the run's own section may lack some.

@@ -16,7 +16,7 @@ from clips import write_clip
 from encoded import encode
 from large_models import save_clip, save_dino
 from PIL import Image
-from tiny import random_run, tiny_config
+from tiny import DRAWN, random_run, tiny_config
 
 from cinema_jax.data.critters import cutout
 from cinema_jax.data.critters.cutout import find_cutouts
@@ -163,7 +163,7 @@ def _run(folder: Path) -> None:
 
 
 def _use_parts(folder: Path) -> None:
-    for name in parts.KINDS:
+    for name in DRAWN:
         where = folder / "parts" / name
         assert parts.identify(where) == name or name == "aligner"
         for x in parts.read(name, parts.read_config(name, where), where).values():
@@ -173,7 +173,7 @@ def _use_parts(folder: Path) -> None:
 def _use_run_config(folder: Path) -> None:
     run = Run.load(folder)
     amending.has_begun(folder)
-    for name in parts.KINDS:
+    for name in DRAWN:
         run.part_config(name)
     find(folder)
 

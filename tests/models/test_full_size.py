@@ -78,6 +78,8 @@ T5 |= {
     "tie_word_embeddings": False,
 }
 UMT5 = T5 | {"model_type": "umt5", "vocab_size": 256384}
+CLIP = {"model_type": "clip_vision_model", "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+CLIP |= {"num_attention_heads": 16, "image_size": 224, "patch_size": 14, "hidden_act": "gelu"}
 VAE = {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": 16, "scaling_factor": 1.15258426}
 DIFFUSERS = {
     "CogVideoXTransformer3DModel": diffusers.CogVideoXTransformer3DModel,
@@ -88,6 +90,7 @@ DIFFUSERS = {
 TRANSFORMERS = {
     "t5": (transformers.T5Config, transformers.T5EncoderModel),
     "umt5": (transformers.UMT5Config, transformers.UMT5EncoderModel),
+    "clip_vision_model": (transformers.CLIPVisionConfig, transformers.CLIPVisionModel),
     "qwen2_vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration),
     "qwen2_5_vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
 }
@@ -102,6 +105,7 @@ RELEASED = {
     "Wan2.1-I2V-14B transformer": (wan(40, 40, 13824, images=True), 16_394_878_784),
     "T5 v1.1 XXL": (T5, 4_762_310_656),
     "UMT5-XXL": (UMT5, 5_680_910_336),
+    "CLIP ViT-H/14, its vision tower": (CLIP, 630_766_080),
     "Qwen2-VL-2B": (qwen("qwen2_vl", 1536, 8960, 28, 12, 2, 151936, True), 2_208_985_600),
     "Qwen2-VL-7B": (qwen("qwen2_vl", 3584, 18944, 28, 28, 4, 152064, False), 8_291_375_616),
     "Qwen2.5-VL-3B": (qwen("qwen2_5_vl", 2048, 11008, 36, 16, 2, 151936, True), 3_754_622_976),
