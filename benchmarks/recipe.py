@@ -21,7 +21,7 @@ from cinema_jax.config import Config, parse
 from cinema_jax.config.augment import AugmentConfig
 from cinema_jax.data.augment import augment_reference
 from cinema_jax.data.example import Reference
-from cinema_jax.data.pipeline import Preprocessor, mllm_room
+from cinema_jax.data.preprocessor import Preprocessor, mllm_room
 from cinema_jax.diffusion import flow
 from cinema_jax.experiment.run import Run
 from cinema_jax.planning import cost

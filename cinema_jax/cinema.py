@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cinema_jax.config import Config
 from cinema_jax.devices import sharding
@@ -15,6 +15,7 @@ from cinema_jax.diffusion.discrete import as_velocity
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
 from cinema_jax.models.backbone import Backbone
+from cinema_jax.models.clip.model import squashed
 from cinema_jax.models.layers import TIMESTEPS
 from cinema_jax.models.numerics import at_least_fp32
 from cinema_jax.models.qwen_vl.model import MLLMInputs
@@ -30,6 +31,12 @@ class Conditions(NamedTuple):
     text: Float[Array, "B T D"]
     entities: Float[Array, "B K H W C"]
     entity_lengths: Int[Array, "B"]
+    # For transformers that read more (Wan's I2V kind, BindWeave): what stands beside the noise in the video's channels,
+    # CLIP's tokens of the references, and the MLLM's states with how many of them are those of each sample.
+    channels: Float[Array, "B F H W C2"] | None = None
+    images: Float[Array, "B I Di"] | None = None
+    states: Float[Array, "B L Dm"] | None = None
+    state_lengths: Int[Array, "B"] | None = None
 
 
 class Cinema:
@@ -113,20 +120,68 @@ class Cinema:
 
     def conditions(self, params: Params, batch: Batch) -> Conditions:
         """What `batch` (see `data/pipeline.py`) tells the transformer, by the configured conditioner."""
-        if self.config.condition.conditioner == "mllm":
+        reader = self.config.condition.conditioner
+        if reader == "mllm":
             text = self.read_prompt(params, batch)
         else:
             text = self.encode_caption(params, batch["prompt_tokens"])
-        return self._beside(params, text, batch)
+        told = self._beside(params, text, batch)
+        if reader != "both":
+            return told
+        return told._replace(states=self.prompt_states(params, batch), state_lengths=batch["lengths"])
 
     def _beside(self, params: Params, text: Float[Array, "B T D"], batch: Batch) -> Conditions:
         """Text, and the references of `batch` as visual entities."""
         if not self.config.condition.entities or batch["references"].shape[1] == 0:
             return self.without_entities(text)
-        entities = self.encode_references(params, batch["references"])
-        if self.config.condition.empty_references == "zeros":
-            entities = jnp.where(batch["entities_shown"][:, None, None, None, None], entities, 0)
-        return Conditions(text, entities, batch["entity_lengths"])
+        condition, lengths = self.config.condition, batch["entity_lengths"]
+        entities, count = self.encode_references(params, batch["references"]), batch["references"].shape[1]
+        if condition.empty_references == "absent":
+            return Conditions(text, entities, lengths)
+        seen = batch["entities_shown"][:, None] & (jnp.arange(count) < lengths[:, None])
+        entities = jnp.where(seen[..., None, None, None], entities, 0)
+        if condition.empty_references == "slots":
+            lengths = jnp.full_like(lengths, count)
+        if condition.reference_channels == "latents":
+            return Conditions(text, entities, lengths)
+        entities, channels = self._masked(params, entities, jnp.where(seen[..., None], batch["areas"], 0), batch)
+        return Conditions(text, entities, lengths, channels, self.picture_tokens(params, batch["references"], seen))
+
+    def _masked(
+        self, params: Params, latents: Float[Array, "B K H W C"], areas: Int[Array, "B K 4"], batch: Batch
+    ) -> tuple[Float[Array, "B K H W C2"], Float[Array, "B F H W C3"]]:
+        """References with the channels of a network of Wan's I2V kind, and what the video has beside its noise.
+
+        These are a mask and latents: of a reference where its picture lies, and its own; of the video nothing that is
+        given, and those of a clip in mid-grey.
+
+        Args:
+            areas: left, top, right and bottom of the pictures, in pixels.
+        """
+        scale, (height, width) = self.part_configs["vae"].spatial_compression, latents.shape[2:4]
+        left, top, right, bottom = (x[..., None] for x in jnp.unstack(areas, axis=-1))
+        # The nearest pixel to a latent is the first of those it stands for.
+        rows, columns = scale * jnp.arange(height), scale * jnp.arange(width)
+        mask = ((top <= rows) & (rows < bottom))[..., :, None] & ((left <= columns) & (columns < right))[..., None, :]
+        noise = jnp.zeros_like(latents)
+        # As many channels as frames of a latent, of which a picture has one.
+        rest = self.part_configs["dit"].in_channels - 2 * latents.shape[-1]
+        mask = jnp.pad(mask[..., None].astype(latents.dtype), [(0, 0)] * 4 + [(0, rest - 1)])
+        grey = jnp.zeros((1, batch["frames_given"].shape[1], scale * height, scale * width, 3), self.dtype)
+        clip = self.part(params, "vae").encode(grey)
+        channels = jnp.pad(clip, [(0, 0)] * 4 + [(rest, 0)])
+        channels = jnp.broadcast_to(channels, (len(latents), *channels.shape[1:]))
+        return jnp.concatenate([noise, mask, latents], axis=-1), channels
+
+    def picture_tokens(
+        self, params: Params, references: UInt8[Array, "B K height width 3"], seen: Bool[Array, "B K"]
+    ) -> Float[Array, "B I D"]:
+        """CLIP's tokens of all references, before its last layer; of those that are not `seen`, as many zeros."""
+        clip = self.part(params, "clip")
+        size = self.part_configs["clip"].image_size
+        tokens = jax.lax.map(lambda pictures: clip(squashed(pictures, size)), references.swapaxes(0, 1))
+        tokens = jnp.where(seen[..., None, None], tokens.swapaxes(0, 1), 0)
+        return tokens.reshape(len(tokens), -1, tokens.shape[-1])
 
     def pretrain_conditions(self, params: Params, batch: Batch) -> Conditions:
         """The caption through T5, with the references that `config.pretrain.references` shows."""
@@ -159,10 +214,13 @@ class Cinema:
 
     def _transform(self, params: Params, video: Array, time: Array, conditions: Conditions) -> Array:
         dit: Backbone = self.part(params, "dit")
-        text, entities, lengths = conditions
-        narrow = (x.astype(self.dtype) for x in (video, text, entities))
+        text, entities, lengths, channels, *_ = conditions
+        noisy = video if channels is None else jnp.concatenate([video, channels.astype(video.dtype)], axis=-1)
+        narrow = (x.astype(self.dtype) for x in (noisy, text, entities))
+        more = {"images": conditions.images, "states": conditions.states, "state_lengths": conditions.state_lengths}
+        more = {name: x for name, x in more.items() if x is not None}
         # Between the steps of a sampler, and in the loss, velocities are as wide as the video.
-        return dit(*narrow, lengths, time).astype(video.dtype)
+        return dit(*narrow, lengths, time, **more).astype(video.dtype)
 
 
 def to_float(video: UInt8[Array, "..."]) -> Float[Array, "..."]:

@@ -8,7 +8,7 @@ from cinema_jax.commands import command, usage
 from cinema_jax.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
-PRESETS = ("none", "phantom")
+PRESETS = ("none", "phantom", "bindweave")
 LAYOUTS = ("diffusers", "original")
 EXAMPLES = {
     "import": "--source=CogVideoX-2b --source=Qwen2-VL-2B-Instruct --output=checkpoint",
@@ -43,8 +43,8 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
     sub.add_argument(
         "--preset",
         choices=PRESETS,
-        help="How the transformer reads references: phantom for Phantom's and RefAlign's weights; by default as the "
-        "name of the .safetensors file says.",
+        help="How the transformer reads references: phantom for Phantom's and RefAlign's weights, bindweave for "
+        "BindWeave's; by default as the weights or the name of the .safetensors file say.",
     )
     sub.set_defaults(function=_import)
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from cinema_jax.cinema import Batch, Cinema, Params
 from cinema_jax.data.example import Source
 from cinema_jax.data.output import write_video
-from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.diffusion.flow import sample_noise
 from cinema_jax.diffusion.guidance import Branch, guidance_coefficients
 from cinema_jax.experiment.run import Run

@@ -154,7 +154,7 @@ def spoiled(folder, copy, file, **changes):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("model_index.json", {"_class_name": "WanImageToVideoPipeline"}, "accepted: CogVideoXPipeline, WanPipeline"),
+        ("model_index.json", {"_class_name": "WanVACEPipeline"}, "accepted: CogVideoXPipeline, WanPipeline, WanImage"),
         ("model_index.json", {"boundary_ratio": 0.875}, "two transformers of a Wan2.2, which are not read yet"),
         ("model_index.json", {"expand_timesteps": True}, "Wan2.2 whose tokens have times of their own"),
         ("transformer/config.json", {"_class_name": "WanVACETransformer3DModel"}, "_class_name is 'WanVACE"),

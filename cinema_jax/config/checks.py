@@ -98,6 +98,13 @@ def _validate(config: Config) -> None:
         raise InputError(
             "config.data.crop_references is True; with config.data.references_like_video whole pictures are shown"
         )
+    if config.condition.reference_channels == "masked" and (not data.references_like_video or data.enlarge_references):
+        raise InputError(
+            "config.condition.reference_channels is 'masked', for which a reference stands in the video's size: it "
+            "needs config.data.references_like_video=True and config.data.enlarge_references=False"
+        )
+    if not all(0 < scale <= 1 for scale in config.condition.mllm_scales):
+        raise InputError(f"config.condition.mllm_scales is {config.condition.mllm_scales}; both must be in (0, 1]")
     if data.source in ("folder", "records") and not data.path:
         held = "manifest.jsonl" if data.source == "folder" else "what cinema_jax.prepare wrote"
         raise InputError(

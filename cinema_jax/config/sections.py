@@ -1,9 +1,11 @@
 """The sections of a config: frozen dataclasses, each field documented once."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from cinema_jax.config.augment import AugmentConfig
+from cinema_jax.config.condition import ConditionConfig
+from cinema_jax.config.fields import option, section
 from cinema_jax.config.optimizer import OptimizerConfig
 from cinema_jax.diffusion.config import Prediction, Solver, Spacing, Times
 from cinema_jax.diffusion.schedule import NoiseSchedule
@@ -24,16 +26,6 @@ ON_CLIPS = ("pretrain", "finetune")
 
 # Those whose examples are texts and references of videos: they drop some, and can be planned without data.
 CONDITIONED = ("pretrain", "align", "finetune")
-
-
-def option(default: Any, doc: str) -> Any:
-    """A documented field."""
-    return dataclasses.field(default=default, metadata={"doc": doc})
-
-
-def section(default: Any, doc: str) -> Any:
-    """A documented field that holds a section of fields; `default` builds it."""
-    return dataclasses.field(default_factory=default, metadata={"doc": doc})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +64,14 @@ class DataConfig:
         False,
         "Whether a reference's place is as large as the video, and its whole picture enlarged as far as it fits, as "
         "Phantom was trained. Then reference_height, reference_width and crop_references say nothing.",
+    )
+    enlarge_references: bool = option(
+        True,
+        "With references_like_video: whether small pictures are enlarged; off: they keep their size, as BindWeave was "
+        "trained.",
+    )
+    background: Literal["white", "black"] = option(
+        "white", "What readers of a reference see around its picture, and where that is transparent."
     )
     max_references: int = option(3, "Largest number of references of an example.")
     buckets: tuple[tuple[int, int, int, int], ...] = option(
@@ -122,43 +122,6 @@ class WeightsConfig:
     dit: str = option("", "The video transformer.")
     tokenizer: str = option("packaged", "The MLLM's tokenizer.")
     t5_tokenizer: str = option("packaged", "The T5's tokenizer.")
-
-
-@dataclasses.dataclass(frozen=True)
-class ConditionConfig:
-    """How prompt and references reach the video transformer."""
-
-    conditioner: Literal["mllm", "t5"] = option("mllm", "What reads the prompt; t5 is the paper's ablation.")
-    entities: bool = option(True, "Whether references enter as visual entity tokens; off is the paper's ablation.")
-    empty_references: Literal["absent", "zeros"] = option(
-        "absent",
-        "What dropped references, and guidance without them, leave in the place of visual entity tokens: nothing, or "
-        "as many of zero latents (Phantom). The multimodal LLM sees no pictures then.",
-    )
-    aligner_init: Literal["aligned", "random"] = option("aligned", "Where finetune takes the AlignerNet from.")
-    mllm_layer: int = option(-1, "Which hidden state of the MLLM is read; -1: the last.")
-    template: Literal["demo", "qwen"] = option("demo", "The instruction template: short words, or the full chat.")
-    mllm_tokens: int = option(512, "Tokens of the MLLM's input: instruction, references and prompt, padding included.")
-    truncate: bool = option(
-        False,
-        "Whether texts that are too long for text_tokens or mllm_tokens are cut in training, each with its line in the "
-        "log; off: they are refused, before anything is encoded or trained.",
-    )
-    answer_tokens: int = option(64, "Further tokens for the answer, in the mllm stage.")
-    mllm_patches: int = option(192, "Image patches of one sample, over all its references.")
-    mllm_max_pixels: int = option(112 * 112, "Pixel cap of one reference as the MLLM sees it.")
-    mllm_min_pixels: int = option(56 * 56, "Smaller references are enlarged to this many pixels for the MLLM.")
-    text_tokens: int = option(226, "Tokens of the text block: T5's length and the AlignerNet's latents.")
-    clean_text: bool = option(
-        False,
-        "Whether texts are cleaned before T5 reads them, as Wan was trained: wrongly decoded characters repaired, "
-        "HTML's escapes undone, all white space single.",
-    )
-    text_dropout: float = option(0.1, "How often training replaces the prompt by the empty one, and that alone.")
-    reference_dropout: float = option(0.05, "How often it leaves the references out, and those alone.")
-    joint_dropout: float = option(
-        0.1, "How often it does both at once: the case that guidance is measured from at every step of the sampler."
-    )
 
 
 @dataclasses.dataclass(frozen=True)

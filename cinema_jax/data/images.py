@@ -17,6 +17,9 @@ MARGIN = 0.05
 FAINT = 8
 # A small picture of a subject is enlarged up to this factor: beyond it a network would see blots.
 MOST_ENLARGED = 3.0
+WHITE = 255
+# Pixels of a large picture: see `scaled`.
+LARGE = 1280 * 720
 # Beyond this the picture is a strip in which no network sees a subject.
 MAX_ASPECT_RATIO = 20.0
 # Modes that hold more than 8 bits in one channel: `convert("RGB")` would clip these, not scale them.
@@ -130,37 +133,78 @@ def fitted(
     height: int,
     width: int,
     enlarged: float = MOST_ENLARGED,
+    level: int = WHITE,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The whole picture on white, as large as fits but at most `enlarged` times its size, centred."""
-    return _fit(Image.fromarray(on_white(image, mask)), height, width, enlarged)
+    """The whole picture on grey of `level`, as large as fits but at most `enlarged` times its size, centred."""
+    return _fit(Image.fromarray(on_grey(image, mask, level)), height, width, enlarged, level)
 
 
 def letterbox(
-    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None, height: int, width: int
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"] | None,
+    height: int,
+    width: int,
+    level: int = WHITE,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The box around the mask, never enlarged, centred on white; no mask: all of the picture."""
-    picture = Image.fromarray(on_white(image, mask))
-    # What the box leaves out is white: a subject gets as many of the few visual tokens as there are.
-    return _fit(picture.crop(None if mask is None else subject_box(mask)), height, width, 1.0)
+    """The box around the mask, never enlarged, centred on grey of `level`; no mask: all of the picture."""
+    picture = Image.fromarray(on_grey(image, mask, level))
+    # What the box leaves out is grey: a subject gets as many of the few visual tokens as there are.
+    return _fit(picture.crop(None if mask is None else subject_box(mask)), height, width, 1.0, level)
 
 
-def _fit(picture: Image.Image, height: int, width: int, enlarged: float) -> UInt8[np.ndarray, "height width 3"]:
+def _fit(
+    picture: Image.Image, height: int, width: int, enlarged: float, level: int
+) -> UInt8[np.ndarray, "height width 3"]:
     scale = min(enlarged, height / picture.height, width / picture.width)
     if scale != 1.0:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         # `reducing_gap`: average whole blocks first, which for large photographs is several times faster.
         picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    canvas = Image.new("RGB", (width, height), (255, 255, 255))
+    canvas = Image.new("RGB", (width, height), 3 * (level,))
     canvas.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
     return np.asarray(canvas)
 
 
+def shrunk(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int, level: int
+) -> tuple[UInt8[np.ndarray, "height width 3"], Box]:
+    """The whole picture, never enlarged, centred on grey of `level`, and its box; rounded as BindWeave does."""
+    tall, wide = image.shape[:2]
+    ratio = min(1.0, width / wide, height / tall)
+    size = max(1, int(wide * ratio)), max(1, int(tall * ratio))
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    canvas = Image.new("RGB", (width, height), 3 * (level,))
+    canvas.paste(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS), (left, top))
+    return np.asarray(canvas), (left, top, left + size[0], top + size[1])
+
+
+def scaled(image: UInt8[np.ndarray, "h w 3"], small: float, large: float) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """A picture with its sides times `small` or, if it has more than 1280 x 720 pixels, times `large`."""
+    height, width = scaled_size(*image.shape[:2], small, large)
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def scaled_size(height: int, width: int, small: float, large: float) -> tuple[int, int]:
+    """The size that `scaled` gives a picture of this one."""
+    scale = large if height * width > LARGE else small
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
 def on_white(image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with everything outside its mask white."""
+    return on_grey(image, mask, WHITE)
+
+
+def on_grey(
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None, level: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The same in grey of `level`: 0 is black."""
     if mask is None:
         return image
     inside = mask[..., None].astype(np.uint16)
-    return ((image * inside + 255 * (255 - inside) + 127) // 255).astype(np.uint8)
+    return ((image * inside + level * (255 - inside) + 127) // 255).astype(np.uint8)
 
 
 def open_image(path: Path) -> Image.Image:

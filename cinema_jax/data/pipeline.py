@@ -6,21 +6,14 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
-from transformers import PreTrainedTokenizerBase
+from jaxtyping import Float32
 
-from cinema_jax.config import Config, dropout
+from cinema_jax.config import dropout
 from cinema_jax.data.augment import augment_reference
-from cinema_jax.data.example import Conditions, GroupedSource, LocatedSource, Reference, Source
-from cinema_jax.data.images import cropped, fitted, letterbox, on_white
-from cinema_jax.data.texts import clean
+from cinema_jax.data.example import Conditions, GroupedSource, LocatedSource, Source
+from cinema_jax.data.preprocessor import Arrays, Preprocessor
 from cinema_jax.data.worker import bucket_of
 from cinema_jax.errors import InputError
-from cinema_jax.inputs.texts import check_whole, unknown_words
-from cinema_jax.models.qwen_vl.config import VisionConfig
-from cinema_jax.models.qwen_vl.processing import Processor
-
-Arrays = dict[str, np.ndarray]
 
 
 @runtime_checkable
@@ -34,153 +27,6 @@ class DescribingSource(Source, Protocol):
     def portrait_task(self, index: int, rng: np.random.Generator) -> tuple[Sequence[np.ndarray], str, str]:
         """One picture."""
         ...
-
-
-def mllm_room(config: Config, vision: VisionConfig) -> tuple[int, int]:
-    """Tokens and patches of the MLLM's input: in a bucket of few references there is no room for others.
-
-    A picture is as large as beside the most references that any bucket has, and as much room is left for the text.
-    """
-    data, condition = config.data, config.condition
-    if not data.buckets:
-        return condition.mllm_tokens, condition.mllm_patches
-    one = condition.mllm_max_pixels // vision.pixel_unit**2 * vision.merge_unit
-    most = min(condition.mllm_patches, max(references for *_, references in data.buckets) * one)
-    patches = min(condition.mllm_patches, data.max_references * one)
-    return condition.mllm_tokens - max(0, most - patches) // vision.merge_unit, patches
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessor:
-    """Turns texts and pictures into what the networks read. The same object serves training and sampling."""
-
-    config: Config
-    # For the MLLM; None where T5 alone reads the prompt.
-    processor: Processor | None
-    # None where only the MLLM's lengths are asked for.
-    t5_tokenizer: PreTrainedTokenizerBase | None
-    # Whether texts that are too long are cut; else `InputError`.
-    truncate: bool = False
-
-    def whole(self) -> "Preprocessor":
-        """The same, which cuts no text: whoever asks for a video is told that the prompt is too long."""
-        processor = None if self.processor is None else dataclasses.replace(self.processor, truncate=False)
-        return dataclasses.replace(self, processor=processor, truncate=False)
-
-    def text(self, text: str) -> tuple[Int32[np.ndarray, "T"], int]:
-        """T5 token ids of `text`, padded to the text block, and how many of them are real."""
-        length = self.config.condition.text_tokens
-        check_whole(text, "the text")
-        tokens = list(self.t5_tokenizer(self._cleaned(text))["input_ids"])
-        if not tokens or tokens[-1] != self.t5_tokenizer.eos_token_id:
-            tokens.append(self.t5_tokenizer.eos_token_id)
-        if self.truncate:
-            # Its end is marked all the same, as transformers does.
-            tokens = [*tokens[:-1][: length - 1], tokens[-1]]
-        if len(tokens) > length:
-            raise InputError(f"the text {text[:60]!r}... has {len(tokens)} tokens; at most {length} are accepted")
-        padding = [self.t5_tokenizer.pad_token_id] * (length - len(tokens))
-        return np.asarray(tokens + padding, np.int32), len(tokens)
-
-    def text_lengths(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens `text` makes of each, if it has room."""
-        end = self.t5_tokenizer.eos_token_id
-        cleaned = list(map(self._cleaned, texts))
-        return [len(ids) + (ids[-1:] != [end]) for ids in self.t5_tokenizer(cleaned)["input_ids"]]
-
-    def _cleaned(self, text: str) -> str:
-        return clean(text) if self.config.condition.clean_text else text
-
-    def answering(self, prompt: str, images: Sequence[np.ndarray], answer: str, alone: bool = False) -> Arrays:
-        """What the MLLM reads, continued by an answer that it should learn; with `alone`, room for one image only.
-
-        Numbers of images that the prompt gives ("the bird 2 chases the snail") are to be learned too.
-        """
-        assert self.processor is not None, "there is no MLLM to answer"
-        condition, patches = self.config.condition, self.processor.max_patches
-        length = condition.mllm_tokens + condition.answer_tokens
-        if alone:
-            patches //= self.config.data.max_references
-            length //= self.config.data.max_references
-        processor = dataclasses.replace(self.processor, max_length=length, max_patches=patches, truncate=False)
-        arrays = processor(prompt, images, answer)
-        numbers = self.processor.tokenizer.convert_tokens_to_ids([str(number + 1) for number in range(len(images))])
-        # Before it stand the numbers that the template gives.
-        last = np.flatnonzero(arrays["tokens"] == self.processor.image_token_id).max(initial=-1)
-        arrays["loss_mask"] |= np.isin(arrays["tokens"], numbers) & (np.arange(len(arrays["tokens"])) > last)
-        return arrays
-
-    def conditions(self, prompt: str, references: Sequence[Reference], shown: bool = True) -> Arrays:
-        """One sample's prompt and references, as they were read, for MLLM, VAE and (ablation) T5."""
-        return self.laid_out(prompt, [self.cropped(reference) for reference in references], shown)
-
-    def at(self, height: int, width: int) -> "Preprocessor":
-        """The same for videos of another size."""
-        data = dataclasses.replace(self.config.data, height=height, width=width)
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
-
-    def check(self, prompt: str, references: Sequence[Reference]) -> None:
-        """Raises as `conditions` would, without any pixels: a text that is too long, or too many references."""
-        self._check_count(references)
-        if self.processor is not None:
-            self.processor.check(prompt, [self.cropped(reference).image.shape[:2] for reference in references])
-        if self.config.condition.conditioner == "t5":
-            self.text(prompt)
-
-    def unknown(self, prompt: str) -> list[str]:
-        """The words of a prompt that its reader's tokenizer does not know."""
-        reads = self.config.condition.conditioner == "mllm" and self.processor is not None
-        return unknown_words(self.processor.tokenizer, prompt) if reads else self.unknown_to_t5(prompt)
-
-    def unknown_to_t5(self, text: str) -> list[str]:
-        """The words of a text that T5's tokenizer does not know."""
-        return unknown_words(self.t5_tokenizer, self._cleaned(text))
-
-    def cropped(self, reference: Reference) -> Reference:
-        """What all readers are shown of a picture; before augmentation, so that training and sampling agree."""
-        if not self.config.data.crop_references:
-            return reference
-        image, mask = cropped(reference.image, reference.mask)
-        return dataclasses.replace(reference, image=image, mask=mask)
-
-    def seen(self, references: Sequence[Reference]) -> UInt8[np.ndarray, "K height width 3"]:
-        """References, as they were read, as the video's encoder sees them."""
-        arrays = self.entities([self.cropped(reference) for reference in references])
-        return arrays["references"][: len(references)]
-
-    def laid_out(self, prompt: str, references: Sequence[Reference], shown: bool = True) -> Arrays:
-        """The same of references that are cropped, and perhaps augmented.
-
-        No text is the empty prompt. References that are not `shown` are none in the MLLM's input, and beside the video
-        none or zeros, as the config says. Training's dropped conditions and sampling's null branches both come from
-        here, so they are the same arrays.
-        """
-        arrays = self.entities(references, shown)
-        if self.processor is not None:
-            arrays |= self.processor(prompt, [on_white(r.image, r.mask) for r in references if shown])
-        if self.config.condition.conditioner == "t5":
-            arrays["prompt_tokens"] = self.text(prompt)[0]
-        return arrays
-
-    def entities(self, references: Sequence[Reference], shown: bool = True) -> Arrays:
-        """One sample's references for the VAE; they are cropped already."""
-        data, zeros = self.config.data, self.config.condition.empty_references == "zeros"
-        references = references if shown or zeros else ()
-        self._check_count(references)
-        size = data.reference_size
-        boxes = np.full((data.max_references, *size, 3), 255, np.uint8)
-        for i, reference in enumerate(references):
-            if data.references_like_video:
-                boxes[i] = fitted(reference.image, reference.mask, *size, enlarged=np.inf)
-            else:
-                boxes[i] = (fitted if data.crop_references else letterbox)(reference.image, reference.mask, *size)
-        arrays = {"references": boxes, "entity_lengths": np.int32(len(references))}
-        return arrays | {"entities_shown": np.bool_(shown)} if zeros else arrays
-
-    def _check_count(self, references: Sequence[Reference]) -> None:
-        most = self.config.data.max_references
-        if len(references) > most:
-            raise InputError(f"{len(references)} references were given; at most {most} are accepted")
 
 
 @dataclasses.dataclass(frozen=True)

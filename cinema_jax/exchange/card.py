@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cinema_jax.experiment import parts
+from cinema_jax.experiment.fit import reads_states
 from cinema_jax.experiment.pipelines import FOLDERS, OWN_PIPELINE
 from cinema_jax.experiment.run import Run
 from cinema_jax.experiment.standing import Standing
@@ -39,6 +40,8 @@ from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("DIR")  # text only: references need cinema_jax"""
 
+_READERS = {"mllm": "the multimodal LLM", "t5": "T5", "both": "the multimodal LLM and T5"}
+
 
 def model_card(standing: Standing, names: Iterable[str], pipeline: str) -> str:
     """The card in Markdown.
@@ -51,7 +54,7 @@ def model_card(standing: Standing, names: Iterable[str], pipeline: str) -> str:
     run, names = standing.run, list(names)
     config = run.config
     snippet = "\n".join(_loading(run, names)) if pipeline == OWN_PIPELINE else _PIPELINE.format(pipeline=pipeline)
-    reads = "mllm" in names and config.condition.conditioner == "mllm"
+    reads = "mllm" in names and config.condition.conditioner != "t5"
     task = "image-to-video" if reads else "text-to-video"
     reference = " --reference=a.png --reference=b.png" if reads else ""
     text = _HEAD.format(title="A CINEMA checkpoint", task=task, snippet=snippet, reference=reference)
@@ -59,7 +62,7 @@ def model_card(standing: Standing, names: Iterable[str], pipeline: str) -> str:
     facts = [
         ("video", f"{data.frames} frames of {data.width} x {data.height} at {data.fps:g} frames/s"),
         ("prediction", config.flow.prediction),
-        ("prompt is read by", "the multimodal LLM" if config.condition.conditioner == "mllm" else "T5"),
+        ("prompt is read by", _READERS[config.condition.conditioner]),
         ("references as visual entity tokens", "yes" if config.condition.entities else "no"),
     ]
     rows = [f"| {name} | {value} |" for name, value in facts]
@@ -73,6 +76,8 @@ def model_card(standing: Standing, names: Iterable[str], pipeline: str) -> str:
 def _loading(run: Run, names: Iterable[str]) -> Iterable[str]:
     known = [name for name in ("dit", "vae", "t5") if name in names]
     configs = {name: run.part_config(name) for name in known}
+    # No class of diffusers reads an MLLM's states.
+    configs = {name: config for name, config in configs.items() if not reads_states(config)}
     kinds = {name: parts.kind_of(name, config).names[0] for name, config in configs.items()}
     if "t5" in kinds:
         kinds["t5"] = CLASSES[configs["t5"].model_type]

@@ -19,6 +19,7 @@ from cinema_jax.experiment.pipelines import CINEMA, FOLDERS, FORMAT, INDEX, OWN_
 from cinema_jax.experiment.released import RELEASED, scheduler_of
 from cinema_jax.experiment.run import Run
 from cinema_jax.experiment.standing import Standing, Weights, stands_for
+from cinema_jax.models.clip.weights import CLASS
 from cinema_jax.models.t5.weights import CLASSES
 from cinema_jax.weights import shards
 from cinema_jax.weights.rules import Published, publish
@@ -201,6 +202,8 @@ def _model_index(
     for name in ("dit", "vae"):
         if name in prepared:
             index[FOLDERS[name]] = ["diffusers", prepared[name].values["_class_name"]]
+    if "clip" in prepared:
+        index[FOLDERS["clip"]] = ["transformers", CLASS]
     return index
 
 

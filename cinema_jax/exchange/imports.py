@@ -47,15 +47,15 @@ def import_checkpoint(folders: Sequence[Path], output: Path, preset: str | None 
             refuse_unfinished(run, f"--source={folder}")
     source = find_all(folders)
     found = {name: folder for name, folder in source.parts.items() if name in parts.KINDS}
-    configs = {name: parts.read_config(name, folder) for name, folder in found.items()}
+    configs = {name: parts.completed_config(name, where, source.files.get(name)) for name, where in found.items()}
     if wrong := [sentence for right, sentence in fits(configs) if not right]:
         raise InputError("; ".join(wrong))
     # Opened before anything is written: what is wrong with any of them is said now.
     weights = {name: parts.read(name, configs[name], source.files.get(name, folder)) for name, folder in found.items()}
     config = source.run.config if source.run else parse(default())
     if preset is None:
-        preset = preset_of(source.files["dit"]) if "dit" in source.files else "none"
-    config = with_preset(config, configs.get("dit"), preset)
+        preset = preset_of(configs.get("dit"), source.files.get("dit"))
+    config = with_preset(config, configs.get("dit"), preset, found)
     mesh = sharding.make_mesh(data=1, fsdp=-1)
     with new_folder(output) as partial:
         for name, arrays in weights.items():
@@ -63,6 +63,10 @@ def import_checkpoint(folders: Sequence[Path], output: Path, preset: str | None 
             if jax.process_index() == 0:
                 copy_companions(found[name], folder)
                 copy(found[name], "config.json", folder)
+                if configs[name] != parts.read_config(name, folder):
+                    # What it does not say, and the tensors do.
+                    said, whole = folder / "config.json", parts.kind_of(name, configs[name]).config_to_hf(configs[name])
+                    parts.write_json(said, whole | parts.read_json(said))
             together(f"import {name}")
             placed = sharding.place(arrays, mesh)
             ocp.save_checkpointables(folder / parts.STORED.parent, {parts.STORED.name: placed})

@@ -22,7 +22,7 @@ def inspect(folders: list[Path]) -> Iterator[str]:
             yield f"{name}: {folder}"
             continue
         try:
-            configs[name] = parts.read_config(name, folder)
+            configs[name] = parts.completed_config(name, folder, source.files.get(name))
             # Of a run that is not finished, what it has trained by now.
             own = standing is not None and standing.run.folder(name) == folder
             folder = standing.origin(name) if own else source.files.get(name, folder)

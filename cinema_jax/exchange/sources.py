@@ -67,7 +67,8 @@ def find(folder: Path) -> Source:
 def find_all(folders: Sequence[Path]) -> Source:
     """Several folders as one; the first that says how its parts work together is the one that counts.
 
-    Beside folders one `.safetensors` file may stand: the tensors of another transformer of the same shape.
+    A transformer's own folder takes the place of a pipeline's transformer. Beside folders one `.safetensors` file may
+    stand: the tensors of another one of the same shape.
 
     Raises:
         InputError: two of them hold the same part, or a file has no folder to belong to.
@@ -75,8 +76,11 @@ def find_all(folders: Sequence[Path]) -> Source:
     files = [folder for folder in folders if folder.is_file()]
     sources = [find(folder) for folder in folders if folder not in files]
     found: dict[str, Path] = {}
+    alone = any(source.run is None and "dit" in source.parts for source in sources)
     for source in sources:
         for name, where in source.parts.items():
+            if name == "dit" and alone and is_pipeline(source.folder):
+                continue
             if name in found and found[name] != where:
                 raise InputError(f"there is a {name} both in {found[name]} and in {where}; name one of them")
             found[name] = where

@@ -74,6 +74,8 @@ class Kind:
     stem: str = "model"
     # The rules that write other published names than the library's, where there are such.
     original: Callable[[Any], Sequence[rules.Rule]] | None = None
+    # The config of a network by its tensors too, where its published config.json does not say all.
+    completed: Callable[[Any, Callable[[], Tensors]], Any] = lambda config, tensors: config
     # What published files carry twice, taken out after reading and put back before writing.
     after_reading: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
     before_writing: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
@@ -167,6 +169,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             wan_weights.config_to_hf,
             stem=DIFFUSERS,
             original=wan_weights.original_table,
+            completed=wan_weights.completed,
             after_reading=wan_weights.matching,
         ),
     ),
@@ -208,6 +211,21 @@ def read_config(name: str, folder: Path) -> Any:
         return (named or KINDS[name])[0].config_from_hf(values)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{file} does not describe a {name} this project knows: {error}") from error
+
+
+def completed_config(name: str, folder: Path, weights: Path | None = None) -> Any:
+    """The config of a part by its config.json and, where that does not say all, by its tensors.
+
+    Args:
+        weights: the folder or file of its tensors; the part's own folder if None.
+
+    Raises:
+        InputError: as `read_config`, or a file is damaged.
+    """
+    config = read_config(name, folder)
+    if (folder / STORED).is_dir() and weights is None:
+        return config
+    return kind_of(name, config).completed(config, lambda: open_tensors(weights or folder))
 
 
 def published_name(values: Mapping[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ from cinema_jax.diffusion.schedule import (
 )
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
+from cinema_jax.experiment.fit import reads_pictures
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
 from cinema_jax.models.wan.config import WanVAEConfig
@@ -37,6 +38,8 @@ class Released:
     text: str
     # The classes of schedulers that it takes.
     schedulers: tuple[str, ...]
+    # Whether it has such a transformer, by its config.
+    reads: Callable[[Any], bool]
     # The config that samples a folder as diffusers does by default, of the folder, its index and its scheduler.
     values: Callable[[Path, Mapping[str, Any], Mapping[str, Any]], ConfigDict]
 
@@ -44,9 +47,8 @@ class Released:
         """Whether it opens a folder with parts of these configs, by their names, and a scheduler of this class."""
         if not {"dit", "vae", "t5"} <= configs.keys() or scheduler not in self.schedulers:
             return False
-        return (type(configs["dit"]), type(configs["vae"])) == (self.dit, self.vae) and (
-            configs["t5"].model_type == self.text
-        )
+        kinds = type(configs["dit"]), type(configs["vae"]), configs["t5"].model_type
+        return kinds == (self.dit, self.vae, self.text) and self.reads(configs["dit"])
 
 
 def _text_alone() -> ConfigDict:
@@ -105,9 +107,20 @@ RELEASED = (
         CogVideoXVAEConfig,
         "t5",
         tuple(SCHEDULERS.values()),
+        lambda dit: True,
         _cogvideox,
     ),
-    Released("WanPipeline", WanConfig, WanVAEConfig, "umt5", (FLOW_SCHEDULER, EULER_SCHEDULER), _wan),
+    Released(
+        "WanPipeline",
+        WanConfig,
+        WanVAEConfig,
+        "umt5",
+        (FLOW_SCHEDULER, EULER_SCHEDULER),
+        lambda dit: not reads_pictures(dit),
+        _wan,
+    ),
+    # Read for its parts, which BindWeave's transformer goes with, and never written.
+    Released("WanImageToVideoPipeline", WanConfig, WanVAEConfig, "umt5", (), lambda dit: False, _wan),
 )
 
 

@@ -31,20 +31,20 @@ from cinema_jax.data.captions import Captions
 from cinema_jax.data.critters.grammar import vocabulary
 from cinema_jax.data.example import Source
 from cinema_jax.data.folder import Folder
-from cinema_jax.data.pipeline import Preprocessor, mllm_room
+from cinema_jax.data.preprocessor import Preprocessor, mllm_room
 from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import amending, parts, results
-from cinema_jax.experiment.fit import fits, takes_text
+from cinema_jax.experiment.fit import I2V_ALONE, fits, reads_pictures, takes_text
 from cinema_jax.experiment.pipelines import FOLDERS, is_pipeline, pipeline_config
 from cinema_jax.experiment.sources import SOURCES, Wanted, folder_clips
 from cinema_jax.inputs.places import check_workdir
-from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor, Template
+from cinema_jax.models.qwen_vl.processing import TEMPLATES, Processor, Template
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer, load_tokenizer
 from cinema_jax.weights.rules import Array
 
 # Fields of a part that no published config has: they always come from the run's own config.
-OWN_FIELDS = {"dit": ("entity_time", "entity_index", "sequence_multiple", "remat")}
+OWN_FIELDS = {"dit": ("entity_time", "entity_index", "reference_times", "sequence_multiple", "remat")}
 # Seconds that it may take to move a stage's result to its place, on slow disks.
 _MOVING = 30.0
 # Who reads the tokens of each tokenizer.
@@ -135,6 +135,11 @@ class Run:
         was trained as it is (`amending.py`). InputError names the fields in which the configs differ.
         """
         check_workdir(workdir)
+        if config.condition.conditioner == "both":
+            raise InputError(
+                "config.condition.conditioner is 'both', with which videos are generated and nothing is trained: take "
+                "mllm or t5"
+            )
         cls(config, workdir).check_prediction()
         distributed.agree("their --config", to_dict(config))
         distributed.in_first(lambda: cls._enter(config, workdir, amend))
@@ -344,6 +349,8 @@ class Run:
             )
         if wrong := [sentence for right, sentence in fits(configs) if not right]:
             raise InputError("; ".join(wrong))
+        if reads_pictures(configs.get("dit")) and self.config.condition.reference_channels == "latents":
+            raise InputError(f"the transformer of {self.folder('dit')} {I2V_ALONE}")
 
     def params(self, part: str, afresh: bool = False) -> dict[str, Array]:
         """A part's weights in fp32, drawn now, as where there are none or `afresh`; or read when somebody asks."""
@@ -371,11 +378,11 @@ class Run:
     @property
     def template(self) -> Template:
         """The instruction around prompt and references."""
-        return DEMO_TEMPLATE if self.config.condition.template == "demo" else Template()
+        return TEMPLATES[self.config.condition.template]
 
     def preprocessor(self) -> Preprocessor:
         """What turns prompts and references into arrays."""
-        reads = self.config.condition.conditioner == "mllm" or "mllm" in self.config.stages
+        reads = self.config.condition.conditioner != "t5" or "mllm" in self.config.stages
         return Preprocessor(
             self.config,
             self.processor() if reads else None,

@@ -17,7 +17,7 @@ _MOST_BLOCKS, _MOST_STAGES = 64, 16
 # Of one field of a config. Lists, which notes have, may be longer.
 MOST_VALUES = 4096
 # Numbers of things, which begin with 0; all others are sizes.
-_FROM_0 = ("image_token_id", "fullatt_block_indexes", "image_embed_dim")
+_FROM_0 = ("image_token_id", "fullatt_block_indexes", "image_embed_dim", "mllm_embed_dim")
 _MOST_OF = {
     **dict.fromkeys(("num_layers", "num_hidden_layers", "depth"), MOST_LAYERS),
     **dict.fromkeys(("num_res_blocks", "layers_per_block", "blocks", "deep_blocks"), _MOST_BLOCKS),

@@ -12,7 +12,8 @@ from jaxtyping import Float32, UInt8
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters.grammar import vocabulary
 from cinema_jax.data.example import Conditions
-from cinema_jax.data.pipeline import Examples, Preprocessor, mllm_room
+from cinema_jax.data.pipeline import Examples
+from cinema_jax.data.preprocessor import Preprocessor, mllm_room
 from cinema_jax.models.qwen_vl.processing import DEMO_TEMPLATE, Processor
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
 from cinema_jax.training.stages import STAGES

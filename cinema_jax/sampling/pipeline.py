@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from cinema_jax.cinema import Cinema, Params
-from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.diffusion.config import Solver
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts

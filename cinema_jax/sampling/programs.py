@@ -25,12 +25,14 @@ _ROW, _DISCRETE_ROW = 10, 7
 
 def prompt_readers(config: Config) -> tuple[str, ...]:
     """The parts that read the prompt."""
-    return ("mllm", "aligner") if config.condition.conditioner == "mllm" else ("t5",)
+    return {"mllm": ("mllm", "aligner"), "t5": ("t5",), "both": ("mllm", "t5")}[config.condition.conditioner]
 
 
 def condition_parts(config: Config) -> tuple[str, ...]:
     """The parts that make a request's conditions."""
-    return (*prompt_readers(config), "vae") if config.condition.entities else prompt_readers(config)
+    vae = ("vae",) if config.condition.entities else ()
+    clip = ("clip",) if config.condition.reference_channels == "masked" else ()
+    return (*prompt_readers(config), *vae, *clip)
 
 
 def of_parts(params: Params, names: tuple[str, ...]) -> Params:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cinema_jax.cinema import Batch, Cinema, Conditions, Params
 from cinema_jax.config import Config
 from cinema_jax.data.example import Reference
-from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.devices import distributed, sharding
 from cinema_jax.devices.axes import WEIGHTS
 from cinema_jax.diffusion import flow
@@ -34,7 +34,7 @@ from cinema_jax.experiment.standing import Gone, Standing, line, stands_for
 from cinema_jax.models.chunks import latent_shape
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.sampling import room
-from cinema_jax.sampling.programs import Programs, condition_parts, cut, of_parts, prompt_readers
+from cinema_jax.sampling.programs import Programs, condition_parts, cut, of_parts
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def check_references(config: Config, count: int) -> None:
 
 def needed_parts(config: Config) -> tuple[str, ...]:
     """The parts that generate a video."""
-    return ("vae", *prompt_readers(config), "dit")
+    return tuple(dict.fromkeys(("vae", *condition_parts(config), "dit")))
 
 
 def sampler_of(
@@ -247,8 +247,8 @@ class Sampler:
     ) -> Float[Array, "B F H W C"]:
         """The same before the VAE decodes them."""
         branches, factors = self.guidance(settings)
-        size = settings.height, settings.width
-        shape = latent_shape(self.cinema.part_configs["vae"], settings.frames, *size)
+        size = settings.height, settings.width, settings.frames
+        shape = latent_shape(self.cinema.part_configs["vae"], settings.frames, *size[:2])
         keys = jnp.stack([jax.random.key(request.seed, impl="threefry2x32") for request in requests])
         noise, steps = flow.sample_noise(keys, shape), self._flow_steps(settings)
         with self._layout.in_use():
@@ -275,12 +275,12 @@ class Sampler:
         return branches, np.array([branch_factors(branches, *scales) for scales in of_steps], np.float32)
 
     def conditions(
-        self, requests: Sequence[Request], branch: Branch, size: tuple[int, int] | None = None
+        self, requests: Sequence[Request], branch: Branch, size: tuple[int, int, int] | None = None
     ) -> Conditions:
         """The conditions of one guidance branch: exactly what training shows where it drops text or references.
 
         Args:
-            size: height and width of the video; those of training if None.
+            size: height, width and frames of the video; those of training if None.
         """
         with self._layout.in_use():
             return cut(self._conditions(requests, (branch,), size)[branch], len(requests))
@@ -306,7 +306,7 @@ class Sampler:
         solver = settings.solver if settings.solver in DISCRETE_SOLVERS else None
         video = settings.frames, settings.height, settings.width
         branches, count = self.guidance(settings)[0], self._layout.filled(count)
-        example = self.preprocessor.at(*video[1:]).conditions("", ())
+        example = self.preprocessor.at(*video[1:], video[0]).conditions("", ())
         return self._programs.planned(self.params, example, branches, video, solver, count)
 
     def _present(self, params: Params, names: tuple[str, ...], after: Any = None) -> Params:

@@ -21,7 +21,7 @@ from cinema_jax.data.critters.background import PLACES
 from cinema_jax.data.critters.grammar import QUESTIONS, SENTENCES, naming
 from cinema_jax.data.critters.identity import Identity
 from cinema_jax.data.critters.source import Critters, reference
-from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.devices import distributed, watchdog
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.numerics import at_least_fp32, token_log_likelihood

@@ -13,7 +13,7 @@ from cinema_jax.config import Config
 from cinema_jax.data.captions import Captions
 from cinema_jax.data.example import ClipTexts, Source
 from cinema_jax.data.manifest import MAX_PROBLEMS
-from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.run import Run
 from cinema_jax.inputs.texts import listed

@@ -8,7 +8,8 @@ from tiny import tiny_config
 
 from cinema_jax.config.augment import AugmentConfig
 from cinema_jax.data.example import Reference
-from cinema_jax.data.pipeline import Examples, Preprocessor, covered
+from cinema_jax.data.pipeline import Examples, covered
+from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.run import Run
 from cinema_jax.training.stages import STAGES

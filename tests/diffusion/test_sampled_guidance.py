@@ -12,7 +12,7 @@ from tiny import tiny_config
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.config import Config
-from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.diffusion.config import DISCRETE_SOLVERS, SOLVERS
 from cinema_jax.diffusion.guidance import FULL, REFERENCES_ONLY, UNCONDITIONAL, branch_factors
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from diffusers.models.embeddings import PixArtAlphaTextProjection
 
 from cinema_jax.config import parse
 from cinema_jax.experiment import parts
@@ -70,6 +71,8 @@ def wan(layers, heads, ffn, images=False):
     return config | {"image_dim": 1280 if images else None, "added_kv_proj_dim": 128 * heads if images else None}
 
 
+# The config.json of BindWeave's transformer is that of I2V; what its tensors say is added when it is imported.
+BINDWEAVE = wan(40, 40, 13824, images=True) | {"text_projector_dim": 3584}
 T5 = {"model_type": "t5", "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_layers": 24, "num_heads": 64}
 T5 |= {
     "vocab_size": 32128,
@@ -103,6 +106,7 @@ RELEASED = {
     "Wan2.1-T2V-1.3B transformer": (wan(30, 12, 8960), 1_418_996_800),
     "Wan2.1-T2V-14B transformer": (wan(40, 40, 13824), 14_288_491_584),
     "Wan2.1-I2V-14B transformer": (wan(40, 40, 13824, images=True), 16_394_878_784),
+    "BindWeave-Wan-14B transformer": (BINDWEAVE, 16_426_344_256),
     "T5 v1.1 XXL": (T5, 4_762_310_656),
     "UMT5-XXL": (UMT5, 5_680_910_336),
     "CLIP ViT-H/14, its vision tower": (CLIP, 630_766_080),
@@ -117,7 +121,11 @@ def original(config):
     """The original network on the meta device."""
     with torch.device("meta"):
         if kind := DIFFUSERS.get(config.get("_class_name")):
-            return kind.from_config(config)
+            network = kind.from_config({name: x for name, x in config.items() if name != "text_projector_dim"})
+            if width := config.get("text_projector_dim"):
+                projector = PixArtAlphaTextProjection(width, config["text_dim"], act_fn="gelu_tanh")
+                network.condition_embedder.text_projector = projector
+            return network
         settings, kind = TRANSFORMERS[config["model_type"]]
         return kind(settings.from_dict(config))
 

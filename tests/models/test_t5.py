@@ -17,7 +17,7 @@ from released_tokenizers import released_tokenizer
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from cinema_jax.config import default, parse
-from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.models.qwen_vl.tokenizer import load_tokenizer
 from cinema_jax.models.t5.config import T5Config

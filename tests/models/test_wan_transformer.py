@@ -244,6 +244,7 @@ def test_an_untrained_network_says_velocity_0():
         ({"entities": (1, 1, 3, 4, 4)}, "entities is 3 x 4 latents"),
         ({"entities": (1, 1, 4, 6, 4)}, "entity_lengths is None; with 1 references"),
         ({"images": (1, 5, 10)}, "images are given; image_embed_dim is 0"),
+        ({"states": (1, 5, 10)}, "states are given; mllm_embed_dim is 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(change, message):
@@ -283,7 +284,6 @@ def test_a_config_of_another_network_is_refused_by_name(field, value):
         ("vace_blocks.0.after_proj.weight", "VACE"),
         ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "LoRA"),
         ("lora_unet_blocks_0_self_attn_q.lora_down.weight", "LoRA"),
-        ("condition_embedder.text_projector.linear_1.weight", "BindWeave"),
         ("blocks.0.self_attn.q.scale_weight", "in 8 bits with scales"),
     ],
 )

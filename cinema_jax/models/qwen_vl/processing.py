@@ -42,6 +42,8 @@ class Template:
     closing: str = "<|im_end|>\n<|im_start|>assistant\n"
     # The token that is repeated once per merged patch block of the image.
     image_token: str = "<|image_pad|>"
+    # Whether the prompt stands before the images.
+    prompt_first: bool = False
 
     def __post_init__(self):
         if self.image.count(self.image_token) != 1:
@@ -50,7 +52,8 @@ class Template:
     def text(self, prompt: str, images: int) -> str:
         """The whole sequence as text, with one image token per image."""
         numbered = "".join(self.image.format(number=i + 1) for i in range(images))
-        return f"{self.opening}{numbered}{prompt}{self.closing}"
+        asked = f"{prompt}{numbered}" if self.prompt_first else f"{numbered}{prompt}"
+        return f"{self.opening}{asked}{self.closing}"
 
 
 # For small models trained from scratch: few tokens, plain words (`tokenizer.build_word_tokenizer` knows them).
@@ -60,6 +63,14 @@ DEMO_TEMPLATE = Template(
     closing=" answer :",
     image_token="<image>",
 )
+
+# Qwen's own chat: what BindWeave was trained on.
+BINDWEAVE_TEMPLATE = Template(
+    opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+    image="<|vision_start|><|image_pad|><|vision_end|>",
+    prompt_first=True,
+)
+TEMPLATES = {"demo": DEMO_TEMPLATE, "qwen": Template(), "bindweave": BINDWEAVE_TEMPLATE}
 
 
 def smart_resize(height: int, width: int, unit: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

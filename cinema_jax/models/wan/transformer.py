@@ -1,9 +1,10 @@
-"""The Wan2.1 transformer (reference: `WanTransformer3DModel` of diffusers) with references behind its video.
+"""The Wan2.1 transformer (reference: `WanTransformer3DModel` of diffusers) with references beside its video.
 
 Video tokens attend to each other and, by a second attention in each block, to the text; I2V networks also to the tokens
 of a picture. References are clean one-frame latents. They use all that the video uses and stand after it in time, as
-Phantom (arXiv 2502.11079) has them, so that they add no parameter: the sequence is `[video | references | padding]`.
-The absent references of a sample come last, with the padding, so that one length per sample masks both.
+Phantom (arXiv 2502.11079) has them, or before it, as BindWeave (arXiv 2510.00438), so that they add no parameter. By
+position alone: the sequence is always `[video | references | padding]`. The absent references of a sample come last,
+with the padding, so that one length per sample masks both.
 """
 
 import dataclasses
@@ -43,6 +44,8 @@ class _Context:
     # Six vectors of the time, to which every block adds its own: shift, scale and gate of two layers.
     time: Float[Array, "B 6 D"]
     text: Float[Array, "B T D"]
+    # How many text tokens each sample has; None: all of them.
+    text_lengths: Int[Array, "B"] | None
     images: Float[Array, "B I D"] | None
     # Cosines and sines of the rotary angles.
     rotary: tuple[Float[Array, "S R"], Float[Array, "S R"]]
@@ -89,19 +92,23 @@ class CrossAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B S D"], context: _Context) -> Float[Array, "B S D"]:
         """Without the residual."""
         q = named(self.norm_q(self.to_q(x)), "q")
-        out = self._attend(q, self.norm_k(self.to_k(context.text)), self.to_v(context.text))
+        out = self._attend(q, self.norm_k(self.to_k(context.text)), self.to_v(context.text), context.text_lengths)
         if context.images is not None:
             k, v = self.norm_image_k(self.image_k(context.images)), self.image_v(context.images)
             out = out + self._attend(q, k, v)
         return named(self.to_out(named(out, "attended")), "projection")
 
     def _attend(
-        self, q: Float[Array, "B S D"], k: Float[Array, "B T D"], v: Float[Array, "B T D"]
+        self,
+        q: Float[Array, "B S D"],
+        k: Float[Array, "B T D"],
+        v: Float[Array, "B T D"],
+        lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B S D"]:
         # Few tokens, of which every device that holds some of the video needs all.
         k, v = named(k, "told"), named(v, "told")
         heads = (y.reshape(*y.shape[:2], self.num_heads, -1) for y in (q, k, v))
-        return attention(*heads).reshape(q.shape)
+        return attention(*heads, kv_lengths=lengths).reshape(q.shape)
 
 
 class Block(nnx.Module):
@@ -175,6 +182,8 @@ class WanTransformer(nnx.Module):
         self.text_embed = TextEmbed(config.text_embed_dim, width, rngs=rngs)
         if config.image_embed_dim:
             self.image_embed = ImageEmbed(config.image_embed_dim, width, rngs=rngs)
+        if config.mllm_embed_dim:
+            self.text_projector = TextEmbed(config.mllm_embed_dim, config.text_embed_dim, rngs=rngs)
         self.time_embed = TimestepEmbedding(config.freq_dim, width, rngs=rngs)
         self.time_modulation = _xavier(width, 6 * width, rngs)
         self.blocks = stack_layers(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
@@ -191,6 +200,8 @@ class WanTransformer(nnx.Module):
         entity_lengths: Int[Array, "B"] | None,
         time: Float[Array, "B"],
         images: Float[Array, "B I Di"] | None = None,
+        states: Float[Array, "B L Dm"] | None = None,
+        state_lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B F H W C2"]:
         """The velocity of the video at a flow time.
 
@@ -202,12 +213,14 @@ class WanTransformer(nnx.Module):
             entity_lengths: how many references each sample has, in [0, K]. What stands behind them has no influence,
                 not even as NaN. Unused without `entities`.
             time: flow time in [0, 1]; 1 is noise. The network reads it as timestep 1000 * time.
-            images: features of a picture, for networks that read them.
+            images: features of pictures, for networks that read them.
+            states: a multimodal LLM's, for networks that read them; `state_lengths` of them are those of each sample.
 
         Raises:
             ValueError: if a size does not fit the config.
         """
-        self._check(video.shape, text.shape, entities, entity_lengths, images)
+        self._check(video.shape, text.shape, entities, entity_lengths)
+        self._check_given(images=images, states=states)
         p, batch = self.config.patch_size, video.shape[0]
         grids = [(video.shape[1], video.shape[2] // p, video.shape[3] // p)]
         tokens, lengths = [self.patch_embed(video)], None
@@ -223,11 +236,12 @@ class WanTransformer(nnx.Module):
         padding = -total % math.lcm(self.config.sequence_multiple, context_devices())
         if padding and lengths is None:
             lengths = jnp.full(batch, total)
-        text = jnp.pad(text, ((0, 0), (0, self.config.max_text_seq_length - text.shape[1]), (0, 0)))
+        text, text_lengths = self._read(text, states, state_lengths)
         time_vector = self.time_embed(TIMESTEPS * time)
         context = _Context(
             time=self.time_modulation(jax.nn.silu(time_vector)).reshape(batch, 6, -1),
-            text=self.text_embed(text),
+            text=text,
+            text_lengths=text_lengths,
             images=None if images is None else self.image_embed(images),
             rotary=self._rotary(grids, padding),
             lengths=lengths,
@@ -238,7 +252,16 @@ class WanTransformer(nnx.Module):
         x = _modulated(x[:, : math.prod(grids[0])], *jnp.split(pieces, 2, axis=1), self.config.norm_eps)
         return self._unpatchify(self.proj_out(x), grids[0])
 
-    def _check(self, video, text, entities, entity_lengths, images) -> None:
+    def _read(self, text, states, state_lengths) -> tuple[Float[Array, "B T D"], Int[Array, "B"] | None]:
+        """The tokens of text and states, and how many of them each sample has; None: all."""
+        text = jnp.pad(text, ((0, 0), (0, self.config.max_text_seq_length - text.shape[1]), (0, 0)))
+        if states is None:
+            return self.text_embed(text), None
+        lengths = text.shape[1] + state_lengths
+        # BindWeave has them before the text. Who attends to tokens sees no order, and so their padding is a suffix.
+        return self.text_embed(jnp.concatenate([text, self.text_projector(states)], axis=1)), lengths
+
+    def _check(self, video, text, entities, entity_lengths) -> None:
         config, p = self.config, self.config.patch_size
         for name, shape in (("video", video), ("entities", None if entities is None else entities.shape)):
             if shape is None:
@@ -253,14 +276,17 @@ class WanTransformer(nnx.Module):
             raise ValueError(
                 f"entity_lengths is None; with {entities.shape[1]} references it must count those of each sample"
             )
-        if (images is None) == bool(config.image_embed_dim):
-            given = "missing" if images is None else "given"
-            raise ValueError(f"images are {given}; image_embed_dim is {config.image_embed_dim}")
+
+    def _check_given(self, images, states) -> None:
+        for name, value, field in (("images", images, "image_embed_dim"), ("states", states, "mllm_embed_dim")):
+            if (value is None) == bool(wanted := getattr(self.config, field)):
+                given = "missing" if value is None else "given"
+                raise ValueError(f"{name} are {given}; {field} is {wanted}")
 
     def _rotary(
         self, grids: list[tuple[int, int, int]], padding: int
     ) -> tuple[Float[Array, "S R"], Float[Array, "S R"]]:
-        """Cosines and sines of all tokens; grids follow each other in time, and padding is not rotated."""
+        """Cosines and sines of the tokens of video and references, and of padding, which is not rotated."""
         size, theta = self.config.attention_head_dim, self.config.rope_theta
         # Channels that turn with height and with width; the rest turns with time.
         side = 2 * (size // 6)
@@ -268,8 +294,10 @@ class WanTransformer(nnx.Module):
         def angles(positions: np.ndarray, channels: int) -> np.ndarray:
             return np.outer(positions, theta ** -(np.arange(0, channels, 2) / channels))
 
-        tables, first = [], 0
-        for frames, height, width in grids:
+        counts, tables = [frames for frames, _, _ in grids], []
+        after = self.config.reference_times == "after"
+        for i, (frames, height, width) in enumerate(grids):
+            first = sum(counts[:i] if after else counts[i + 1 :])
             axes = (
                 angles(first + np.arange(frames), size - 2 * side),
                 angles(np.arange(height), side),
@@ -277,7 +305,6 @@ class WanTransformer(nnx.Module):
             )
             # Of float64 angles, as in the original: those of late frames are large.
             tables.append([join_axes([f(x) for x in axes], order=(0, 1, 2)) for f in (np.cos, np.sin)])
-            first += frames
         cos, sin = (jnp.concatenate(parts) for parts in zip(*tables, strict=True))
         rows = ((0, padding), (0, 0))
         return jnp.pad(cos, rows, constant_values=1), jnp.pad(sin, rows)

@@ -21,6 +21,11 @@ class WanConfig:
     text_embed_dim: int = 4096
     # Channels of the image tokens that a second cross-attention reads (I2V: 1280, CLIP's); 0: there is none.
     image_embed_dim: int = 0
+    # Channels of a multimodal LLM's states, which the network projects and reads with the text (BindWeave: 3584,
+    # Qwen2.5-VL-7B's); 0: it reads none.
+    mllm_embed_dim: int = 0
+    # Where references stand in time: after the video (Phantom), or before it (BindWeave).
+    reference_times: Literal["after", "before"] = "after"
     # Sinusoids of the time.
     freq_dim: int = 256
     # Width of the feed-forward networks.
@@ -57,10 +62,11 @@ class WanConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, str) and value <= 0 and field.name != "image_embed_dim":
-                raise ValueError(f"{field.name} is {value}; it must be positive")
-        if self.image_embed_dim < 0:
-            raise ValueError(f"image_embed_dim is {self.image_embed_dim}; it must be 0 or more")
+            least = 0 if field.name in ("image_embed_dim", "mllm_embed_dim") else math.ulp(0.0)
+            if not isinstance(value, str) and value < least:
+                raise ValueError(f"{field.name} is {value}; it must be {'positive' if least else '0 or more'}")
+        if self.reference_times not in ("after", "before"):
+            raise ValueError(f'reference_times is {self.reference_times!r}; it must be "after" or "before"')
         for name in ("attention_head_dim", "freq_dim"):
             if getattr(self, name) % 2:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be even")

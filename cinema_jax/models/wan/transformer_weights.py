@@ -6,7 +6,7 @@ come; arrays are alike. Either kind is read; `ORIGINAL` writes the second.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,18 @@ _IMAGES: tuple[Rule, ...] = (
         bias=False,
     ),
 )
+# BindWeave's; the name of its own training code is the alias.
+_STATES: tuple[Rule, ...] = tuple(
+    rule
+    for x in ("linear_1", "linear_2")
+    for rule in linear(f"{_EMBED}.text_projector.{x}", f"text_projector/{x}", f"text_projector.{x}")
+)
 
 
 def table(config: WanConfig) -> tuple[Rule, ...]:
-    """The rules of a network: I2V ones have more."""
-    return _TEXT_TO_VIDEO + _IMAGES if config.image_embed_dim else _TEXT_TO_VIDEO
+    """The rules of a network: I2V ones have more, and those that read an MLLM's states."""
+    images, states = _IMAGES if config.image_embed_dim else (), _STATES if config.mllm_embed_dim else ()
+    return _TEXT_TO_VIDEO + images + states
 
 
 def original_table(config: WanConfig) -> tuple[Rule, ...]:
@@ -83,7 +90,6 @@ _OTHERS = {
     "lora_": "a LoRA file: adapters for a transformer and no transformer",
     "scale_weight": "in 8 bits with scales beside them; 8 bits are read without scales alone",
     "weight_scale": "in 8 bits with scales beside them; 8 bits are read without scales alone",
-    "text_projector.": "BindWeave's transformer, which is not read yet",
     "audio_": "an audio-driven transformer, which this project does not have",
     "emb_pos": "a first-and-last-frame transformer, which this project does not have",
     "pos_embed": "a first-and-last-frame transformer, which this project does not have",
@@ -123,6 +129,13 @@ def matching(tensors: Mapping[str, np.ndarray], config: WanConfig) -> dict[str, 
     return tensors
 
 
+def completed(config: WanConfig, tensors: Callable[[], Mapping[str, np.ndarray]]) -> WanConfig:
+    """The config of a network by its tensors too: BindWeave's `config.json` is that of the I2V it was made of."""
+    if not config.image_embed_dim:
+        return config
+    return dataclasses.replace(config, mllm_embed_dim=_sizes(plain_names(tensors()))["mllm_embed_dim"])
+
+
 # Tensors by either name, their number of axes, and what the size of one of these is.
 _TOLD_BY = (
     ("patch_embedding.weight", 5, 0, "width"),
@@ -133,13 +146,15 @@ _TOLD_BY = (
     ("blocks.0.ffn.0.weight", 2, 0, "ffn_dim"),
     (f"{_EMBED}.image_embedder.norm1.weight", 1, 0, "image_embed_dim"),
     ("img_emb.proj.0.weight", 1, 0, "image_embed_dim"),
+    (f"{_EMBED}.text_projector.linear_1.weight", 2, 1, "mllm_embed_dim"),
+    ("text_projector.linear_1.weight", 2, 1, "mllm_embed_dim"),
 )
 
 
 def _sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """What tells the released networks apart, by their tensors; what these do not say is left out."""
     layers = {int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))}
-    found = {"num_layers": max(layers, default=-1) + 1, "image_embed_dim": 0}
+    found = {"num_layers": max(layers, default=-1) + 1, "image_embed_dim": 0, "mllm_embed_dim": 0}
     for name, axes, axis, what in _TOLD_BY:
         if name in tensors and tensors[name].ndim == axes:
             found[what] = tensors[name].shape[axis]
@@ -163,6 +178,8 @@ _UNSAID = {"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824}
 # What this network is, in diffusers' words: options that exist there and not here.
 _FIXED = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024}
 _FIXED |= {"pos_embed_seq_len": None}
+# What no config of theirs says: see `completed`.
+_PROJECTOR_WIDTH = "text_projector_dim"
 # Settings of older versions, which nothing computed with.
 _IGNORED = ("window_size", "add_img_emb")
 
@@ -176,7 +193,7 @@ def config_from_hf(config: Mapping[str, Any]) -> WanConfig:
     if config.get("_class_name", "WanTransformer3DModel") != "WanTransformer3DModel":
         raise ValueError(f"_class_name is {config['_class_name']!r}; it must be WanTransformer3DModel")
     said = {name: value for name, value in config.items() if not name.startswith("_") and name not in _IGNORED}
-    others = ("patch_size", "image_dim", "added_kv_proj_dim")
+    others = ("patch_size", "image_dim", "added_kv_proj_dim", _PROJECTOR_WIDTH)
     problems = unsupported(said, _FIXED, (*_FIELDS.values(), *others))
     time, *patch = checked(said.get("patch_size", (1, 2, 2)), tuple[int, ...], "patch_size") or (0,)
     if time != 1 or len(patch) != 2 or patch[0] != patch[1]:
@@ -188,7 +205,8 @@ def config_from_hf(config: Mapping[str, Any]) -> WanConfig:
     images, added = said.get("image_dim") or 0, said.get("added_kv_proj_dim")
     # One that is described rightly, to know its width.
     right = not problems
-    ours = network(values | {"image_embed_dim": images, "patch_size": patch[0] if right else 2}, WanConfig)
+    read = {"image_embed_dim": images, "mllm_embed_dim": said.get(_PROJECTOR_WIDTH) or 0}
+    ours = network(values | read | {"patch_size": patch[0] if right else 2}, WanConfig)
     if added != (wanted := ours.width if images else None):
         problems.append(f"added_kv_proj_dim is {added!r}; with image_dim {images or None} only {wanted} is supported")
     if problems:
@@ -210,5 +228,6 @@ def config_to_hf(config: WanConfig) -> dict[str, Any]:
         "patch_size": [1, config.patch_size, config.patch_size],
         "image_dim": config.image_embed_dim or None,
         "added_kv_proj_dim": config.width if config.image_embed_dim else None,
+        **({_PROJECTOR_WIDTH: config.mllm_embed_dim} if config.mllm_embed_dim else {}),
         **_FIXED,
     }
