@@ -84,11 +84,11 @@ class Cinema:
         return self.part(params, "vae").encode(to_float(video).astype(self.dtype))
 
     def decode_video(
-        self, params: Params, latents: Float[Array, "B F H W C"]
+        self, params: Params, latents: Float[Array, "B F H W C"], tiled: bool | None = None
     ) -> UInt8[Array, "B frames height width 3"]:
-        """Clips of normalised latents, in tiles if the config wants it."""
+        """Clips of normalised latents, in tiles if that is wanted; None: if the config wants it."""
         vae = self.part(params, "vae")
-        decode = vae.decode_tiled if self.config.flow.tiled_decoding else vae.decode
+        decode = vae.decode_tiled if (self.config.flow.tiled_decoding if tiled is None else tiled) else vae.decode
         return to_uint8(decode(latents.astype(self.dtype)))
 
     def encode_references(

@@ -17,7 +17,7 @@ from released import PROMPT, wan_pipeline
 from tiny import tiny_values
 
 from cinema_jax import generate
-from cinema_jax.cinema import Cinema
+from cinema_jax.cinema import Cinema, to_uint8
 from cinema_jax.config import parse, to_dict
 from cinema_jax.data.example import Reference
 from cinema_jax.diffusion import flow
@@ -167,3 +167,17 @@ def spoiled(folder, copy, file, **changes):
 def test_other_pipelines_are_refused_with_a_reason(both, tmp_path, file, changes, message):
     with pytest.raises(InputError, match=message):
         pipeline_config(spoiled(both[1], tmp_path / "copy", file, **changes))
+
+
+def test_a_large_video_is_decoded_in_tiles_where_that_is_asked_for(loaded):
+    """One frame of 16 x 272 pixels, which is wider than a tile."""
+    _, sampler = loaded
+    size, request = {"steps": 1, "frames": 1, "height": 16, "width": 272}, Request(PROMPT, (), SEED)
+    settings = sampler.settings(**size, tiled_decoding=True)
+    assert not sampler.settings(**size).tiled_decoding, "by default as WanPipeline"
+    latents = sampler.latents([request], settings)
+    whole, tiled = (np.asarray(sampler.decode(sampler.params, latents, way)) for way in (False, True))
+    vae = jax.jit(lambda params, z: to_uint8(sampler.cinema.part(params, "vae").decode_tiled(z)))
+    np.testing.assert_array_equal(tiled, vae(sampler.params, latents))
+    np.testing.assert_array_equal(sampler([request], settings), tiled)
+    assert np.any(whole != tiled)

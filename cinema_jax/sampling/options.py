@@ -43,6 +43,12 @@ _SHIFT = flags.DEFINE_float(
     "for 480p, 5 for 720p.",
     lower_bound=1e-3,
 )
+_TILED = flags.DEFINE_bool(
+    "tiled_decoding",
+    None,
+    "Decode videos in overlapping tiles: less memory, slightly different videos; by default as in the run's config, "
+    "and whole for released folders.",
+)
 _MESH = flags.DEFINE_string(
     "mesh",
     None,
@@ -69,7 +75,7 @@ def asked() -> dict[str, Any]:
     for flag in (_GUIDANCE_TEXT, _GUIDANCE_REFERENCE):
         if flag.value is not None and not math.isfinite(flag.value):
             raise InputError(f"--{flag.name} is {flag.value}; it must be a finite number (1 means no guidance)")
-    return {flag.name: flag.value for flag in (_SOLVER, _STEPS, _GUIDANCE_TEXT, _GUIDANCE_REFERENCE, _SHIFT)}
+    return {flag.name: flag.value for flag in (_SOLVER, _STEPS, _GUIDANCE_TEXT, _GUIDANCE_REFERENCE, _SHIFT, _TILED)}
 
 
 def mesh_sizes(said: str | None) -> dict[str, int]:

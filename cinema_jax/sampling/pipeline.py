@@ -62,6 +62,7 @@ class Options(TypedDict, total=False):
         frames: of the video, 4k+1.
         height: in pixels, a multiple of 16.
         width: in pixels, a multiple of 16.
+        tiled_decoding: decode the video in overlapping tiles: less memory, slightly different videos.
     """
 
     steps: int | None
@@ -72,6 +73,7 @@ class Options(TypedDict, total=False):
     frames: int | None
     height: int | None
     width: int | None
+    tiled_decoding: bool | None
 
 
 class Pipeline:

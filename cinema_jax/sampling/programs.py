@@ -96,7 +96,9 @@ class Programs:
     def __init__(self, cinema: Cinema, mesh: Mesh | None):
         self.cinema, self.layout = cinema, Layout(mesh)
         jit = functools.partial(jax.jit, out_shardings=self.layout.rows)
-        self.read, self.decode, self.encode = map(jit, (cinema.conditions, cinema.decode_video, cinema.encode_video))
+        self.read, self.encode = map(jit, (cinema.conditions, cinema.encode_video))
+        # Whole, and in tiles.
+        self.decode = {tiled: jit(functools.partial(cinema.decode_video, tiled=tiled)) for tiled in (False, True)}
         self.step, self.discrete_step = jit(self._step), jit(self._discrete_step)
 
     def _step(self, params, factors, conditions, state, row):
@@ -113,6 +115,7 @@ class Programs:
         video: tuple[int, int, int],
         solver: str | None,
         count: int,
+        tiled: bool,
     ) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         """What is computed for `count` requests, by name and in this order: functions and abstract arguments.
 
@@ -123,6 +126,7 @@ class Programs:
             example: what `Preprocessor.conditions` makes of any request of this size.
             video: frames, height and width.
             solver: a discrete one; None: one of a flow.
+            tiled: whether videos are decoded in tiles.
         """
         layout, config, names = self.layout, self.cinema.config, self.cinema.part_configs
         params = jax.tree.map(_on_device, dict(params))
@@ -140,7 +144,7 @@ class Programs:
         return {
             "conditions": (self.read, (reading, batch)),
             f"a step of {len(branches)} branches": (self.step if solver is None else self.discrete_step, step),
-            "decoding": (self.decode, (vae, latents)),
+            "decoding": (self.decode[tiled], (vae, latents)),
         }
 
     def _rows_of(self, function: Callable[..., Any], *arguments: Any) -> Any:

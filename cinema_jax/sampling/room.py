@@ -57,11 +57,12 @@ def check(sampler: Any, settings: Any, count: int, limit: int, *, offload: bool)
             if compiled and needed <= limit:
                 continue
         size = f"{needed / _GIB:.1f} of" if known else "more than"
+        whole = name == "decoding" and not settings.tiled_decoding
         axes = {axis: size for axis, size in sampler.mesh.shape.items() if size > 1}
         on = " x ".join(f"{axis} {size}" for axis, size in axes.items()) or "one device"
         raise InputError(
             f"{name} on {on}, {_videos(count)} of {settings.frames}x{settings.height}x{settings.width}, needs {size} "
-            f"{limit / _GIB:.1f} GiB a device: take {_advice(offload, count)}"
+            f"{limit / _GIB:.1f} GiB a device: take {_advice(offload, count, whole)}"
         )
 
 
@@ -69,9 +70,9 @@ def _videos(count: int) -> str:
     return "a video" if count == 1 else f"{count} videos"
 
 
-def _advice(offload: bool, count: int) -> str:
-    """What would need less."""
-    ways = [] if offload else ["--offload"]
+def _advice(offload: bool, count: int, whole: bool) -> str:
+    """What would need less; `whole`: of a video that is decoded without tiles."""
+    ways = ["--tiled-decoding"] * whole + ([] if offload else ["--offload"])
     ways += ["a smaller --batch-size"] * (count > 1)
     return f"{', '.join([*ways, 'more devices'])} or a smaller video"
 

@@ -68,6 +68,8 @@ class Settings:
     width: int
     # Of a flow's times: see `flow.shift_times`.
     shift: float
+    # Whether the VAE decodes in tiles: in less memory, and slightly other videos.
+    tiled_decoding: bool = False
 
 
 def load_sampler(
@@ -189,6 +191,7 @@ def checked_settings(config: Config, part_configs: Mapping[str, Any], **changes:
     flow, data = config.flow, config.data
     own = {"frames": data.frames, "height": data.height, "width": data.width, "steps": flow.sample_steps}
     own |= {"solver": flow.solver, "spacing": flow.spacing, "shift": flow.shift}
+    own |= {"tiled_decoding": flow.tiled_decoding}
     own |= {"guidance_text": flow.guidance_text, "guidance_reference": flow.guidance_reference}
     settings = Settings(**own | {name: value for name, value in changes.items() if value is not None})
     if settings.solver in DISCRETE_SOLVERS and flow.prediction != "v_prediction":
@@ -240,7 +243,8 @@ class Sampler:
             progress: wraps the iterator over the latents of each step (a progress bar), which come as the device has
                 computed them.
         """
-        return distributed.fetch(self.decode(self.params, self.latents(requests, settings, progress)))
+        latents = self.latents(requests, settings, progress)
+        return distributed.fetch(self.decode(self.params, latents, settings.tiled_decoding))
 
     def latents(
         self, requests: Sequence[Request], settings: Settings, progress: Callable[[Any], Any] = lambda steps: steps
@@ -290,10 +294,11 @@ class Sampler:
         return self._of_rows(self._programs.read, params, condition_parts(self.cinema.config), batch)
 
     def decode(
-        self, params: Params, latents: Float[Array | np.ndarray, "B F H W C"]
+        self, params: Params, latents: Float[Array | np.ndarray, "B F H W C"], tiled: bool | None = None
     ) -> UInt8[Array, "B frames height width 3"]:
         """The videos of latents: `Cinema.decode_video`, compiled."""
-        return self._of_rows(self._programs.decode, params, ("vae",), latents)
+        tiled = self.cinema.config.flow.tiled_decoding if tiled is None else tiled
+        return self._of_rows(self._programs.decode[tiled], params, ("vae",), latents)
 
     def encode(
         self, params: Params, videos: UInt8[Array | np.ndarray, "B frames height width 3"]
@@ -307,7 +312,8 @@ class Sampler:
         video = settings.frames, settings.height, settings.width
         branches, count = self.guidance(settings)[0], self._layout.filled(count)
         example = self.preprocessor.at(*video[1:], video[0]).conditions("", ())
-        return self._programs.planned(self.params, example, branches, video, solver, count)
+        tiled = settings.tiled_decoding
+        return self._programs.planned(self.params, example, branches, video, solver, count, tiled)
 
     def _present(self, params: Params, names: tuple[str, ...], after: Any = None) -> Params:
         """The parameters of some parts on the devices; of those that come there now, once `after` is computed."""
