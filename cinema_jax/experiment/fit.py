@@ -1,8 +1,9 @@
 """Whether the parts of a model fit each other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from cinema_jax.config import Config
 from cinema_jax.models.wan.transformer_config import WanConfig
 
 # (part, its size) pairs that must be equal, and what they are.
@@ -55,3 +56,17 @@ def fits(configs: Mapping[str, Any]) -> list[tuple[bool, str]]:
             relation = "fits" if right else "does not fit"
             found.append((right, f"{one} {relation} {other}: {what} {a}" + ("" if a == b else f" there and {b} here")))
     return found
+
+
+def outer_sizes(part: str, part_config: Callable[[str], Any], config: Config) -> dict[str, int]:
+    """Those sizes of a part that follow from the parts it is joined to."""
+    tokens = config.condition.text_tokens
+    if part == "aligner":
+        outputs = part_config("t5").d_model
+        return {"input_dim": part_config("mllm").hidden_size, "output_dim": outputs, "num_latents": tokens}
+    if part == "dit":
+        channels, text = part_config("vae").z_dim, part_config("t5").d_model
+        own = {"in_channels": channels, "out_channels": channels, "text_embed_dim": text}
+        filled = config.dit_model.text_length == "filled" and "pretrain" not in config.stages
+        return own if filled else own | {"max_text_seq_length": tokens}
+    return {}

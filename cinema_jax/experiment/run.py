@@ -16,13 +16,11 @@ import contextlib
 import dataclasses
 import json
 import os
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from cinema_jax.config import ON_CLIPS, Config, parse, to_dict
@@ -34,8 +32,8 @@ from cinema_jax.data.folder import Folder
 from cinema_jax.data.preprocessor import Preprocessor, mllm_room
 from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
-from cinema_jax.experiment import amending, parts, results
-from cinema_jax.experiment.fit import I2V_ALONE, fits, reads_pictures, takes_text
+from cinema_jax.experiment import amending, locks, parts, results
+from cinema_jax.experiment.fit import I2V_ALONE, fits, outer_sizes, reads_pictures, takes_text
 from cinema_jax.experiment.pipelines import FOLDERS, is_pipeline, pipeline_config
 from cinema_jax.experiment.sources import SOURCES, Wanted, folder_clips
 from cinema_jax.inputs.places import check_workdir
@@ -45,8 +43,6 @@ from cinema_jax.weights.rules import Array
 
 # Fields of a part that no published config has: they always come from the run's own config.
 OWN_FIELDS = {"dit": ("entity_time", "entity_index", "reference_times", "sequence_multiple", "remat")}
-# Seconds that it may take to move a stage's result to its place, on slow disks.
-_MOVING = 30.0
 # Who reads the tokens of each tokenizer.
 READERS = {"tokenizer": "mllm", "t5_tokenizer": "t5"}
 
@@ -153,7 +149,7 @@ class Run:
             workdir.mkdir(parents=True, exist_ok=True)
             parts.write_json(workdir / "config.json", new)
         elif changes := run._changes():
-            with _locked(workdir):
+            with locks.locked(workdir):
                 if not amending.has_begun(workdir):
                     amending.replace(workdir, new)
                 else:
@@ -190,7 +186,7 @@ class Run:
                 f"{workdir} holds neither config.json nor model_index.json; a checkpoint is the --workdir of a "
                 "training run, an import, or a folder in the layout of diffusers"
             )
-        if stages := _unsettled(workdir):
+        if stages := locks.unsettled(workdir):
             raise InputError(
                 f"{workdir} was stopped while the result of {', '.join(stages)} was moved to its parts/; start its "
                 "training command again, which does the rest"
@@ -229,8 +225,8 @@ class Run:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other runs off the folder; the system lets go of it when process 0 ends, however it ends."""
-        lock = FileLock(self.workdir / "lock", thread_local=False)
-        distributed.in_first(lambda: _acquire(lock, self.workdir))
+        lock = locks.of(self.workdir)
+        distributed.in_first(lambda: locks.acquire(lock, self.workdir))
         try:
             yield
         finally:
@@ -431,51 +427,3 @@ class Run:
         """What is wrong where all buckets are empty."""
         names = ", ".join(Bucket(*sizes).name for sizes in self.config.data.buckets)
         return InputError(f"config.data.buckets: no clip belongs to any of {names}")
-
-
-def outer_sizes(part: str, part_config: Callable[[str], Any], config: Config) -> dict[str, int]:
-    """Those sizes of a part that follow from the parts it is joined to."""
-    tokens = config.condition.text_tokens
-    if part == "aligner":
-        outputs = part_config("t5").d_model
-        return {"input_dim": part_config("mllm").hidden_size, "output_dim": outputs, "num_latents": tokens}
-    if part == "dit":
-        channels, text = part_config("vae").z_dim, part_config("t5").d_model
-        own = {"in_channels": channels, "out_channels": channels, "text_embed_dim": text}
-        filled = config.dit_model.text_length == "filled" and "pretrain" not in config.stages
-        return own if filled else own | {"max_text_seq_length": tokens}
-    return {}
-
-
-def _unsettled(workdir: Path) -> list[str]:
-    """The finished stages of which something lies aside still; a run that goes on moves it in a moment."""
-    end = time.monotonic() + _MOVING
-    while (stages := results.unsettled(workdir)) and _in_use(workdir) and time.monotonic() < end:
-        time.sleep(0.1)
-    return stages
-
-
-def _in_use(workdir: Path) -> bool:
-    try:
-        with _locked(workdir):
-            return False
-    except InputError:
-        return True
-
-
-@contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    """The folder's lock for this process alone."""
-    lock = FileLock(workdir / "lock", thread_local=False)
-    _acquire(lock, workdir)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _acquire(lock: FileLock, workdir: Path) -> None:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{workdir} is in use by another process; wait for it, or choose another --workdir") from None

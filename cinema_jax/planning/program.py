@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from cinema_jax.cinema import Cinema
 from cinema_jax.devices import sharding
 from cinema_jax.devices.axes import WEIGHTS
-from cinema_jax.experiment.run import Run, outer_sizes
+from cinema_jax.experiment.fit import outer_sizes
+from cinema_jax.experiment.run import Run
 from cinema_jax.planning.blank import blank_examples, blank_preprocessor
 from cinema_jax.sampling.sampler import needed_parts, planned_sampler
 from cinema_jax.training import state, work
