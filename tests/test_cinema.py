@@ -11,8 +11,10 @@ from tiny import random_params, random_run, tiny_config
 from cinema_jax.cinema import Cinema
 from cinema_jax.data.critters.source import Critters, reference
 from cinema_jax.data.pipeline import Examples
+from cinema_jax.devices import sharding
 from cinema_jax.diffusion.guidance import FULL, REFERENCES_ONLY, UNCONDITIONAL
 from cinema_jax.errors import InputError
+from cinema_jax.experiment import parts as kinds
 from cinema_jax.experiment.run import Run
 from cinema_jax.sampling.sampler import Request, Sampler, sampler_of
 from cinema_jax.training.stages import STAGES
@@ -32,6 +34,18 @@ def parts(run):
     configs = run.part_configs(PARTS)
     params = {path: jnp.asarray(x) for name in PARTS for path, x in random_params(name, configs[name]).items()}
     return Cinema(run.config, configs), params
+
+
+def test_a_part_is_described_as_this_precision_has_it_and_not_as_the_last_mesh_or_caller_left_it(run):
+    config = run.part_config("dit")
+    with jax.set_mesh(sharding.make_mesh()):
+        shapes = kinds.structure("dit", config)[1]
+    assert {x.sharding for x in shapes.values()} == {None}
+    assert {x.dtype for x in shapes.values()} == {np.dtype(np.float32)}
+    shapes.clear()
+    with jax.enable_x64(True):
+        assert np.dtype(np.float64) in {x.dtype for x in kinds.structure("dit", config)[1].values()}
+    assert {x.dtype for x in kinds.structure("dit", config)[1].values()} == {np.dtype(np.float32)}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ all parameters live in one flat dictionary, `{"dit/blocks/to_q/kernel": array}`.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -249,10 +250,21 @@ def identify(folder: Path) -> str:
 
 def structure(name: str, config: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
     """A part's graph definition and the shapes of its parameters, without allocating any."""
-    module = nnx.eval_shape(lambda: kind_of(name, config).build(config, rngs=nnx.Rngs(0)))
+    graph, shapes = _structure(kind_of(name, config).build, config, jax.config.jax_enable_x64)
+    return graph, {f"{name}/{path}": leaf for path, leaf in shapes.items()}
+
+
+# Every command asks several times, and it takes as long as to trace the network. What `float` is by default depends on
+# `x64`.
+@functools.lru_cache(maxsize=64)
+def _structure(
+    build: Callable[..., nnx.Module], config: Any, x64: bool
+) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     graph, params, rest = nnx.split(module, nnx.Param, ...)
-    assert not nnx.to_flat_state(rest), f"{name} holds state that is no parameter: {rest}"
-    return graph, {f"{name}/{path}": leaf for path, leaf in rules.flatten(params).items()}
+    assert not nnx.to_flat_state(rest), f"{build} holds state that is no parameter: {rest}"
+    # Without the mesh on which it was asked.
+    return graph, {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in rules.flatten(params).items()}
 
 
 def initialise(name: str, config: Any, seed: int) -> dict[str, np.ndarray]:
