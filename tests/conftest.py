@@ -73,12 +73,15 @@ jaxtyping.install_import_hook("cinema_jax", "beartype.beartype")
 # The files that take longest, begun first: begun last, one of them would be all that runs in the end.
 LONGEST = (
     "training/test_hosts.py",
-    "test_first_pod_run.py",
     "test_road.py",
+    "test_first_pod_run.py",
+    "training/test_disturbed.py",
     "training/test_loop.py",
+    "web/test_page.py",
+    "exchange/test_convert.py",
+    "test_extending.py",
     "evaluation/test_evaluate.py",
     "planning/test_planning.py",
-    "exchange/test_convert.py",
 )
 
 

@@ -1,4 +1,4 @@
-"""One process of the run of `float64.py`, by the real command, in which something goes wrong after a chosen step:
+"""One process of a run, mostly that of `float64.py`, by the real command, in which something goes wrong at some step:
 
 python hosts.py MOMENT STEP PROCESSES --workdir=... --coordinator=... --num_processes=... --process_id=...
 
@@ -22,11 +22,11 @@ import float64
 import numpy as np
 import pods
 from absl import flags
-from tiny import process_environment
+from tiny import process_environment, tiny_values
 
 from cinema_jax.cinema import Cinema
 from cinema_jax.commands import command
-from cinema_jax.config import Config
+from cinema_jax.config import Config, parse
 from cinema_jax.devices import distributed, sharding
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import checkpoint
@@ -50,6 +50,8 @@ class Slices:
     # Whether a finished run samples, and whether what is small is split too: both take long to compile.
     samples: bool = False
     splits_all: bool = False
+    # `finetune` in float64, or `mllm` in float32.
+    stage: str = "finetune"
 
 
 # Batch, samples, splits_all.
@@ -59,6 +61,7 @@ SIMULATED = {
     "one device": Slices(1, 1, {}),
     "8 devices": Slices(1, 8, {"data": 2, "fsdp": 4}),
     "v5p:2x2x2": Slices(2, 8, {"data": 4, "fsdp": 2}, "1 x v5p:2x2x2", samples=True),
+    "v5p:2x2x2, mllm": Slices(2, 8, {"data": 4, "fsdp": 2}, "1 x v5p:2x2x2", stage="mllm"),
     "v5e:4x4": Slices(4, 16, {"data": 4, "fsdp": 2, "context": 2}, "1 x v5e:4x4"),
     # With a larger batch, for slices of more hosts.
     "one device, 16": Slices(1, 1, {}, "", *LARGE),
@@ -101,10 +104,19 @@ def environment(folder: Path, devices: int) -> dict[str, str]:
 
 
 def config(frozen: Path, slices: Slices) -> Config:
-    """The run of `float64.py` on such slices, a checkpoint after every second step."""
-    config = float64.config(frozen, **slices.mesh)
-    stage = dataclasses.replace(config.finetune, batch_size=slices.batch, checkpoint_every=2, log_every=1, keep=20)
-    return dataclasses.replace(config, finetune=stage)
+    """The run on such slices, a checkpoint after every second step; with `finetune` that of `float64.py`."""
+    config = float64.config(frozen, **slices.mesh) if slices.stage == "finetune" else mllm(slices.mesh)
+    sizes = {"batch_size": slices.batch, "checkpoint_every": 2, "log_every": 1, "keep": 20}
+    stage = dataclasses.replace(config.of_stage(slices.stage), **sizes)
+    return dataclasses.replace(config, **{slices.stage: stage})
+
+
+def mllm(mesh: Mapping[str, int]) -> Config:
+    """The multimodal LLM alone, from random weights: what compiles fastest."""
+    values = tiny_values()
+    values.stages, values.mllm.steps, values.mllm.image_steps = ("mllm",), float64.STEPS, 0
+    values.mesh = dict.fromkeys(values.mesh, 1) | dict(mesh)
+    return parse(values)
 
 
 def after(owner: object, name: str, step: int, happen: Callable[[], None]) -> None:

@@ -1,75 +1,20 @@
-"""Runs of several processes: what they do when one dies, hangs or is told to stop, and how they go on."""
+"""Runs of several processes: that they train like one device, who names a lost one, and how they go on elsewhere."""
 
 import json
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from float64 import BATCH, STEPS, write_frozen
-from hosts import SIMULATED, environment
+from hosts import SIMULATED
+from launched import checkpoints, rows, state, train
 
 from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
-from cinema_jax.experiment.checkpoint import complete_steps, step_path
-from cinema_jax.training.progress import PERFORMANCE
-from cinema_jax.weights.stored import open_stored
-
-HERE = Path(__file__).parent
-CHECKPOINTS = "checkpoints/finetune"
-# The limit of a step, in seconds, where one process is lost; other runs have the command's own.
-HANG = 20
-
-
-def train(
-    workdir: Path, moment: str = "never", step: int = 0, at: str = "", slices: str = "v5p:2x2x2"
-) -> list[tuple[int, str]]:
-    """Exit status and messages of each process of a run; what `moment`, `at` and `slices` mean says hosts.py."""
-    processes, devices = SIMULATED[slices].processes, SIMULATED[slices].devices
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, HERE / "hosts.py", moment, str(step), at, f"--workdir={workdir}"]
-    command += [f"--hang_seconds={HANG}"] if moment in ("stop", "saving", "kill", "hang") else []
-    joined = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"] if processes > 1 else []
-    started = [
-        subprocess.Popen(
-            [*command, *joined, *([f"--process_id={i}"] if joined else [])],
-            env=environment(workdir.parent, devices // processes) | {"SIMULATED": slices},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(processes)
-    ]
-    results = {}
-    # One that was stopped never ends: it is waited for last.
-    for i in sorted(range(processes), key=lambda i: moment == "stop" and str(i) in at.split(",")):
-        if moment == "stop" and str(i) in at.split(","):
-            started[i].kill()
-        said = started[i].communicate(timeout=900)[1]
-        results[i] = started[i].returncode, said
-    return [results[i] for i in range(processes)]
-
-
-def state(workdir: Path) -> dict[str, np.ndarray]:
-    """Parameters, averages and moments at the end."""
-    folder = step_path(workdir / CHECKPOINTS, STEPS) / "state"
-    branches = [("params",), ("ema",), ("opt_state", "1")]
-    return {
-        f"{branch[0]}/{path}": np.asarray(array)
-        for branch in branches
-        for path, array in open_stored(folder, branch).items()
-    }
-
-
-def rows(workdir: Path) -> list[dict]:
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{name: x for name, x in line.items() if not name.startswith(PERFORMANCE)} for line in lines]
+from cinema_jax.experiment.checkpoint import complete_steps
 
 
 def batches(workdir: Path) -> list[list[int]]:
@@ -110,37 +55,6 @@ def test_two_processes_evaluate_and_sample_like_one_device(whole, meshes):
     np.testing.assert_allclose(sampled, np.load(meshes / "closing.npz")["sampled"], rtol=1e-9, atol=1e-9)
 
 
-def test_disturbed_runs_end_as_they_should_and_go_on_to_the_same_bits(whole):
-    run = whole.with_name("disturbed")
-    saved = lambda: max(complete_steps(run / CHECKPOINTS), default=0)  # noqa: E731
-
-    (status, said), _ = train(run, "stop", 3, "1")
-    assert status == 1
-    waited = rf"waited more than {HANG} s in (the data of )?step \d of finetune"
-    silent = r"process 1 of 2 \(.+\) gives no sign of life for \d+ s; its last was in .*step \d of finetune"
-    assert re.search(rf"error: process 0 of 2 \(.+\) {waited}; {silent}", said)
-
-    before = saved()
-    ended = train(run, "term", 1, "1")
-    assert [status for status, _ in ended] == [128 + signal.SIGTERM] * 2
-    stopped = r"stopped by SIGTERM after step (\d) of finetune; the same command goes on"
-    assert {int(re.search(stopped, said)[1]) for _, said in ended} == {saved()}
-    assert before < saved() < STEPS
-
-    (killed, _), (status, said) = train(run, "saving", 1, "0")
-    assert killed == -signal.SIGKILL
-    assert status == 1
-    assert re.search(r"error: process 0 of 2 \(.+\), by which all others meet, is gone or out of reach; the same", said)
-
-    ended = train(run, "slow", 1, "1")
-    assert [status for status, _ in ended] == [0, 0]
-    assert re.search(r"all devices waited for the data of process 1 of 2 \(.+\) in \d+ % of the time", ended[0][1])
-    expected, found = state(whole), state(run)
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
-    assert rows(run) == rows(whole)
-
-
 @pytest.mark.release
 def test_what_ends_one_process_ends_the_others_with_its_sentence_and_status(whole):
     run = whole.with_name("data")
@@ -175,9 +89,9 @@ def test_a_run_goes_on_with_other_hosts(whole, meshes, slices):
     run = whole.with_name(f"on {slices}")
     shutil.copytree(whole, run)
     shutil.rmtree(run / "stages")
-    for step in complete_steps(run / CHECKPOINTS):
+    for step in complete_steps(checkpoints(run)):
         if step > 4:
-            shutil.rmtree(run / CHECKPOINTS / str(step))
+            shutil.rmtree(checkpoints(run) / str(step))
     assert {status for status, _ in train(run, slices=slices)} == {0}
     assert batches(run) == [index for index in batches(whole) if index >= 4 * BATCH]
     found = state(run)
@@ -214,7 +128,7 @@ def test_a_slice_loses_a_host_and_another_one_ends_the_run_like_one_device(one_d
     ended = train(run, "kill", 4, lost, slices=first)
     assert ended[int(lost)][0] == -signal.SIGKILL
     assert not {status for status, _ in ended[:-1]} & {0, 2}
-    assert 0 < max(complete_steps(run / CHECKPOINTS)) < STEPS
+    assert 0 < max(complete_steps(checkpoints(run))) < STEPS
     assert {status for status, _ in train(run, slices=second)} == {0}
     expected, found, largest = state(one_device), state(run), 0.0
     for path, leaf in expected.items():
