@@ -26,13 +26,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
+# Before all else on a path; not from `tiny`, which imports what a line may not.
+WITHOUT_TORCH = str(ROOT / "tests/without_torch")
 # Seconds after which a command that runs is killed.
 PATIENCE = 30
 
 
 def read(lines: Sequence[Sequence[str]]) -> list[tuple[int, str, str]]:
     """Exit status, output and errors of every line, read in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([WITHOUT_TORCH, *sys.path])}
     done = subprocess.run(
         [sys.executable, __file__], cwd=ROOT, env=environment, input=json.dumps(lines), capture_output=True, text=True
     )
@@ -52,7 +54,7 @@ class Ended(NamedTuple):
 
 def run(lines: Sequence[Sequence[str]], folder: Path) -> list[Ended]:
     """The same of every line that is run in a folder, in a fork of one process."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([WITHOUT_TORCH, *sys.path])}
     done = subprocess.run(
         [sys.executable, __file__, "--run", str(folder)],
         cwd=ROOT,

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -18,7 +17,7 @@ from clips import write_clip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import random_run, tiny_config, tiny_values
+from tiny import process_environment, random_run, tiny_config, tiny_values
 
 from cinema_jax import generate
 from cinema_jax.commands import usage
@@ -173,8 +172,7 @@ def test_a_command_ends_with_one_sentence_and_status_two(folder, arguments, mess
     """The whole way, in a process of its own."""
     command, *rest = arguments
     line = [sys.executable, "-m", f"cinema_jax.{command}", *rest]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(line, env=process_environment(), capture_output=True, text=True, check=False, timeout=120)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert message in ended.stderr
 

@@ -77,9 +77,14 @@ def random_params(part: str, config: Any) -> dict[str, np.ndarray]:
     return params
 
 
+# Before all else on a process's path.
+WITHOUT_TORCH = str(Path(__file__).with_name("without_torch"))
+
+
 def process_environment(devices: int = 0) -> dict[str, str]:
-    """For a process of its own that imports what this one can; with so many devices of a CPU, if they are named."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    """For a process of its own that imports what this one can but PyTorch; with so many devices of a CPU, if they are
+    named."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([WITHOUT_TORCH, *sys.path])}
     if devices:
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
