@@ -1,6 +1,7 @@
 """What `plan --price` says a config costs."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -11,6 +12,14 @@ from cinema_jax.experiment.run import Run
 from cinema_jax.planning import cost, planner
 from cinema_jax.planning.planner import Target
 from cinema_jax.training.remaining import stage_flops
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counted_once():
+    """What a step computes is the same at every price: it is traced once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "bucket_flops", functools.cache(cost.bucket_flops))
+        yield
 
 
 @pytest.fixture(scope="module")
