@@ -229,7 +229,9 @@ def test_upsampling_convolution_equals_repetition_and_convolution():
     np.testing.assert_allclose(layers.upsample_conv2d(x, kernel), theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_are_finite_and_reach_every_parameter():
+def test_gradients_are_finite_and_reach_every_parameter(monkeypatch):
+    # A third of the convolutions to compile; those tap by tap have the same gradients (above).
+    monkeypatch.setattr(layers, "causal_conv3d_by_taps", layers.causal_conv3d_native)
     graph, state = nnx.split(WanVAE(SMALL, rngs=nnx.Rngs(0)))
 
     @functools.partial(jax.jit, compiler_options=QUICK)

@@ -1,6 +1,7 @@
 """The basis and scale of a trained VAE's latents."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,42 +31,52 @@ def vae(batches):
     return config, params
 
 
-def latents(config, params, batches):
-    model = Cinema(tiny_config(), {"vae": config}).part(params, "vae")
-    return np.concatenate([np.asarray(model.encode(to_float(batch["video"]))) for batch in batches])
+def coded(config, params, batches):
+    """Latents of all clips, and what becomes of the first of them again."""
+
+    @jax.jit
+    def code(params, video):
+        model = Cinema(tiny_config(), {"vae": config}).part(params, "vae")
+        latents = model.encode(to_float(video))
+        return latents, model.decode(latents)
+
+    latents, decoded = zip(*(code(params, batch["video"]) for batch in batches), strict=True)
+    return np.concatenate(latents), np.asarray(decoded[0])
 
 
-def decoded(config, params, batches):
-    model = Cinema(tiny_config(), {"vae": config}).part(params, "vae")
-    return np.asarray(model.decode(model.encode(to_float(batches[0]["video"]))))
+@pytest.fixture(scope="module")
+def scaled(vae, batches):
+    """By exponent: the VAE's config and parameters in its new basis, latents and what is decoded; None: as it was."""
+
+    @functools.cache
+    def by(exponent):
+        found, config = vae, tiny_config()
+        if exponent is not None:
+            stage = dataclasses.replace(config.vae, importance=exponent)
+            cinema = Cinema(dataclasses.replace(config, vae=stage), {"vae": vae[0]})
+            found = latent_scale.scaled(cinema, vae[1], batches)
+        return *found, *coded(*found, batches)
+
+    return by
 
 
-def scaled(vae, batches, exponent):
-    config = tiny_config()
-    stage = dataclasses.replace(config.vae, importance=exponent)
-    cinema = Cinema(dataclasses.replace(config, vae=stage), {"vae": vae[0]})
-    return latent_scale.scaled(cinema, vae[1], batches)
-
-
-def test_without_importance_all_channels_have_the_same_variance(vae, batches):
-    config, params = scaled(vae, batches, 0.0)
+def test_without_importance_all_channels_have_the_same_variance(vae, scaled):
+    _, params, latents, _ = scaled(0.0)
     assert params is vae[1]
-    found = latents(config, params, batches).reshape(-1, 4)
+    found = latents.reshape(-1, 4)
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(found.std(0), 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0])
-def test_clips_come_back_as_before(vae, batches, exponent):
-    np.testing.assert_allclose(
-        decoded(*scaled(vae, batches, exponent), batches), decoded(*vae, batches), atol=1e-4, rtol=1e-4
-    )
+def test_clips_come_back_as_before(scaled, exponent):
+    np.testing.assert_allclose(scaled(exponent)[-1], scaled(None)[-1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0])
-def test_channels_are_uncorrelated_and_as_large_as_their_importance(vae, batches, exponent):
-    config, params = scaled(vae, batches, exponent)
-    found = np.cov(latents(config, params, batches).reshape(-1, 4).T, bias=True)
+def test_channels_are_uncorrelated_and_as_large_as_their_importance(scaled, exponent):
+    config, _, latents, _ = scaled(exponent)
+    found = np.cov(latents.reshape(-1, 4).T, bias=True)
     np.testing.assert_allclose(np.diag(found).mean(), 1, rtol=1e-3)
     np.testing.assert_allclose(found - np.diag(np.diag(found)), 0, atol=1e-3)
     raw = np.diag(found) * np.square(config.latents_std)
@@ -73,8 +84,8 @@ def test_channels_are_uncorrelated_and_as_large_as_their_importance(vae, batches
     np.testing.assert_allclose(np.diag(found), left / left.mean(), rtol=1e-2)
 
 
-def test_in_the_new_basis_every_direction_changes_the_picture_alike(vae, batches):
-    config, params = scaled(vae, batches, 1.0)
+def test_in_the_new_basis_every_direction_changes_the_picture_alike(scaled, batches):
+    config, params, *_ = scaled(1.0)
     form = latent_scale._importance(Cinema(tiny_config(), {"vae": config}), params, batches)
     np.testing.assert_allclose(form, np.eye(4), atol=1e-2)
 
@@ -84,12 +95,14 @@ def test_importance_is_the_jacobian_of_the_decoder(vae, batches):
     config, params = vae
     cinema = Cinema(tiny_config(), {"vae": config})
     pictures = batches[0]["video"][:, :1, 8:16, 8:16]
-    model = cinema.part(params, "vae")
-    expected = []
-    for picture in pictures:
-        latents = model.encode_moments(to_float(picture[None]))[0]
-        jacobian = np.asarray(jax.jacrev(model.decode_raw)(latents)).reshape(-1, 4)
-        expected.append(jacobian.T @ jacobian)
+
+    @jax.jit
+    def jacobian_of(params, picture):
+        model = cinema.part(params, "vae")
+        return jax.jacrev(model.decode_raw)(model.encode_moments(to_float(picture[None]))[0])
+
+    jacobians = [np.asarray(jacobian_of(params, picture)).reshape(-1, 4) for picture in pictures]
+    expected = [jacobian.T @ jacobian for jacobian in jacobians]
     form = latent_scale._importance(cinema, params, [{"video": pictures}])
     wanted = np.mean(expected, axis=0)
     np.testing.assert_allclose(form, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
