@@ -66,8 +66,8 @@ BINDWEAVE: Mapping[str, Mapping[str, Any]] = {
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"none": {}, "phantom": PHANTOM, "bindweave": BINDWEAVE}
 # Nothing in these weights themselves tells them from others: what files are called by those who publish them.
 _NAMES = {"phantom": "phantom", "refalign": "phantom"}
-# What BindWeave's transformer reads, beside the VAE.
-_READ = {"t5": "UMT5", "clip": "CLIP's image_encoder", "mllm": "Qwen2.5-VL"}
+# The other parts that BindWeave's transformer needs.
+_NEEDED = {"vae": "Wan's VAE", "t5": "UMT5", "clip": "CLIP's image_encoder", "mllm": "Qwen2.5-VL"}
 
 
 def preset_of(dit: Any, file: Path | None) -> str:
@@ -95,9 +95,9 @@ def with_preset(config: Config, dit: Any, name: str, parts: Iterable[str]) -> Co
         raise InputError(f"--preset={name} does not go with this transformer, which {which}: leave --preset out")
     if name == "phantom" and reads_pictures(dit):
         raise InputError(f"--preset={name} is for T2V transformers; this one is of the I2V kind: leave --preset out")
-    missing = [what for part, what in _READ.items() if part not in parts]
+    missing = [what for part, what in _NEEDED.items() if part not in parts]
     if name == "bindweave" and missing:
-        raise InputError(f"BindWeave's transformer reads {', '.join(missing)} too: name one more --source for each")
+        raise InputError(f"BindWeave's transformer needs {', '.join(missing)} too: name the folder as --source")
     values = to_dict(config)
     if "dit_model" in PRESETS[name]:
         # Of another kind of network the config's own section may be.

@@ -180,7 +180,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(made, t
         assert "\n" not in str(found.value)
         assert not (tmp_path / "out").exists()
 
-    refused(r"BindWeave's transformer reads Qwen2\.5-VL too: name one more --source", i2v, transformer)
+    refused(r"needs Qwen2\.5-VL too: name the folder as --source", i2v, transformer)
     refused("has a text_projector, which no other reads", i2v, transformer, qwen, preset="phantom")
     refused("has no text_projector", i2v, qwen, preset="bindweave")
     refused("--preset=phantom is for T2V transformers", i2v, preset="phantom")
