@@ -98,7 +98,8 @@ def values_of(config: str, folder: Path) -> ConfigDict:
 
 def main(config: str, folder: str) -> None:
     """Train it."""
-    logging.basicConfig(level=logging.INFO)
+    # absl has handlers of its own there.
+    logging.basicConfig(level=logging.INFO, force=True)
     values = values_of(config, Path(folder))
     run = Run(parse(values), Path(folder, "run"))
     beginning.check(run)
