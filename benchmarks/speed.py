@@ -146,7 +146,7 @@ def qwen() -> Iterator[Row]:
         transformers.Qwen2VLConfig.from_dict(qwen_config.config_to_hf(config))
     ).eval()
     model = nnx.eval_shape(lambda: Qwen2VL(config, rngs=nnx.Rngs(0)))
-    read = lambda tensors: qwen_weights.drop_tied_head(tensors, config)  # noqa: E731
+    read = lambda tensors: qwen_weights.drop_head(tensors, config)  # noqa: E731
     graph, state = with_weights_of(original, model, qwen_weights.table(config), read)
     grids, images = [(8, 8), (8, 8)], np.full(64, IMAGE_TOKEN)
     words = np.random.default_rng(0).integers(100, config.vocab_size, 100)

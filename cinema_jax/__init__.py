@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cinema_jax.errors import InputError
+    from cinema_jax.sampling.mllm import MLLM
     from cinema_jax.sampling.pipeline import Pipeline
     from cinema_jax.sampling.video import Video
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Pipeline", "Video", "__version__"]
+__all__ = ["MLLM", "InputError", "Pipeline", "Video", "__version__"]
 
 # Where each public name lives. They are imported when somebody asks for one: commands read their flags without JAX.
 _HOMES = {
     "InputError": "cinema_jax.errors",
+    "MLLM": "cinema_jax.sampling.mllm",
     "Pipeline": "cinema_jax.sampling.pipeline",
     "Video": "cinema_jax.sampling.video",
 }

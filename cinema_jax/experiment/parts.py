@@ -5,10 +5,11 @@ A *part* is one network: `vae`, `t5`, `mllm`, `clip`, `aligner`, `dit`. Its fold
 all parameters live in one flat dictionary, `{"dit/blocks/to_q/kernel": array}`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from cinema_jax.models.wan.transformer_config import WanConfig
 from cinema_jax.weights import rules
 from cinema_jax.weights.rules import Array, Published
 from cinema_jax.weights.shards import read_along, write_tensors
-from cinema_jax.weights.stored import Stored, open_stored
+from cinema_jax.weights.stored import Stored, open_stored, tree_names
 from cinema_jax.weights.tensors import Tensor, WeightError, open_tensors
 
 PACKAGED = Path(__file__).parents[1] / "assets"
@@ -77,6 +78,8 @@ class Kind:
     original: Callable[[Any], Sequence[rules.Rule]] | None = None
     # The config of a network by its tensors too, where its published config.json does not say all.
     completed: Callable[[Any, Callable[[], Tensors]], Any] = lambda config, tensors: config
+    # The config of weights with these names, where files may lack some that not everybody needs.
+    of_tensors: Callable[[Any, Iterable[str]], Any] | None = None
     # What published files carry twice, taken out after reading and put back before writing.
     after_reading: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
     before_writing: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
@@ -127,7 +130,8 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
             qwen_weights.table,
             qwen_config.config_from_hf,
             qwen_config.config_to_hf,
-            after_reading=qwen_weights.drop_tied_head,
+            after_reading=qwen_weights.drop_head,
+            of_tensors=qwen_weights.with_what_is_there,
         ),
     ),
     "clip": (
@@ -209,9 +213,20 @@ def read_config(name: str, folder: Path) -> Any:
     values = read_json(file)
     try:
         named = [kind for kind in KINDS[name] if published_name(values) in kind.names]
-        return (named or KINDS[name])[0].config_from_hf(values)
+        kind = (named or KINDS[name])[0]
+        config = kind.config_from_hf(values)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{file} does not describe a {name} this project knows: {error}") from error
+    return kind.of_tensors(config, names) if kind.of_tensors and (names := _tensor_names(folder)) else config
+
+
+def _tensor_names(folder: Path) -> list[str]:
+    """What the tensors of a part's folder are called; none, where they cannot be read: whoever reads them says why."""
+    with contextlib.suppress(InputError):
+        if (folder / STORED).is_dir():
+            return ["/".join(name) for name in tree_names(folder / STORED)]
+        return list(open_tensors(folder))
+    return []
 
 
 def completed_config(name: str, folder: Path, weights: Path | None = None) -> Any:

@@ -28,6 +28,8 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "attended": (BATCH, (CONTEXT,), (TENSOR,)),
     # Keys and values of the few tokens that a video is told by, (B, T, N x D): whole for all that is split by tokens.
     "told": (BATCH, (), (TENSOR,)),
+    # Those of all layers that decoding keeps, (layer, B, N, S, D).
+    "cache": ((), BATCH, (TENSOR,), (), ()),
     # The wide layer of a feed-forward network, (B, S, D).
     "hidden": (BATCH, (CONTEXT,), (TENSOR,)),
     # What comes back to the residual stream, (B, S, D).

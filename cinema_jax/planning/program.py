@@ -14,6 +14,7 @@ from cinema_jax.devices.axes import WEIGHTS
 from cinema_jax.experiment.fit import outer_sizes
 from cinema_jax.experiment.run import Run
 from cinema_jax.planning.blank import blank_examples, blank_preprocessor
+from cinema_jax.sampling.programs import reading
 from cinema_jax.sampling.sampler import needed_parts, planned_sampler
 from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
@@ -90,7 +91,7 @@ def sampler_programs(run: Run, mesh: Mesh, offload: bool = False) -> dict[str, P
     Raises:
         InputError: no video of the config's size can be generated.
     """
-    cinema = Cinema(run.config, part_configs(run, needed_parts(run.config)))
+    cinema = Cinema(run.config, reading(part_configs(run, needed_parts(run.config))))
     sampler = planned_sampler(cinema, blank_preprocessor(cinema), mesh)
     programs = {}
     for name, (function, arguments) in sampler.programs(sampler.settings()).items():

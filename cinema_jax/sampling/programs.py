@@ -1,6 +1,7 @@
 """What a sampler compiles, and for which arguments: by these `plan` compiles what `generate` runs."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,6 +34,12 @@ def condition_parts(config: Config) -> tuple[str, ...]:
     vae = ("vae",) if config.condition.entities else ()
     clip = ("clip",) if config.condition.reference_channels == "masked" else ()
     return (*prompt_readers(config), *vae, *clip)
+
+
+def reading(configs: Mapping[str, Any]) -> dict[str, Any]:
+    """Configs of the same parts, the MLLM's without its output layer: whoever reads prompts does not need that."""
+    without = {"output_layer": False}
+    return {name: dataclasses.replace(x, **without) if name == "mllm" else x for name, x in configs.items()}
 
 
 def of_parts(params: Params, names: tuple[str, ...]) -> Params:

@@ -34,7 +34,7 @@ from cinema_jax.experiment.standing import Gone, Standing, line, stands_for
 from cinema_jax.models.chunks import latent_shape
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.sampling import room
-from cinema_jax.sampling.programs import Programs, condition_parts, cut, of_parts
+from cinema_jax.sampling.programs import Programs, condition_parts, cut, of_parts, reading
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def sampler_of(
         InputError: a part is not trained yet, or there is no room.
     """
     mesh = room.sampler_mesh() if mesh is None else mesh
-    cinema = Cinema(run.config, run.part_configs(needed_parts(run.config)))
+    cinema = Cinema(run.config, reading(run.part_configs(needed_parts(run.config))))
     sampler = planned_sampler(cinema, run.preprocessor().whole(), mesh)
     if settings is not None and (limit := room.memory(mesh)):
         room.check(sampler, settings, count, limit, offload=offload)
@@ -153,6 +153,7 @@ def _placed(cinema: Cinema, standing: Standing, mesh: Mesh, offload: bool) -> Pa
     """The weights, each device's slices read from the files straight to where they lie."""
     try:
         params = {path: x for name in cinema.part_configs for path, x in standing.params(name).items()}
+        params = {path: x for path, x in params.items() if path in cinema.shapes}
         placed = sharding.place(cinema.held(params), mesh, WEIGHTS, sharding.HOST if offload else None)
     except Exception:
         # What is wrong with files that are going away says nothing.

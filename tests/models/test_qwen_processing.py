@@ -322,7 +322,7 @@ def test_real_tokenizer_ends_an_answer_with_the_end_of_the_message(qwen_tokenize
 def test_patchify_orders_colour_frame_row_column():
     config = Qwen2VLVisionConfig(patch_size=2, temporal_patch_size=2, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     image = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(4, 8, 3)
-    patches = patchify(image, config).reshape(8, 3, 2, 2, 2) * 255
+    patches = patchify(image[None], config).reshape(8, 3, 2, 2, 2) * 255
     order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
     for patch, (row, column) in zip(patches, order, strict=True):
         expected = image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].transpose(2, 0, 1)

@@ -68,6 +68,7 @@ class Qwen25VLVisionConfig(VisionConfig):
     out_hidden_size: int = 3584  # width of the language model
     window_size: int = 112  # pixels along one side of an attention window; rounded down to whole merge blocks
     fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)  # blocks that attend to the whole image, counted from 0
+    tokens_per_second: int = 2  # time positions in a second of video; Qwen2-VL has one for each temporal patch
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,6 +101,7 @@ class Qwen2VLConfig:
     rope_theta: float = 1000000.0  # base of the rotary embedding
     mrope_section: tuple[int, int, int] = (16, 24, 24)  # rotary pairs that turn with time, row, column
     tie_word_embeddings: bool = True  # whether the output layer is the token embedding (2B yes, 7B no)
+    output_layer: bool = True  # where they are not tied, whether there is one: who only reads can do without
     image_token_id: int = 151655  # the token whose embeddings are replaced by the vision tower's
 
     def __post_init__(self):
@@ -130,6 +132,11 @@ class Qwen2VLConfig:
     def head_dim(self) -> int:
         """Width of one head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it has what names the next token."""
+        return self.tie_word_embeddings or self.output_layer
 
 
 class MLLMInputs(NamedTuple):
@@ -251,8 +258,6 @@ def config_to_hf(config: Qwen2VLConfig) -> dict[str, Any]:
     vision |= {**layout.vision_fixed, "model_type": kind, "spatial_patch_size": config.vision.patch_size}
     if layout.vision is Qwen2VLVisionConfig:
         vision["hidden_size"] = config.hidden_size
-    else:
-        vision["tokens_per_second"] = 2  # of videos, which we do not read; transformers' default is no released one
     pixels = {name: getattr(config.vision, name) for name in _PIXEL_FIELDS}
     vision |= {name: list(x) for name, x in pixels.items() if x != getattr(layout.vision, name)}
     if config.vision.rope_theta != 10000.0:  # transformers 4 knows no other

@@ -4,7 +4,9 @@ arXiv 2409.12191 and 2502.13923; reference: transformers `modeling_qwen2_vl` and
 in their vision towers alone: for images, unlike videos, Qwen2.5-VL's M-RoPE positions are Qwen2-VL's.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
 from cinema_jax.models.activations import named
 from cinema_jax.models.attention import attention
@@ -20,6 +21,11 @@ from cinema_jax.models.layers import Linear, RMSNorm, SwiGLU, rotate_halves, sca
 from cinema_jax.models.qwen_vl.config import MLLMInputs, Qwen2VLConfig, Qwen2VLVisionConfig, Qwen25VLVisionConfig
 from cinema_jax.models.qwen_vl.vision import Qwen2VLVisionTower, Rotary, inverse_frequencies
 from cinema_jax.models.qwen_vl.vision25 import Qwen25VLVisionTower
+
+Queries = Float[Array, "B L N size"]
+Keys = Float[Array, "B L N2 size"]  # and values, of as many heads or fewer
+# What becomes of queries, keys and values: what is attended to, and what is kept of keys and values.
+Attend = Callable[[Queries, Keys, Keys], tuple[Queries, Any]]
 
 
 def mrope(positions: Int[Array, "B 3 L"], config: Qwen2VLConfig) -> Rotary:
@@ -59,12 +65,12 @@ class DecoderAttention(nnx.Module):
         self.v_proj = Linear(width, kv_width, rngs=rngs)
         self.o_proj = Linear(width, width, use_bias=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"], rotary: Rotary, lengths: Int[Array, "B"]) -> Float[Array, "B L D"]:
+    def project(self, x: Float[Array, "B L D"], rotary: Rotary) -> tuple[Queries, Keys, Keys]:
+        """Queries, keys and values; the first two are turned by their positions."""
         q, k, v = (
             project(x).reshape(*x.shape[:2], -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = attention(rotate_halves(q, *rotary), rotate_halves(k, *rotary), v, kv_lengths=lengths, causal=True)
-        return self.o_proj(out.reshape(x.shape))
+        return rotate_halves(q, *rotary), rotate_halves(k, *rotary), v
 
 
 class DecoderLayer(nnx.Module):
@@ -77,9 +83,16 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = norm()
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, use_bias=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"], rotary: Rotary, lengths: Int[Array, "B"]) -> Float[Array, "B L D"]:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, lengths)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def __call__(self, x: Float[Array, "B L D"], rotary: Rotary, attend: Attend) -> tuple[Float[Array, "B L D"], Any]:
+        """The layer's output, and what `attend` keeps of keys and values."""
+        out, kept = attend(*self.self_attn.project(self.input_layernorm(x), rotary))
+        x = x + self.self_attn.o_proj(out.reshape(x.shape))
+        return x + self.mlp(self.post_attention_layernorm(x)), kept
+
+
+def attend_causally(q: Queries, k: Keys, v: Keys, lengths: Int[Array, "B"]) -> tuple[Queries, tuple[Keys, Keys]]:
+    """Each token attends to those before it and itself; keys and values are kept."""
+    return attention(q, k, v, kv_lengths=lengths, causal=True), (k, v)
 
 
 def build_vision_tower(
@@ -104,7 +117,7 @@ class Qwen2VL(nnx.Module):
         self.embed_tokens = Embedding(config, rngs=rngs)
         self.layers = stack_layers(lambda rngs: DecoderLayer(config, rngs=rngs), config.num_hidden_layers, rngs)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        if not config.tie_word_embeddings:
+        if config.output_layer and not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
 
     def embed(self, inputs: MLLMInputs) -> Float[Array, "B L D"]:
@@ -130,7 +143,8 @@ class Qwen2VL(nnx.Module):
             raise InputError(f"layer is {layer}, accepted is {-last - 1} to {last} for {last} decoder layers")
         layer %= last + 1
         rotary = mrope(positions, self.config)
-        x = scan_layers(self.layers, x, lambda block, x: block(x, rotary, lengths), count=layer)
+        attend = partial(attend_causally, lengths=lengths)
+        x = scan_layers(self.layers, x, lambda block, x: block(x, rotary, attend)[0], count=layer)
         x = self.norm(x) if layer == last else x
         valid = jnp.arange(x.shape[1]) < lengths[:, None]
         return jnp.where(valid[..., None], x, 0)
@@ -145,50 +159,15 @@ class Qwen2VL(nnx.Module):
         return self.decode(self.embed(inputs), inputs.positions, inputs.lengths, layer)
 
     def unembed(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Logits of final states."""
+        """Logits of final states.
+
+        Raises:
+            InputError: the model has no output layer.
+        """
+        if not self.config.speaks:
+            raise InputError("this multimodal LLM has no output layer (lm_head.weight): it can read, but not speak")
         return self.embed_tokens.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
 
     def logits(self, inputs: MLLMInputs) -> Float[Array, "B L V"]:
         """Logits of the token that follows each token."""
         return self.unembed(self.hidden_states(inputs))
-
-
-@partial(jax.jit, static_argnames=("graph", "max_new_tokens"))
-def _generate(graph, state, inputs: MLLMInputs, eos_token_id, max_new_tokens: int):
-    model = nnx.merge(graph, state)
-    batch, length = inputs.tokens.shape
-    rows = jnp.arange(batch)
-    # Positions go on after the largest one used so far, as the reference does.
-    valid = jnp.arange(length) < inputs.lengths[:, None]
-    start = jnp.max(jnp.where(valid[:, None], inputs.positions, -1), axis=(1, 2)) + 1
-    ahead = start[:, None] + jnp.arange(length + max_new_tokens) - inputs.lengths[:, None]
-    positions = jnp.pad(inputs.positions, ((0, 0), (0, 0), (0, max_new_tokens)))
-    is_new = jnp.arange(length + max_new_tokens) >= inputs.lengths[:, None]
-    positions = jnp.where(is_new[:, None], ahead[:, None], positions)
-
-    def step(carry):
-        count, x, lengths, answer, done = carry
-        states = model.decode(x, positions, lengths)
-        token = jnp.argmax(model.unembed(states[rows, lengths - 1]), axis=-1).astype(jnp.int32)
-        token = jnp.where(done, eos_token_id, token)
-        x = x.at[rows, lengths].set(model.embed_tokens(token))
-        answer = answer.at[:, count].set(token)
-        return count + 1, x, lengths + 1, answer, done | (token == eos_token_id)
-
-    x = jnp.pad(model.embed(inputs), ((0, 0), (0, max_new_tokens), (0, 0)))
-    answer = jnp.full((batch, max_new_tokens), eos_token_id, jnp.int32)
-    carry = 0, x, inputs.lengths, answer, jnp.zeros(batch, bool)
-    return jax.lax.while_loop(lambda carry: (carry[0] < max_new_tokens) & ~carry[4].all(), step, carry)[3]
-
-
-def generate_greedy(
-    model: Qwen2VL, inputs: MLLMInputs, *, max_new_tokens: int, eos_token_id: int
-) -> Int[np.ndarray, "B new"]:
-    """The most likely continuation of each sequence, token by token; after its end, only `eos_token_id`.
-
-    Images are embedded once, the sequence is computed anew for each token (there is no cache): for evaluating small
-    models. Compiled once per shape of the inputs.
-    """
-    graph, state = nnx.split(model)
-    inputs = jax.tree.map(jnp.asarray, inputs)
-    return distributed.fetch(_generate(graph, state, inputs, jnp.int32(eos_token_id), max_new_tokens))

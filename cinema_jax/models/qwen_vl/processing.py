@@ -114,15 +114,20 @@ def _merge_order(grid: np.ndarray, merge: int) -> np.ndarray:
     return blocks.reshape(rows * columns, *rest)
 
 
-def patchify(image: UInt8[np.ndarray, "h w 3"], config: VisionConfig) -> Float[np.ndarray, "P patch_dim"]:
-    """Normalised flat patches (colour, frame, row, column) in merge blocks; the sides are multiples of the unit."""
+def patchify(frames: UInt8[np.ndarray, "frames h w 3"], config: VisionConfig) -> Float[np.ndarray, "P patch_dim"]:
+    """Normalised flat patches (colour, frame, row, column) in merge blocks.
+
+    Args:
+        frames: one, which is repeated, or as many as a patch has; the sides are multiples of the unit.
+    """
     mean, std = (np.asarray(x, np.float32) for x in (config.image_mean, config.image_std))
-    pixels = (image.astype(np.float32) / np.float32(255) - mean) / std
-    size, frames = config.patch_size, config.temporal_patch_size
-    rows, columns = image.shape[0] // size, image.shape[1] // size
-    grid = pixels.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
+    pixels = (frames.astype(np.float32) / np.float32(255) - mean) / std
+    size, (count, height, width, _) = config.patch_size, frames.shape
+    rows, columns = height // size, width // size
+    grid = pixels.reshape(count, rows, size, columns, size, 3).transpose(1, 3, 5, 0, 2, 4)
     patches = _merge_order(grid, config.spatial_merge_size)
-    return np.repeat(patches[:, :, None], frames, axis=2).reshape(rows * columns, config.patch_dim)
+    repeated = np.repeat(patches, config.temporal_patch_size // count, axis=2)
+    return repeated.reshape(rows * columns, config.patch_dim)
 
 
 def patch_grid(rows: int, columns: int, merge: int) -> Int[np.ndarray, "P 2"]:
@@ -130,31 +135,43 @@ def patch_grid(rows: int, columns: int, merge: int) -> Int[np.ndarray, "P 2"]:
     return _merge_order(np.stack(np.indices((rows, columns), np.int32), axis=-1), merge)
 
 
-def mrope_positions(is_image: np.ndarray, grids: Sequence[tuple[int, int]]) -> Int[np.ndarray, "3 L"]:
+def mrope_positions(
+    is_image: np.ndarray, grids: Sequence[tuple[int, int]], times: Sequence[Sequence[int]] = ()
+) -> Int[np.ndarray, "3 L"]:
     """Time, row and column of each token.
 
     Text counts on in all three. An image that starts at p has (p, p + row, p + column), and the text after it goes on
-    at p + max(rows, columns).
+    after the largest of these. The patches of a video's frames have p + their time in the place of the first p.
 
     Args:
-        is_image: Bool [L], whether a token belongs to an image.
-        grids: rows and columns of the merged blocks of each image; an image has rows x columns tokens.
+        is_image: Bool [L], whether a token belongs to an image or a video.
+        grids: rows and columns of the merged blocks of each; there are rows x columns tokens of an image.
+        times: of each the times of its temporal patches, the first 0; by default all are images, with one.
     """
     positions = np.zeros((3, len(is_image)), np.int32)
     place, following = 0, 0  # the next token and its position
-    for rows, columns in grids:
-        text = int(np.argmax(is_image[place:]))
+    for (rows, columns), own in zip(grids, times or [(0,)] * len(grids), strict=True):
+        text, count = int(np.argmax(is_image[place:])), len(own) * rows * columns
         positions[:, place : place + text] = following + np.arange(text)
         place, following = place + text, following + text
-        positions[0, place : place + rows * columns] = following
-        positions[1:, place : place + rows * columns] = following + np.indices((rows, columns)).reshape(2, -1)
-        place, following = place + rows * columns, following + max(rows, columns)
+        positions[0, place : place + count] = following + np.repeat(own, rows * columns)
+        positions[1:, place : place + count] = following + np.tile(np.indices((rows, columns)).reshape(2, -1), len(own))
+        place, following = place + count, following + max(rows, columns, own[-1] + 1)
     positions[:, place:] = following + np.arange(len(is_image) - place)
     return positions
 
 
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
+def padded(array: np.ndarray, size: int) -> np.ndarray:
+    """An array with zeros behind its first axis."""
     return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+def check_text(text: str, tokenizer: Any) -> None:
+    """Raises `InputError` where a text cannot be read as words: half characters, and tokens that mean something."""
+    check_whole(text, "the text")
+    found = next((token for token in tokenizer.all_special_tokens if token in text), None)
+    if found is not None:
+        raise InputError(f"the text {text[:80]!r} holds {found!r}, which is reserved by the tokenizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +231,7 @@ class Processor:
         arrays = {
             "tokens": sequence,
             "lengths": np.asarray(length, np.int32),
-            "positions": np.ascontiguousarray(_padded(positions.T, self.max_length).T),
+            "positions": np.ascontiguousarray(padded(positions.T, self.max_length).T),
             **self._patches(resized),
         }
         if answer is not None:
@@ -245,10 +262,7 @@ class Processor:
     ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
         """The tokens of the prompt with its images, those of the answer, and the merged blocks of each image."""
         for text in (prompt, answer or ""):
-            check_whole(text, "the text")
-            found = next((token for token in self.tokenizer.all_special_tokens if token in text), None)
-            if found is not None:
-                raise InputError(f"the text {text[:80]!r} holds {found!r}, which is reserved by the tokenizer")
+            check_text(text, self.tokenizer)
         grids = [(height // self.vision.pixel_unit, width // self.vision.pixel_unit) for height, width in resized]
         answered = [] if answer is None else [*self._tokenize(answer), self.tokenizer.eos_token_id]
         if self.truncate:
@@ -309,10 +323,10 @@ class Processor:
         segments, places = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
         for number, image in enumerate(images, start=1):
             places.append(patch_grid(image.shape[0] // size, image.shape[1] // size, merge))
-            patches.append(patchify(image, self.vision))
+            patches.append(patchify(image[None], self.vision))
             segments.append(np.full(len(patches[-1]), number, np.int32))
         parts = {"patches": patches, "patch_segments": segments, "patch_positions": places}
-        return {name: _padded(np.concatenate(part), self.max_patches) for name, part in parts.items()}
+        return {name: padded(np.concatenate(part), self.max_patches) for name, part in parts.items()}
 
 
 def collate(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

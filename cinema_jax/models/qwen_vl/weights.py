@@ -4,7 +4,8 @@ We write the released names (`visual.*`, `model.layers.*`), which every version 
 those of transformers 5 (`model.visual.*`, `model.language_model.*`).
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -54,18 +55,29 @@ def _text() -> tuple[Rule, ...]:
 
 
 def table(config: Qwen2VLConfig) -> tuple[Rule, ...]:
-    """The rules of a model; one with tied embeddings has no output layer of its own (see `drop_tied_head`)."""
-    head = () if config.tie_word_embeddings else linear("lm_head", "lm_head", bias=False)
+    """The rules of a model; one with tied embeddings has no output layer of its own (see `drop_head`)."""
+    head = () if config.tie_word_embeddings or not config.output_layer else linear("lm_head", "lm_head", bias=False)
     return _vision(config.vision) + _text() + head
 
 
-def drop_tied_head(tensors: Mapping[str, np.ndarray], config: Qwen2VLConfig) -> dict[str, np.ndarray]:
-    """Published tensors without the copy of the embedding that some checkpoints of tied models carry.
+def with_what_is_there(config: Qwen2VLConfig, names: Iterable[str]) -> Qwen2VLConfig:
+    """The config of weights with these names, ours or published ones: some lack the output layer."""
+    if config.tie_word_embeddings:
+        return config
+    return dataclasses.replace(config, output_layer=any("lm_head" in name for name in names))
+
+
+def drop_head(tensors: Mapping[str, np.ndarray], config: Qwen2VLConfig) -> dict[str, np.ndarray]:
+    """Published tensors without an output layer that the model does not have.
+
+    Some checkpoints of tied models carry a copy of the embedding.
 
     Raises:
         WeightError: if the copy differs from the embedding, so that leaving it out would change the model.
     """
     tensors = dict(tensors)
+    if not config.output_layer:
+        tensors.pop(_HEAD, None)
     if config.tie_word_embeddings and _HEAD in tensors:
         head = tensors.pop(_HEAD)
         embedding = next((tensors[name] for name in _EMBEDDING if name in tensors), None)

@@ -13,7 +13,7 @@ from cinema_jax.data.pipeline import Examples
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.numerics import at_least_fp32, token_log_likelihood
 from cinema_jax.models.qwen_vl.config import MLLMInputs
-from cinema_jax.models.qwen_vl.model import generate_greedy
+from cinema_jax.models.qwen_vl.decoding import decode
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.training.reports import SHOWN
 from cinema_jax.training.stages.base import Loss, Stage, per_token
@@ -52,9 +52,9 @@ def describe_held_out(run: Run, cinema: Cinema, params: Params) -> dict[str, flo
             examples.append(processor(QUESTIONS[0], [picture.image]))
         inputs = MLLMInputs.from_batch(collate(examples))
         model = cinema.part(params, "mllm")
-        answers = generate_greedy(model, inputs, max_new_tokens=20, eos_token_id=tokenizer.eos_token_id)
-        for subject, answer in zip(subjects, answers, strict=True):
-            text = tokenizer.decode(answer, skip_special_tokens=True)
+        answers = decode(model, inputs, stop=[tokenizer.eos_token_id], max_new_tokens=20)
+        for subject, tokens, length in zip(subjects, answers.tokens, answers.lengths, strict=True):
+            text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
             described.append((subject.describe(), text))
             for name, right in attribute_accuracy(subject, text).items():
                 total.setdefault(name, []).append(right)
