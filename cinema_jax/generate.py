@@ -16,6 +16,7 @@ from cinema_jax.data.example import Reference
 from cinema_jax.data.output import check_output
 from cinema_jax.devices import distributed
 from cinema_jax.errors import InputError
+from cinema_jax.inputs.files import write_json
 from cinema_jax.inputs.texts import check_whole
 from cinema_jax.sampling import lists, options
 from cinema_jax.sampling.references import reference
@@ -32,7 +33,7 @@ REQUESTS = flags.DEFINE_string(
     "requests",
     None,
     "In the place of --prompt and --reference: a list of videos, one JSON object a line, with prompt, references, "
-    "seed, negative_prompt, frames, height, width and output; docs/generate.md describes them.",
+    "seed, negative_prompt, expand_prompt, frames, height, width and output; docs/generate.md describes them.",
 )
 OUTPUT = flags.DEFINE_string(
     "output",
@@ -57,6 +58,17 @@ LOOP = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=100,
 )
+EXPAND = flags.DEFINE_boolean(
+    "expand_prompt",
+    False,
+    "Let the checkpoint's multimodal LLM see the pictures and write the whole prompt, which is printed, and kept in "
+    "OUTPUT.json beside the video.",
+)
+INSTRUCTION = flags.DEFINE_string(
+    "expand_instruction",
+    None,
+    "With --expand-prompt: a text file that says how the multimodal LLM is asked; {prompt} is the place of the prompt.",
+)
 BATCH = flags.DEFINE_integer("batch_size", 1, "With --requests: videos of one size sampled at once.", lower_bound=1)
 KEEP_GOING = flags.DEFINE_boolean(
     "keep_going", False, "With --requests: leave out lines that are wrong, name them, and make the others."
@@ -70,6 +82,8 @@ def main() -> None:
     for flag in (BATCH, KEEP_GOING):
         if flag.present:
             raise InputError(f"--{flag.name} goes with --requests, a list of videos")
+    if INSTRUCTION.present and not EXPAND.value:
+        raise InputError(f"--{INSTRUCTION.name} goes with --{EXPAND.name}")
     output = check_output(OUTPUT.value)
     asked = _asked()
     if not PROMPT.value.strip():
@@ -87,14 +101,24 @@ def main() -> None:
         )
     requests = pipeline.requests(PROMPT.value, pictures, seed=SEED.value, negative_prompt=NEGATIVE.value)
     settings = pipeline.checked(requests, **asked)
+    instruction = pipeline.instruction(INSTRUCTION.value) if EXPAND.value else None
     # All make the same video together.
-    distributed.agree("the video that is asked for", _said(*requests, settings))
+    distributed.agree("the video that is asked for", [*_said(*requests, settings), instruction])
     options.keep_compiled()
     pipeline.load(options.tell, **options.placement(settings))
-    pipeline.warn_of_unknown({"--prompt": PROMPT.value, "--negative-prompt": NEGATIVE.value})
+    if instruction is not None:
+        requests = [pipeline.expanded(request, instruction) for request in requests]
+        if distributed.is_first():
+            print(f"expanded prompt: {requests[0].prompt}", flush=True)
+    pipeline.warn_of_unknown({"--prompt": requests[0].prompt, "--negative-prompt": NEGATIVE.value})
     [video] = pipeline.generate(requests, settings)
     if not distributed.is_first():
         return
+    if instruction is not None:
+        about = {"prompt": video.asked, "expanded_prompt": video.prompt, "negative_prompt": NEGATIVE.value}
+        about |= {"seed": video.seed, "settings": dataclasses.asdict(settings)}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output.with_name(f"{output.name}.json"), about)
     scale, loop = video.save(output, scale=SCALE.value, loop=LOOP.value)
     size = f"{settings.width}x{settings.height}"
     print(f"{output}: {len(video.frames)} frames of {size} at {video.fps:g} frames/s{_shown(scale, loop)}")
@@ -114,7 +138,8 @@ def _list() -> None:
     from cinema_jax.sampling.many import Many
 
     written = {"scale": SCALE.value, "loop": LOOP.value}
-    many = Many(options.pipeline(), found, folder, asked, written, keep_going=KEEP_GOING.value)
+    expand = {"expand": EXPAND.value, "instruction": INSTRUCTION.value}
+    many = Many(options.pipeline(), found, folder, asked, written, **expand, keep_going=KEEP_GOING.value)
     options.keep_compiled()
     made = many.make(BATCH.value, options.tell, options.placement)
     if distributed.is_first():

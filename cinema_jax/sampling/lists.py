@@ -28,6 +28,7 @@ class Line:
     references: list[str] = dataclasses.field(default_factory=list)
     seed: int = 0
     negative_prompt: str = ""
+    expand_prompt: bool | None = None
     frames: int | None = None
     height: int | None = None
     width: int | None = None

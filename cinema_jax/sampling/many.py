@@ -27,8 +27,8 @@ from cinema_jax.sampling.pipeline import Pipeline
 from cinema_jax.sampling.sampler import Request, Settings, needed_parts
 from cinema_jax.sampling.video import Video
 
-# In a note, what is not compared: it follows from the digest of the weights, and tells people.
-_TOLD = "standing"
+# In a note, what is not compared: it follows from the rest, and tells people.
+_TOLD = {"standing", "expanded_prompt"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Job:
     settings: Settings
     # What it is made of: its note.
     made_of: Mapping[str, Any]
+    # How the multimodal LLM is asked to expand its prompt; None: it is taken as it is.
+    instruction: str | None
 
 
 class Many:
@@ -50,6 +52,8 @@ class Many:
         folder: of the videos.
         asked: `Options` that hold for all lines; a line's own size comes before that.
         written: scale and loop of `Video.save`.
+        expand: whether the prompts of lines that do not say so are expanded.
+        instruction: a file that says how, in the place of the one that ships with the project.
         keep_going: leave out lines that are wrong, with a warning for each.
 
     Raises:
@@ -64,10 +68,14 @@ class Many:
         asked: Mapping[str, Any],
         written: Mapping[str, int | None],
         *,
+        expand: bool = False,
+        instruction: str | None = None,
         keep_going: bool = False,
     ):
         self.pipeline, self.found, self.folder, self.keep_going = pipeline, found, folder, keep_going
-        self._asked, self._written = asked, written
+        self._asked, self._written, self._expand = asked, written, expand
+        expands = instruction is not None or expand or any(entry.line.expand_prompt for entry in found.entries)
+        self._instruction = pipeline.instruction(instruction) if expands else None
         pipeline.checked([], **asked)
         self._weights = fingerprint(pipeline.standing, needed_parts(pipeline.run.config))
         distributed.agree("the weights of --checkpoint", self._weights)
@@ -86,8 +94,12 @@ class Many:
         settings = self.pipeline.checked([self._request(entry)], **{**self._asked, **entry.size})
         pictures = [hashlib.sha256(path.read_bytes()).hexdigest() for path in entry.pictures]
         made_of = {**lists.as_json(entry), "references": pictures, "settings": dataclasses.asdict(settings)}
-        made_of |= {**self._written, "weights": self._weights, _TOLD: str(self.pipeline.standing)}
-        return Job(entry, settings, made_of)
+        made_of |= {**self._written, "weights": self._weights, "standing": str(self.pipeline.standing)}
+        said = entry.line.expand_prompt
+        if not (self._expand if said is None else said):
+            return Job(entry, settings, made_of, None)
+        digest = hashlib.sha256(self._instruction.encode()).hexdigest()
+        return Job(entry, settings, made_of | {"expand_instruction": digest}, self._instruction)
 
     def _request(self, entry: Entry) -> Request:
         line = entry.line
@@ -114,7 +126,7 @@ class Many:
     def _others(self, job: Job) -> list[str]:
         """The names of that in which a note differs from what its video should be made of."""
         there = read_json(self._note(job))
-        names = (there.keys() | job.made_of.keys()) - {_TOLD}
+        names = (there.keys() | job.made_of.keys()) - _TOLD
         return sorted(name for name in names if there.get(name) != job.made_of.get(name))
 
     def _video(self, job: Job) -> Path:
@@ -161,7 +173,8 @@ class Many:
         asked, problems = [], []
         for job in jobs:
             try:
-                asked.append((job, self._request(job.entry)))
+                request = self._request(job.entry)
+                asked.append((job, self.pipeline.expanded(request, job.instruction) if job.instruction else request))
             except InputError as error:
                 problems.append(f"{job.entry.place}: {error}")
         lists.refuse(problems, self.keep_going)
@@ -174,7 +187,7 @@ class Many:
         return problems
 
     def _write(self, job: Job, video: Video) -> None:
-        write_json(self._note(job), dict(job.made_of))
+        write_json(self._note(job), {**job.made_of, **expansion(video)})
         video.save(self._video(job), **self._written)
 
     def _same(self, standing: Standing, tell: Callable[[Standing], Any]) -> None:
@@ -189,6 +202,11 @@ class Many:
         """Raises `InputError` where lines were left out, so that nobody takes the folder for complete."""
         if self._left_out:
             raise InputError(f"{self.found.file}: {self._left_out} of {self._all} lines were left out, as told above")
+
+
+def expansion(video: Video) -> dict[str, str]:
+    """What a note says of a prompt that was expanded."""
+    return {} if video.asked is None else {"expanded_prompt": video.prompt}
 
 
 def _batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:

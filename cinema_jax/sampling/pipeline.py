@@ -24,6 +24,8 @@ from cinema_jax.experiment.standing import Standing, line, stands_for
 from cinema_jax.inputs.texts import check_whole, listed
 from cinema_jax.inputs.typed import checked
 from cinema_jax.models.qwen_vl.processing import collate
+from cinema_jax.sampling.expanding import expanded, instruction_of
+from cinema_jax.sampling.mllm import MLLM, speaker
 from cinema_jax.sampling.references import PictureLike, is_picture, references
 from cinema_jax.sampling.sampler import (
     Request,
@@ -47,7 +49,7 @@ Progress = Callable[[int, int], Any]
 
 
 # Of a call, beside `Options`.
-_ARGUMENTS = ("prompt", "references", "seed", "negative_prompt", "progress")
+_ARGUMENTS = ("prompt", "references", "seed", "negative_prompt", "progress", "expand_prompt", "expand_instruction")
 
 
 class Options(TypedDict, total=False):
@@ -182,6 +184,8 @@ class Pipeline:
         seed: int = 0,
         negative_prompt: str = "",
         progress: bool | Progress = True,
+        expand_prompt: bool = False,
+        expand_instruction: str | os.PathLike[str] | None = None,
         **options: Unpack[Options],
     ) -> Video: ...
 
@@ -194,6 +198,8 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         negative_prompt: str | Sequence[str] = "",
         progress: bool | Progress = True,
+        expand_prompt: bool = False,
+        expand_instruction: str | os.PathLike[str] | None = None,
         **options: Unpack[Options],
     ) -> list[Video]: ...
 
@@ -206,6 +212,8 @@ class Pipeline:
         seed: Any = 0,
         negative_prompt: Any = "",
         progress: Any = True,
+        expand_prompt: bool = False,
+        expand_instruction: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Any:
         """The video of a prompt, or the videos of a list of prompts, which are sampled together.
@@ -218,6 +226,9 @@ class Pipeline:
                 list.
             negative_prompt: what to steer away from; for several prompts one for all, or a list.
             progress: whether a bar is shown; or a function that is called with (steps done, steps in all).
+            expand_prompt: let the checkpoint's multimodal LLM see the pictures and write the whole prompt. It is the
+                video's `prompt`, and what was given its `asked`.
+            expand_instruction: a file that says how it is asked, in the place of the one that ships with the project.
             options: see `Options`.
 
         Returns:
@@ -230,6 +241,9 @@ class Pipeline:
             raise InputError(f"progress is {progress!r}; it must be True, False or a function of (done, count)")
         requests = self.requests(prompt, references, seed=seed, negative_prompt=negative_prompt)
         settings = self.checked(requests, **options)
+        if expand_prompt:
+            instruction = self.instruction(expand_instruction)
+            requests = [self.expanded(request, instruction) for request in requests]
         texts = dict.fromkeys(text for request in requests for text in (request.prompt, request.negative_prompt))
         self.warn_of_unknown({repr(text[:60]): text for text in texts})
         videos = self.generate(requests, settings, progress)
@@ -317,7 +331,26 @@ class Pipeline:
         watched = _watched(progress, settings.steps)
         frames = self.sampler(requests, settings, watched)
         fps = self.run.config.data.fps
-        return [Video(own, fps, one.prompt, one.seed) for own, one in zip(frames, requests, strict=True)]
+        return [Video(own, fps, one.prompt, one.seed, one.asked) for own, one in zip(frames, requests, strict=True)]
+
+    @functools.cached_property
+    def mllm(self) -> MLLM:
+        """The checkpoint's multimodal LLM, which answers; it shares the sampler's weights.
+
+        Raises:
+            InputError: there is none, or it cannot speak.
+        """
+        speaker(self.run)
+        sampler = self.sampler
+        return MLLM.of_run(self.run, mesh=sampler.mesh, there=sampler.params, standing=self.standing)
+
+    def instruction(self, file: str | os.PathLike[str] | None = None) -> str:
+        """How the multimodal LLM is asked to expand a prompt; see `expanding.instruction_of`."""
+        return instruction_of(self.run, file)
+
+    def expanded(self, request: Request, instruction: str) -> Request:
+        """A request with the prompt that the multimodal LLM makes of it; see `expanding.expanded`."""
+        return expanded(self.mllm, self.preprocessor, request, instruction)
 
     def batch(self, requests: Sequence[Request]) -> dict[str, Array]:
         """What the networks read of requests: the `batch` that methods of `cinema` take."""

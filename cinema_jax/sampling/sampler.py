@@ -52,6 +52,8 @@ class Request:
     seed: int = 0
     # Replaces the empty prompt in the branches without text.
     negative_prompt: str = ""
+    # What the user had written, where the prompt is what the MLLM made of it.
+    asked: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,12 +21,14 @@ class Video:
         fps: frames a second.
         prompt: what it was asked to show.
         seed: of its noise.
+        asked: what the user had written, where the multimodal LLM made the prompt of it.
     """
 
     frames: UInt8[np.ndarray, "frames height width 3"]
     fps: float
     prompt: str = ""
     seed: int = 0
+    asked: str | None = None
 
     def save(self, path: str | Path, *, scale: int | None = None, loop: int | None = None) -> tuple[int, int]:
         """Write it: `.mp4`, `.gif`, `.png` (numbered frames), or a folder of frames for a name without a suffix.
