@@ -18,7 +18,7 @@ from cinema_jax.training.phases import every_run
 
 VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Environment variables that change the compiled program, and those among them that say who a process is.
-PROGRAM = ("XLA_", "LIBTPU_", "JAX_")
+PROGRAM = ("XLA_", "LIBTPU_", "JAX_", "CINEMA_TPU_ATTENTION")
 IDENTITY = (
     *("JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"),
     "JAX_COMPILATION_CACHE_DIR",

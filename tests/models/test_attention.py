@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import TPU_ENVIRONMENT, process_environment
 
+from cinema_jax.errors import InputError
 from cinema_jax.models.attention import attention, attention_backend, dispatch
 
 # Compiling takes longer than running here.
@@ -123,8 +124,8 @@ def block(*qkv):
 with jax.set_mesh(mesh):
     for policy, forward in (("full", 2), ("attention", 1)):
         step = jax.jit(jax.value_and_grad(jax.checkpoint(block, policy=REMAT[policy]), (0, 1, 2)))
-        kernels = re.findall(r"%(splash_mha_[a-z]+)[\\w.]* = ", step.lower(x, x, x).compile().as_text())
-        assert sorted(kernels) == ["splash_mha_dkv", "splash_mha_dq"] + forward * ["splash_mha_fwd"], kernels
+        kernels = re.findall(r"%(transposed_[a-z]+)[\\w.]* = ", step.lower(x, x, x).compile().as_text())
+        assert sorted(kernels) == ["transposed_backward"] + forward * ["transposed_forward"], kernels
 """
 
 
@@ -231,6 +232,32 @@ def test_16_bit_inputs_lose_only_their_own_precision(backend):
 def test_the_backend_is_chosen_by_platform_type_and_shape(platform, dtype, tokens, head_size, bias, backend):
     x = jax.ShapeDtypeStruct((1, tokens, 4, head_size), dtype)
     assert attention_backend(x, x, bias=bias, platform=platform) == backend
+
+
+@pytest.mark.parametrize(
+    ("kind", "masked", "asked", "backend"),
+    [
+        ("TPU v5", False, None, "transposed"),
+        ("TPU v5 lite", False, "transposed", "transposed"),
+        ("TPU v6 lite", False, "splash", "splash"),
+        ("TPU v6 lite", True, None, "splash"),
+        ("TPU v4", False, "transposed", "splash"),
+    ],
+)
+def test_the_kernel_of_a_tpu_is_chosen_by_its_kind_the_mask_and_the_environment(
+    monkeypatch, kind, masked, asked, backend
+):
+    if asked:
+        monkeypatch.setenv(dispatch.KERNEL, asked)
+    x = jax.ShapeDtypeStruct((1, 4096, 4, 64), jnp.bfloat16)
+    assert attention_backend(x, x, masked=masked, platform="tpu", kind=kind) == backend
+
+
+def test_another_kernel_than_the_two_for_tpus_is_refused(monkeypatch):
+    monkeypatch.setenv(dispatch.KERNEL, "flash")
+    x = jax.ShapeDtypeStruct((1, 4096, 4, 64), jnp.bfloat16)
+    with pytest.raises(InputError, match="CINEMA_TPU_ATTENTION is 'flash'; accepted is transposed or splash"):
+        attention_backend(x, x, platform="tpu", kind="TPU v5")
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,11 @@ CASES = {
     "causal and not exchanged": ({"context": 4}, None, 2, 2, "xla", ("causal",)),
     "splash": ({"fsdp": 2, "context": 2}, "ulysses", 2, 2, "splash", ("kv_lengths", "segments")),
     "splash, gathered": ({"fsdp": 2, "context": 4}, "gather", 2, 1, "splash", ("kv_lengths",)),
+    "transposed": ({"fsdp": 2, "context": 2}, "ulysses", 2, 2, "transposed", ("kv_lengths",)),
     "few keys": ({"fsdp": 2, "context": 2, "tensor": 2}, "own", 4, 4, "xla", ("few keys",)),
     "few keys, lengths": ({"context": 4, "tensor": 2}, "own", 3, 3, "xla", ("few keys", "kv_lengths")),
     "few keys, splash": ({"fsdp": 2, "context": 4}, "own", 2, 2, "splash", ("few keys", "kv_lengths")),
+    "few keys, transposed": ({"fsdp": 2, "context": 4}, "own", 2, 2, "transposed", ("few keys", "kv_lengths")),
     "splash, without exchange": ({"fsdp": 2, "tensor": 2}, None, 3, 3, "splash", ("causal",)),
 }
 

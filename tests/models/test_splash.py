@@ -1,4 +1,4 @@
-"""Splash attention, interpreted, through the dispatcher, against XLA; and what a remat policy keeps of it."""
+"""Splash attention, interpreted, through the dispatcher, against XLA; and what a policy keeps of either TPU kernel."""
 
 import functools
 
@@ -76,7 +76,10 @@ def test_padded_queries_see_the_valid_keys(monkeypatch):
 
 
 @pytest.mark.parametrize(("saved", "forward"), [(("q", "k", "v", OUTPUT), 1), (("q", "k", "v"), 2)])
-def test_a_policy_that_saves_the_output_runs_the_forward_kernel_once(saved, forward):
+@pytest.mark.parametrize("kernel", ["splash", "transposed"])
+def test_a_policy_that_saves_the_output_runs_the_forward_kernel_once(monkeypatch, kernel, saved, forward):
+    monkeypatch.setenv(dispatch.KERNEL, kernel)
+
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*saved))
     def block(x):
         q, k, v = (checkpoint_name(x * factor, name) for factor, name in ((2, "q"), (3, "k"), (4, "v")))
@@ -85,8 +88,8 @@ def test_a_policy_that_saves_the_output_runs_the_forward_kernel_once(saved, forw
     with jax.sharding.use_abstract_mesh(TPUS):
         jaxpr = jax.make_jaxpr(jax.value_and_grad(block))(jnp.ones((2, 8192, 4, 64))).jaxpr
     used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    names = sorted(name.split("_")[2] for name in kernels(used))
-    assert names == ["dkv", "dq", *["fwd"] * forward]
+    names = sorted(name.split("_")[2 if kernel == "splash" else 1] for name in kernels(used))
+    assert names == (["dkv", "dq", *["fwd"] * forward] if kernel == "splash" else ["backward", *["forward"] * forward])
 
 
 def kernels(jaxpr):
@@ -96,6 +99,14 @@ def kernels(jaxpr):
             yield equation.params["jaxpr"].debug_info.func_name
         for inner in jaxprs_in_params(equation.params):
             yield from kernels(inner)
+
+
+@pytest.mark.parametrize("tokens", [1024, 1506, 17776, 23552, 32760])
+@pytest.mark.parametrize("kind", [*blocks.TRANSPOSED, "another"])
+def test_tiles_are_whole_and_their_blocks_pad_little(kind, tokens):
+    for one in blocks.tiles(kind, tokens, tokens):
+        assert one.queries % one.queries_at_once == one.keys % one.keys_at_once == 0
+        assert max(-tokens % one.queries, -tokens % one.keys) < max(0.04 * tokens, blocks.LANES)
 
 
 @pytest.mark.parametrize("kind", [*blocks.TABLE, "another"])

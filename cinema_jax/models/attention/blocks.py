@@ -1,4 +1,4 @@
-"""How many queries and keys splash attention holds in a core's fast memory at once."""
+"""How many queries and keys attention on TPUs holds in a core's fast memory at once."""
 
 import dataclasses
 
@@ -86,3 +86,43 @@ def _multiple(block: int, tokens: int) -> int:
     while block > LANES and -tokens % block > tokens * _MAX_PADDING:
         block //= 2
     return block
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Sizes of one pass of attention by transposed logits.
+
+    Attributes:
+        queries: queries of a block.
+        keys: keys of a block.
+        queries_at_once: queries of a tile, whose logits are one product; divides `queries`.
+        keys_at_once: keys of a tile; divides `keys`.
+    """
+
+    queries: int
+    keys: int
+    queries_at_once: int
+    keys_at_once: int
+
+
+# Device kind -> (forward, backward). By the compiler's schedules (`benchmarks/schedules.py`) the fastest of those whose
+# program is no longer than splash attention's: twice the block would be 3 % faster there, but instructions have to be
+# loaded as well. Chips that are missing here take splash.
+TRANSPOSED: dict[str, tuple[Tiles, Tiles]] = {
+    "TPU v5 lite": (Tiles(1024, 1024, 512, 128), Tiles(1024, 1024, 512, 128)),
+    "TPU v5": (Tiles(1024, 1024, 512, 128), Tiles(1024, 1024, 512, 128)),
+    "TPU v6 lite": (Tiles(1024, 1024, 512, 256), Tiles(1024, 1024, 256, 256)),
+}
+
+
+def tiles(device_kind: str, queries: int, keys: int) -> tuple[Tiles, Tiles]:
+    """The table's for a chip, made smaller where they would pad so many queries and keys by much."""
+    return tuple(
+        Tiles(
+            block_q := _multiple(one.queries, queries),
+            block_kv := _multiple(one.keys, keys),
+            min(one.queries_at_once, block_q),
+            min(one.keys_at_once, block_kv),
+        )
+        for one in TRANSPOSED.get(device_kind, TRANSPOSED["TPU v5"])
+    )

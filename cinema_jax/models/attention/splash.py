@@ -34,12 +34,12 @@ def splash(
     """
     queries, keys, size = q.shape[1], k.shape[1], q.shape[-1]
     # Zeros change no logit, and the output's are cut off.
-    q, k, v = (_pad(x, 3, 64 if size <= 64 else 128) for x in (q, k, v))
-    blocks = blocks or block_sizes(_device_kind(), q.shape[-1], queries, keys)
+    q, k, v = (pad(x, 3, 64 if size <= 64 else 128) for x in (q, k, v))
+    blocks = blocks or block_sizes(device_kind(), q.shape[-1], queries, keys)
     shape = padded(blocks, queries, keys)
     # The kernel takes heads before tokens, and does not scale.
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * scale, k, v))
-    q, k, v = (_pad(x, 2, length) for x, length in ((q, shape[0]), (k, shape[1]), (v, shape[1])))
+    q, k, v = (pad(x, 2, length) for x, length in ((q, shape[0]), (k, shape[1]), (v, shape[1])))
     mask = masks.CausalMask(shape) if causal else masks.FullMask(shape)
     attend = kernel.make_splash_mha_single_device(
         masks.MultiHeadMask([mask] * q.shape[1]),
@@ -66,17 +66,18 @@ def _segment_ids(
     if lengths is not None:
         kv = jnp.where(jnp.arange(tokens[1]) < lengths[:, None], kv, _NOWHERE)
     return kernel.SegmentIds(
-        _pad(q.astype(jnp.int32), 1, shape[0]), _pad(kv.astype(jnp.int32), 1, shape[1], fill=_NOWHERE)
+        pad(q.astype(jnp.int32), 1, shape[0]), pad(kv.astype(jnp.int32), 1, shape[1], fill=_NOWHERE)
     )
 
 
-def _pad(x: jax.Array, axis: int, length: int, fill: int = 0) -> jax.Array:
+def pad(x: jax.Array, axis: int, length: int, fill: int = 0) -> jax.Array:
+    """`x` with so many entries along an axis, the new ones `fill`."""
     missing = length - x.shape[axis]
     widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
     return jnp.pad(x, widths, constant_values=fill) if missing else x
 
 
-def _device_kind() -> str:
+def device_kind() -> str:
     """What the program being traced will run on, as JAX names it: "TPU v5 lite"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.device_kind if device else jax.devices()[0].device_kind
