@@ -1,6 +1,7 @@
 """docs/extending.md: its files are written, its lines are changed and its commands run, in a copy of the package."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import process_environment
+from tiny import WITHOUT_TORCH, process_environment
 
 from cinema_jax.experiment import parts
 from cinema_jax.models.backbone import BackboneConfig
@@ -53,7 +54,7 @@ def applied(section: str, folder: Path) -> list[str]:
 def extended(request, tmp_path_factory):
     """The name of a section, and the folder in which its command has run."""
     folder = tmp_path_factory.mktemp("extended")
-    environment = process_environment() | {"PYTHONPATH": str(folder)}
+    environment = process_environment() | {"PYTHONPATH": os.pathsep.join([str(folder), WITHOUT_TORCH])}
     (command,) = applied(request.param, folder)
     program, *words = shlex.split(command)
     assert program == "cinema-jax"
