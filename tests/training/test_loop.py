@@ -127,7 +127,7 @@ def test_a_stage_may_train_a_piece_of_a_part(workdir, tmp_path):
     before = load_file(workdir / "parts/vae/diffusion_pytorch_model.safetensors")
     values = tiny_values()
     values.stages, values.weights.vae = ("vae",), str(workdir / "parts/vae")
-    values.vae.trainable = ("vae/decoder/.*",)
+    values.vae.trainable, values.vae.image_steps = ("vae/decoder/.*",), 0
     loop.train(Run.open(parse(values), tmp_path / "decoder"))
     after = load_file(tmp_path / "decoder/parts/vae/diffusion_pytorch_model.safetensors")
     assert after.keys() == before.keys()
