@@ -89,13 +89,14 @@ def programs_differ(run: Run, sampler: Sampler, settings: Settings, request: Req
     programs, calls = sampler._programs, {}
     step = "discrete_step" if settings.solver == "dpm" else "step"
 
-    def recorded(name):
-        function = getattr(programs, name)
+    def recorded(name, function):
         return lambda *arguments: calls.setdefault(name, (function, arguments)) and function(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("read", step, "decode"):
-            patch.setattr(programs, name, recorded(name))
+        for name in ("read", step):
+            patch.setattr(programs, name, recorded(name, getattr(programs, name)))
+        for tiled, function in programs.decode.items():
+            patch.setitem(programs.decode, tiled, recorded("decode", function))
         sampler([request], settings)
     planned = program.sampler_programs(run, sampler.mesh)
     with jax.set_mesh(sampler.mesh):
