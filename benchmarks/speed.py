@@ -127,8 +127,8 @@ def t5() -> Iterator[Row]:
         yield Row("T5, 226 tokens, forward", size_of(original), "transformers", theirs, ours)
 
 
-def qwen() -> Iterator[Row]:
-    """A small Qwen2-VL: two images of 224 x 224 pixels among 100 words."""
+def small_qwen() -> tuple[torch.nn.Module, Any, Any, MLLMInputs, dict[str, torch.Tensor]]:
+    """A Qwen2-VL, theirs and ours (graph and state), and what both read: two images of 224 x 224 pixels among words."""
     vision = Qwen2VLVisionConfig(depth=7, embed_dim=512, num_heads=8)
     config = Qwen2VLConfig(
         vision=vision,
@@ -160,21 +160,24 @@ def qwen() -> Iterator[Row]:
         patch_segments=np.repeat(np.int32([1, 2]), 256)[None],
         patch_positions=np.concatenate([patch_grid(16, 16, 2)] * 2)[None],
     )
+    ids = torch.tensor(tokens).long()
+    theirs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.tensor(patches),
+        "image_grid_thw": torch.tensor([[1, 16, 16]] * 2),
+        "mm_token_type_ids": (ids == IMAGE_TOKEN).int(),
+    }
+    return original, graph, state, inputs, theirs
+
+
+def qwen() -> Iterator[Row]:
+    """A small Qwen2-VL reads two images among 100 words."""
+    original, graph, state, inputs, given = small_qwen()
     forward = jax.jit(lambda state, inputs: nnx.merge(graph, state).hidden_states(inputs))
-
-    def theirs():
-        ids = torch.tensor(tokens).long()
-        return original.model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=torch.tensor(patches),
-            image_grid_thw=torch.tensor([[1, 16, 16]] * 2),
-            mm_token_type_ids=(ids == IMAGE_TOKEN).int(),
-            use_cache=False,
-        ).last_hidden_state
-
+    theirs = lambda: original.model(**given, use_cache=False).last_hidden_state  # noqa: E731
     with torch.no_grad():
-        name = f"Qwen2-VL, {tokens.size} tokens with 2 images, forward"
+        name = f"Qwen2-VL, {inputs.tokens.size} tokens with 2 images, forward"
         yield Row(name, size_of(original), "transformers", theirs, lambda: forward(state, inputs))
 
 
