@@ -60,6 +60,7 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings[python]", "ruff"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
+        "curate": ["apache-beam>=2.77", "scenedetect-headless>=0.7.2"],
         "web": ["gradio>=6.16"],
     },
 )

@@ -25,10 +25,11 @@ ROOMS = (
     "exchange",
     "training",
     "evaluation",
+    "curation",
     "planning",
     "web",
 )
-COMMANDS = ("train", "generate", "evaluate", "prepare", "convert", "plan", "serve", "package")
+COMMANDS = ("train", "generate", "evaluate", "prepare", "convert", "plan", "serve", "package", "curate")
 MODULES = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
 
 

@@ -43,6 +43,10 @@ COMMANDS = {
     "evaluate": Command(
         "Measure a checkpoint on held-out subjects or videos.", "--checkpoint=runs/demo --json=out.json"
     ),
+    "curate": Command(
+        "Make training clips of raw videos: shots, quality, duplicates, captions.",
+        "--videos='raw/**/*.mp4' --output=curated",
+    ),
     "prepare": Command(
         "Encode a folder of videos once, for many runs and hosts.",
         "--manifest=videos/manifest.jsonl --config=configs/mine.py --output=records",

@@ -20,7 +20,7 @@ from cinema_jax.data.output import check_output, write_video
 from cinema_jax.errors import InputError, fault_of
 from cinema_jax.inputs.files import check_regular
 
-__all__ = ["VideoInfo", "check_output", "frame_at", "probe", "read_frames", "write_video"]
+__all__ = ["VideoInfo", "check_output", "each_frame", "frame_at", "probe", "read_frames", "write_video"]
 
 # Matroska and FLV round time stamps to milliseconds: a frame that begins within this of the asked time is shown at it.
 TOLERANCE = Fraction(6, 10_000)
@@ -125,6 +125,21 @@ def frame_at(path: str | Path, index: int) -> UInt8[np.ndarray, "height width 3"
                 return _whole(frame, stream)
             count += 1
     raise InputError(f"{path}: there is no frame {index}; the video has {count} frames, numbered from 0")
+
+
+def each_frame(path: str | Path, longer_side: int) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
+    """All frames in the order shown: seconds after the first one, and the frame, upright and no larger than asked.
+
+    Raises `InputError` where the video cannot be read, also after some frames.
+    """
+    with _opened(path) as (container, stream):
+        first = None
+        for time, frame in _frames(container, stream, None):
+            first = time if first is None else first
+            rows, columns = _square_size(frame, stream)
+            scale = min(1.0, longer_side / max(rows, columns))
+            pixels = _resized(frame, stream, max(1, round(rows * scale)), max(1, round(columns * scale)))
+            yield float(time - first), np.ascontiguousarray(np.rot90(pixels, _quarter_turns(frame)))
 
 
 @contextmanager
