@@ -22,6 +22,12 @@ VIDEOS = flags.DEFINE_string("videos", None, "The videos: a pattern, such as 'ra
 LIST = flags.DEFINE_string("list", None, "Or a list of them: .csv or .jsonl with video, caption and perhaps prompt.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for manifest.jsonl, videos, rejected.jsonl and report.html.")
 OPTIONS = flags.DEFINE_string("options", None, 'What clips must be like: a JSON file, {"shots": {"longest": 6.0}}.')
+MLLM = flags.DEFINE_string(
+    "mllm",
+    "none",
+    "Who writes captions and finds subjects: a folder of Qwen2.5-VL, also hf://owner/name. none: captions are given, "
+    "and no subjects are looked for.",
+)
 WORKERS = flags.DEFINE_integer("workers", 1, "Processes of this machine.", lower_bound=1)
 SHARDS = flags.DEFINE_integer(
     "shards", 256, "Pieces into which the work is divided: what a run that was ended has to do again.", lower_bound=1
@@ -39,6 +45,7 @@ def main(own: list[str]) -> None:
     # Imported here, so that a wrong command line is refused before slow libraries are loaded.
     from cinema_jax.curation import curating, sources
 
+    mllm = _mllm()
     config = curating.read_config(Path(OPTIONS.value) if OPTIONS.value else None)
     found = sources.listed(Path(LIST.value)) if LIST.value else sources.matching(VIDEOS.value)
     engine = _engine()
@@ -49,10 +56,28 @@ def main(own: list[str]) -> None:
     def run(work, shards, step):
         engine.run(work, shards, options, step)
 
-    results = curating.curate(found, output, config, run, SHARDS.value)
+    results = curating.curate(found, output, config, run, SHARDS.value, mllm)
     print(f"{output}: {len(results.clips)} clips of {len(found)} videos, {len(results.rejected)} rejected")
     if not results.clips:
         raise InputError(f"no clip is left; {output / curating.REPORT} and {curating.REJECTED} beside it say why")
+
+
+def _mllm() -> str | None:
+    """The multimodal LLM's folder, or None; raises `InputError` where it cannot find subjects."""
+    if MLLM.value == "none":
+        return None
+    from cinema_jax.experiment import parts
+    from cinema_jax.models.qwen_vl.config import Qwen25VLVisionConfig
+    from cinema_jax.sampling.mllm import check_speaks
+
+    folder = parts.checkpoint_folder(MLLM.value)
+    config = parts.read_config("mllm", folder)
+    check_speaks(config, str(folder))
+    if not isinstance(config.vision, Qwen25VLVisionConfig):
+        raise InputError(
+            f"--mllm={MLLM.value} is no Qwen2.5-VL, which says in pixels where things are; others are not asked"
+        )
+    return str(Path(folder).absolute())
 
 
 def _engine():

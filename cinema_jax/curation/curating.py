@@ -1,6 +1,7 @@
 """All steps in order: from video files to a folder that `config.data.source=folder` trains from."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cinema_jax.curation import report
+from cinema_jax.curation.crops import CropConfig
+from cinema_jax.curation.describing import Describing, Pending
 from cinema_jax.curation.duplicates import DuplicateConfig, Hashed, duplicates
 from cinema_jax.curation.looking import Looking
 from cinema_jax.curation.quality import QualityConfig
@@ -20,7 +23,14 @@ from cinema_jax.data.manifest import NAME
 from cinema_jax.inputs.files import read_json, whole_file, write_json, write_text
 from cinema_jax.inputs.typed import checked
 
-MEDIA, WORK, REJECTED, COUNTS, REPORT = "videos", "work", "rejected.jsonl", "counts.json", "report.html"
+MEDIA, PICTURES, WORK, REJECTED, COUNTS, REPORT = (
+    "videos",
+    "references",
+    "work",
+    "rejected.jsonl",
+    "counts.json",
+    "report.html",
+)
 # Does the shards of a step that are not done, by its name.
 Run = Callable[[Work, Sequence[Shard], str], None]
 
@@ -32,6 +42,7 @@ class CurateConfig:
     shots: ShotConfig = ShotConfig()
     quality: QualityConfig = QualityConfig()
     duplicates: DuplicateConfig = DuplicateConfig()
+    crops: CropConfig = CropConfig()
 
 
 def read_config(file: Path | None) -> CurateConfig:
@@ -43,8 +54,10 @@ def read_config(file: Path | None) -> CurateConfig:
     return CurateConfig() if file is None else checked(read_json(file), CurateConfig, f"{file}: ")
 
 
-def curate(sources: Sequence[Source], output: Path, config: CurateConfig, run: Run, shards: int) -> Results:
-    """Curate videos whose captions are known, and write `output`; what was done before is not done again.
+def curate(
+    sources: Sequence[Source], output: Path, config: CurateConfig, run: Run, shards: int, mllm: str | None = None
+) -> Results:
+    """Curate videos and write `output`; what was done before is not done again.
 
     The files that are written do not depend on how `run` shares the work out.
 
@@ -52,13 +65,19 @@ def curate(sources: Sequence[Source], output: Path, config: CurateConfig, run: R
         sources: the videos; the clips of one have its caption.
         run: does shards.
         shards: how many pieces the work is divided into, at most.
+        mllm: the multimodal LLM that writes captions, where there are none, and finds subjects; None: nobody does.
     """
-    looking = Looking(config.shots, config.quality, need_caption=True)
+    looking = Looking(config.shots, config.quality, need_caption=mllm is None)
     found = _done(looking, divided(output / WORK, "look", looking, sources, shards), run)
     by_name = {source.name: source for source in sources}
     found += _without_duplicates(found, config.duplicates)
-    captions = {name: (source.caption, source.prompt) for name, source in by_name.items()}
-    found.clips = [_captioned(clip, *captions[clip.video]) for clip in found.clips]
+    if mllm is None:
+        found.clips = [_captioned(clip, by_name[clip.video]) for clip in found.clips]
+    elif found.clips:
+        describing = Describing(config.crops, mllm, str(output), PICTURES)
+        pending = _pending(found.clips, by_name)
+        found.clips = []
+        found += _done(describing, divided(output / WORK, "describe", describing, pending, shards), run)
     _write(output, found.in_order(), by_name)
     return found
 
@@ -72,8 +91,13 @@ def _done(work: Work, shards: list[Shard], run: Run) -> Results:
     return results.in_order()
 
 
-def _captioned(clip: Clip, caption: str | None, prompt: str | None) -> Clip:
-    return dataclasses.replace(clip, caption=caption, prompt=prompt)
+def _captioned(clip: Clip, source: Source) -> Clip:
+    return dataclasses.replace(clip, caption=source.caption, prompt=source.prompt)
+
+
+def _pending(clips: Sequence[Clip], sources: dict[str, Source]) -> list[Pending]:
+    groups = itertools.groupby(sorted(clips, key=lambda clip: (clip.video, clip.start)), key=lambda clip: clip.video)
+    return [Pending(sources[name], tuple(own)) for name, own in groups]
 
 
 def _without_duplicates(found: Results, config: DuplicateConfig) -> Results:
