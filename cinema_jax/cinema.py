@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from cinema_jax.models.layers import TIMESTEPS
 from cinema_jax.models.numerics import at_least_fp32
 from cinema_jax.models.qwen_vl.model import MLLMInputs
 from cinema_jax.weights import rules
+from cinema_jax.weights.quantised import SCALE, Kind
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -45,22 +47,32 @@ class Cinema:
     Args:
         config: the run's configuration.
         part_configs: part name to that part's own config.
+        quantised: part name to what the large kernels of that part are, if not numbers: each then has its codes in
+            its place and `<path>_scale` beside it.
     """
 
-    def __init__(self, config: Config, part_configs: Mapping[str, Any]):
+    def __init__(
+        self, config: Config, part_configs: Mapping[str, Any], quantised: Mapping[str, Kind] = MappingProxyType({})
+    ):
         self.config = config
         # What networks compute in, and what is trained is held in.
         self.dtype = jnp.dtype(config.precision)
         self.state_dtype = np.promote_types(self.dtype, np.float32)
-        self.part_configs = dict(part_configs)
+        self.part_configs, self.quantised = dict(part_configs), dict(quantised)
         self.graphs, self.shapes = {}, {}
         for name, part_config in self.part_configs.items():
-            self.graphs[name], shapes = parts.structure(name, part_config)
+            self.graphs[name], shapes = parts.structure(name, part_config, self.quantised.get(name))
             self.shapes |= shapes
+        scales = [path for path in self.shapes if path.endswith(SCALE)]
+        self._as_they_are = {*scales, *(path.removesuffix(SCALE) for path in scales)}
 
     def held(self, params: Params) -> Params:
         """Parameters that nobody trains in the type in which they lie on the devices: what the config computes in."""
-        return {path: x.astype(self.dtype) for path, x in params.items()}
+        return {path: self._narrow(path, x) for path, x in params.items()}
+
+    def _narrow(self, path: str, x: Any) -> Any:
+        """A parameter in the type that the config computes in; codes and their scales have types of their own."""
+        return x if path in self._as_they_are else x.astype(self.dtype)
 
     def part(self, params: Params, name: str) -> Any:
         """The module of a part, holding its share of `params`, in the type that the config computes in.
@@ -73,7 +85,7 @@ class Cinema:
         own = {}
         for path, x in params.items():
             if path.startswith(f"{name}/"):
-                x = sharding.in_use(path, x.astype(self.dtype))
+                x = sharding.in_use(path, self._narrow(path, x))
                 # Stacked layers are gathered one by one, where they are used.
                 x = x if re.search(sharding.STACKED, path) else sharding.gathered(path, x)
                 own[path.removeprefix(f"{name}/")] = x

@@ -10,6 +10,8 @@ from cinema_jax.errors import InputError
 DTYPES = ("float32", "bfloat16", "float16")
 PRESETS = ("none", "phantom", "bindweave")
 LAYOUTS = ("diffusers", "original")
+# Weights of one byte.
+CODES = ("int8", "fp8")
 EXAMPLES = {
     "import": "--source=CogVideoX-2b --source=Qwen2-VL-2B-Instruct --output=checkpoint",
     "export": "--checkpoint=runs/demo --output=exported --dtype=bfloat16",
@@ -63,7 +65,11 @@ def _parser(arguments: list[str]) -> argparse.Namespace:
     sub.add_argument("--output", type=Path, required=True, help=new)
     sub.add_argument("--max-shard-size", default="5GB", help="Largest size of one file (default: %(default)s).")
     sub.add_argument(
-        "--weights", choices=("ema", "params"), default="ema", help="Averaged or last weights (default: %(default)s)."
+        "--weights",
+        choices=("ema", "params", *CODES),
+        default="ema",
+        help="Averaged or last weights (default: %(default)s); int8 or fp8: averaged ones, whose large kernels become "
+        "codes of one byte with a scale for each output channel, for this project alone.",
     )
     sub.add_argument("--dtype", choices=DTYPES, help="Type of all tensors; by default as in the checkpoint.")
     sub.add_argument("--part", action="append", help="Export only this part; may be repeated. By default all.")
@@ -115,15 +121,20 @@ def _export(options: argparse.Namespace) -> None:
     check_new(options.output)
     run = Run.load(parts.checkpoint_folder(options.checkpoint), options.init)
     kind = dtype(bfloat16 if options.dtype == "bfloat16" else options.dtype) if options.dtype else None
+    codes = options.weights if options.weights in CODES else None
+    weights = "ema" if codes else options.weights
     if options.layout == "original":
+        if codes:
+            raise InputError(f"--weights={codes}: there is no original layout of such weights")
         if options.part not in (None, ["dit"]):
             raise InputError(f"--part={options.part[0]}: of the parts only dit has an original layout")
-        print(export_original(run, options.output, weights=options.weights, dtype=kind, tell=tell))
+        print(export_original(run, options.output, weights=weights, dtype=kind, tell=tell))
         return
     export_checkpoint(
         run,
         options.output,
-        weights=options.weights,
+        weights=weights,
+        codes=codes,
         tell=tell,
         dtype=kind,
         max_shard_size=options.max_shard_size,

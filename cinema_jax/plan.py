@@ -28,7 +28,13 @@ TOPOLOGY = flags.DEFINE_string(
 )
 STAGE = flags.DEFINE_string("stage", "finetune", "Stage whose step is planned: pretrain, align or finetune.")
 SAMPLER = flags.DEFINE_bool("sampler", False, "Plan the sampling of one video, not a train step.")
-OFFLOAD = flags.DEFINE_bool("offload", False, "With --sampler: parts are on the chips only while they are in use.")
+OFFLOAD = command.offload_flag(
+    "With --sampler: parts are on the chips only while they are in use; --offload=layers: and two of the transformer's "
+    "layers at a time."
+)
+WEIGHTS = flags.DEFINE_enum(
+    "weights", None, ("int8", "fp8"), "With --sampler: large kernels are codes of one byte, as with generate --weights."
+)
 SEARCH = flags.DEFINE_bool(
     "search",
     False,
@@ -72,8 +78,9 @@ def main() -> None:
     ways = [flag.name for flag in (PRICE, TABLE, HOSTS, SEARCH, SAMPLER) if flag.value not in (None, False)]
     if len(ways) > 1:
         raise InputError(f"{' and '.join(f'--{name}' for name in ways)} ask for different reports; say one of them")
-    if OFFLOAD.value and not SAMPLER.value:
-        raise InputError("--offload is of sampling: say --sampler, too")
+    for flag in (OFFLOAD, WEIGHTS):
+        if flag.value and not SAMPLER.value:
+            raise InputError(f"--{flag.name} is of sampling: say --sampler, too")
     if STAGE.value not in CONDITIONED:
         raise InputError(f"--stage is {STAGE.value!r}; accepted: {', '.join(CONDITIONED)}")
     from cinema_jax.devices.chips import chip_of
@@ -107,7 +114,7 @@ def _plan(run: Any) -> None:
     if SEARCH.value:
         results = planner.search(run, STAGE.value, target)
     elif SAMPLER.value:
-        results = planner.plan_sampler(run, TOPOLOGY.value, OFFLOAD.value)
+        results = planner.plan_sampler(run, TOPOLOGY.value, OFFLOAD.value, WEIGHTS.value)
     else:
         planner.check(run, STAGE.value, target)
         largest = planner.largest(planner.variants(run, STAGE.value))

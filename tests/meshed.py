@@ -71,9 +71,9 @@ def compilations() -> Iterator[list[str]]:
     logger.removeHandler(handler)
 
 
-def describe(run: Run, sampler: Sampler) -> dict:
+def describe(run: Run, sampler: Sampler, **planned_as: str) -> dict:
     """How the weights lie, and how `plan` says they do."""
-    planned = program.sampler_programs(run, sampler.mesh)["decoding"]
+    planned = program.sampler_programs(run, sampler.mesh, **planned_as)["decoding"]
     split = [p for p in sharding.placements(sampler.params, sampler.mesh, WEIGHTS) if any(p.spec)]
     shapes = {p.path: {shard.data.shape for shard in sampler.params[p.path].addressable_shards} for p in split}
     return {
@@ -84,7 +84,7 @@ def describe(run: Run, sampler: Sampler) -> dict:
     }
 
 
-def programs_differ(run: Run, sampler: Sampler, settings: Settings, request: Request) -> list[str]:
+def programs_differ(run: Run, sampler: Sampler, settings: Settings, request: Request, **planned_as: str) -> list[str]:
     """The programs of `plan` that are not, word for word, what is called for a request."""
     programs, calls = sampler._programs, {}
     step = "discrete_step" if settings.solver == "dpm" else "step"
@@ -98,7 +98,7 @@ def programs_differ(run: Run, sampler: Sampler, settings: Settings, request: Req
         for tiled, function in programs.decode.items():
             patch.setitem(programs.decode, tiled, recorded("decode", function))
         sampler([request], settings)
-    planned = program.sampler_programs(run, sampler.mesh)
+    planned = program.sampler_programs(run, sampler.mesh, **planned_as)
     with jax.set_mesh(sampler.mesh):
         return [
             name
@@ -127,8 +127,13 @@ def refusals(sampler: Sampler, settings: Settings) -> dict[str, str]:
     """What is said of devices with little memory, and with enough: nothing."""
     programs = sampler.programs(settings).values()
     given = max(room.device_bytes((arguments[1:], sampler.params)) for _, arguments in programs)
+    alone = 0
     with jax.set_mesh(sampler.mesh):
-        alone = max(compilation.peak_bytes(function.lower(*arguments).compile()) for function, arguments in programs)
+        for function, arguments in programs:
+            compiled = function.lower(*arguments).compile()
+            # Arguments that it has no use for lie there as well.
+            beside = room.device_bytes(arguments) - compiled.memory_analysis().argument_size_in_bytes
+            alone = max(alone, compilation.peak_bytes(compiled) + max(0, beside))
     said = {}
     for name, limit, offload in (
         ("weights", 1, False),
@@ -170,10 +175,19 @@ def main(folder: Path) -> None:
             found["step"] = room.device_bytes(list(sampler.programs(settings).values())[1][1])
             sampler.params = away.params
             found["offloaded"] = kept(sampler, settings, asked[0])
+            streaming = sampler_of(run, mesh=mesh, offload="layers")
+            found["layers"] = streaming(asked[:1], settings).tolist()
+            found["step of layers"] = room.device_bytes(list(streaming.programs(settings).values())[1][1])
             flow = dataclasses.replace(run.config.flow, prediction="v_prediction", solver="dpm", sample_steps=STEPS)
             discrete = dataclasses.replace(run, config=dataclasses.replace(run.config, flow=flow))
             sampler.cinema.config = discrete.config
             found["different programs"] += programs_differ(discrete, sampler, sampler.settings(), asked[0])
+    for name, sizes in (("int8 on one", {}), ("int8", {"context": 4})):
+        mesh = room.sampler_mesh(jax.devices()[: math.prod(sizes.values())], **sizes)
+        sampler = sampler_of(run, mesh=mesh, weights="int8")
+        np.save(folder / f"{name}.npy", sampler.latents(asked[:1], settings))
+    found["int8"] = describe(run, sampler, weights="int8")
+    found["different programs"] += programs_differ(run, sampler, settings, asked[0], weights="int8")
     (folder / "found.json").write_text(json.dumps(found))
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from argparse import SUPPRESS, ArgumentParser
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
@@ -79,6 +79,24 @@ def compilation_cache_flag(default: str) -> flags.FlagHolder:
         "Folder (or gs://) that keeps compiled programs for the next start; empty: none. By default "
         f"JAX_COMPILATION_CACHE_DIR, else {default}; on CPUs none.",
     )
+
+
+class _Offload(flags.ArgumentParser):
+    """False, True, or "layers"."""
+
+    _ACCEPTED: Mapping[str, bool | str] = {"false": False, "true": True, "layers": "layers"}
+
+    def parse(self, argument: Any) -> bool | str:
+        """One of them, as it is said on a command line."""
+        if str(argument).lower() not in self._ACCEPTED:
+            raise ValueError("say --offload or --offload=layers")
+        return self._ACCEPTED[str(argument).lower()]
+
+
+def offload_flag(meaning: str) -> flags.FlagHolder:
+    """Defines `--offload`, which may be said alone, and `--offload=layers`."""
+    flag = flags.Flag(_Offload(), flags.ArgumentSerializer(), "offload", False, meaning, boolean=True)
+    return flags.DEFINE_flag(flag)
 
 
 def with_huge_pages() -> None:

@@ -24,6 +24,9 @@ VOCABULARY = r"embedding|token_embedding"
 # What `models.layers.stack_layers` makes: its arrays have a leading `layer` axis.
 STACKED = r"(^|/)(blocks|layers)/(?!\d)"
 
+# What projects back to the residual stream.
+_TO_STREAM = r"to_out|o|o_proj|proj|proj_out|output_projection|down|down_proj|wo|fc2"
+
 # (pattern at the end of a path, mesh axes of the *last* array axes). The first match wins. Leading array axes that a
 # rule does not speak of (the `layer` axis of stacked layers, the window of a convolution) are not split.
 Axes = tuple[str, ...]
@@ -32,6 +35,9 @@ SPLIT = ("split",)
 RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     # One value per channel, or per head and bucket: every device needs all of it, and few are large.
     (r"\w*bias|scale", (SPLIT,)),
+    # Of a kernel that is codes, one for each output channel: as that axis of the kernel.
+    (rf"({_TO_STREAM})/kernel_scale", (SPLIT,)),
+    (r"kernel_scale", ((TENSOR,),)),
     # Vocabularies: (words, width).
     (VOCABULARY, ((TENSOR,), SPLIT)),
     # Convolutions of the VAEs, (..., in, out): gathered before use; splitting `in` would sum activations instead.
@@ -39,7 +45,7 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     # Patches, (..., in, out), of few or odd numbers.
     (r"patch_embed/kernel", ((), SPLIT)),
     # Projections back to the residual stream, (in, out): split by rows, so that one all-reduce follows.
-    (r"(to_out|o|o_proj|proj|proj_out|output_projection|down|down_proj|wo|fc2)/kernel", ((TENSOR,), SPLIT)),
+    (rf"({_TO_STREAM})/kernel", ((TENSOR,), SPLIT)),
     # Every other projection, (in, out): split by columns.
     (r"kernel", (SPLIT, (TENSOR,))),
     # What is left (learned latents, counters, random keys) is small.
@@ -182,7 +188,10 @@ def in_use(path: str, x: ArrayLike) -> ArrayLike:
     Without a mesh in use, `x` as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return _moved(x, *(_spec(path, x.shape, mesh, split) for split in (WEIGHTS, STATE))) if _ours(mesh) else x
+    # What lies with the host is not trained.
+    if not _ours(mesh) or (isinstance(x, jax.core.Tracer) and is_away(x)):
+        return x
+    return _moved(x, *(_spec(path, x.shape, mesh, split) for split in (WEIGHTS, STATE)))
 
 
 def gathered(path: str, x: ArrayLike, layers: int | None = None) -> ArrayLike:
@@ -280,13 +289,21 @@ def place(tree: Any, mesh: Mesh, split: Axes = STATE, memory: str | None = None)
 
 
 def is_away(x: Any) -> bool:
-    """Whether an array lies in `HOST` memory."""
-    return isinstance(x, jax.Array) and x.sharding.memory_kind == HOST
+    """Whether an array, be it abstract or one that is traced, lies in `HOST` memory."""
+    if isinstance(x, jax.core.Tracer):
+        return jax.typeof(x).memory_space == jax.memory.Space.Host
+    placed = isinstance(x, jax.Array | jax.ShapeDtypeStruct) and x.sharding is not None
+    return placed and x.sharding.memory_kind == HOST
 
 
 def on_devices(tree: Any) -> Any:
     """`tree` with copies on the devices of what lies in `HOST` memory; they go when nobody holds them."""
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("device")) if is_away(x) else x, tree)
+
+
+def fetched(tree: Any) -> Any:
+    """The same where it is traced: what lies with the host is copied to the devices."""
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device) if is_away(x) else x, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -43,17 +43,25 @@ pipeline = {pipeline}.from_pretrained("DIR")  # text only: references need cinem
 _READERS = {"mllm": "the multimodal LLM", "t5": "T5", "both": "the multimodal LLM and T5"}
 
 
-def model_card(standing: Standing, names: Iterable[str], pipeline: str) -> str:
+_CODES = """\
+import cinema_jax  # the large kernels are {codes} codes with scales, which diffusers does not read
+
+pipe = cinema_jax.Pipeline.from_pretrained("DIR")"""
+
+
+def model_card(standing: Standing, names: Iterable[str], pipeline: str, codes: str | None = None) -> str:
     """The card in Markdown.
 
     Args:
         standing: the weights that were exported.
         names: the parts that were.
         pipeline: the class in model_index.json.
+        codes: what large kernels were made, if not numbers.
     """
     run, names = standing.run, list(names)
     config = run.config
     snippet = "\n".join(_loading(run, names)) if pipeline == OWN_PIPELINE else _PIPELINE.format(pipeline=pipeline)
+    snippet = _CODES.format(codes=codes) if codes else snippet
     reads = "mllm" in names and config.condition.conditioner != "t5"
     task = "image-to-video" if reads else "text-to-video"
     reference = " --reference=a.png --reference=b.png" if reads else ""

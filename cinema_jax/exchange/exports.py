@@ -22,6 +22,7 @@ from cinema_jax.experiment.standing import Standing, Weights, stands_for
 from cinema_jax.models.clip.weights import CLASS
 from cinema_jax.models.t5.weights import CLASSES
 from cinema_jax.weights import shards
+from cinema_jax.weights.quantised import SCALE, Kind, scaled_names
 from cinema_jax.weights.rules import Published, publish
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def export_checkpoint(
     dtype: Any = None,
     max_shard_size: int | str = "5GB",
     names: tuple[str, ...] | None = None,
+    codes: Kind | None = None,
 ) -> None:
     """Write a run, an import or a pipeline in the layout of diffusers.
 
@@ -65,6 +67,8 @@ def export_checkpoint(
         dtype: of all tensors; as each is in the checkpoint if None.
         max_shard_size: of one file, in bytes or as a text such as "5GB".
         names: which parts; all of the checkpoint if None.
+        codes: what the large kernels of transformer, T5 and multimodal LLM become, with a scale for each output channel
+            beside them; diffusers and transformers do not read such parts.
 
     Raises:
         InputError: there is nothing to export, `output` is there already, or a value does not fit `dtype`.
@@ -80,7 +84,7 @@ def export_checkpoint(
     there = [name for name in there if names is None or name in names]
     if not there:
         raise InputError(f"{run.workdir} holds no trained part yet; let a stage of it reach its first checkpoint")
-    prepared = {name: _prepare(standing, name, dtype, max_shard_size) for name in there}
+    prepared = {name: _prepare(standing, name, dtype, max_shard_size, codes) for name in there}
     with new_folder(output) as partial:
         for part in prepared.values():
             (partial / part.folder).mkdir(exist_ok=True)
@@ -90,7 +94,7 @@ def export_checkpoint(
             shards.write_tensors(partial / part.folder / file, tensors)
             logger.info("%s", part.folder / file)
         if jax.process_index() == 0:
-            _write_texts(standing, partial, prepared)
+            _write_texts(standing, partial, prepared, codes)
         standing.check_there()
 
 
@@ -135,15 +139,19 @@ def export_original(
     return output / ORIGINAL
 
 
-def _prepare(standing: Standing, name: str, dtype: Any, max_shard_size: int | str) -> _Part:
+def _prepare(standing: Standing, name: str, dtype: Any, max_shard_size: int | str, codes: Kind | None) -> _Part:
     run = standing.run
-    config, folder, arrays = run.part_config(name), run.folder(name), standing.arrays(name)
+    config, folder = run.part_config(name), run.folder(name)
+    arrays = parts.with_codes(name, standing.arrays(name), codes)
     kind = parts.kind_of(name, config)
     tensors = parts.published(name, config, arrays)
+    made = {key for each in scaled_names(tensors) for key in (each, each + SCALE)}
     if dtype is not None:
-        tensors = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
-    values = parts.read_json(folder / "config.json") if folder else kind.config_to_hf(config)
-    kinds = {str(tensor.dtype) for tensor in tensors.values()}
+        tensors = {key: tensor if key in made else tensor.astype(dtype) for key, tensor in tensors.items()}
+    values = parts.plain(parts.read_json(folder / "config.json")) if folder else kind.config_to_hf(config)
+    if made:
+        values[parts.QUANTISATION] = parts.quantisation(codes)
+    kinds = {str(tensor.dtype) for key, tensor in tensors.items() if key not in made}
     for field in ("dtype", "torch_dtype"):
         # Transformers loads in the type that is said here.
         if field in values and len(kinds) == 1:
@@ -152,7 +160,7 @@ def _prepare(standing: Standing, name: str, dtype: Any, max_shard_size: int | st
     return _Part(Path(FOLDERS[name]), values, tensors, shards.plan(kind.stem, tensors, max_shard_size))
 
 
-def _write_texts(standing: Standing, output: Path, prepared: Mapping[str, _Part]) -> None:
+def _write_texts(standing: Standing, output: Path, prepared: Mapping[str, _Part], codes: Kind | None) -> None:
     run = standing.run
     for name, part in prepared.items():
         parts.write_json(output / part.folder / "config.json", part.values)
@@ -174,7 +182,7 @@ def _write_texts(standing: Standing, output: Path, prepared: Mapping[str, _Part]
     parts.write_json(output / "scheduler" / "scheduler_config.json", scheduler)
     index = _model_index(run, prepared, scheduler, output / FOLDERS["t5_tokenizer"])
     parts.write_json(output / CINEMA, {"format": FORMAT, "config": without_sources(to_dict(run.config))})
-    (output / "README.md").write_text(model_card(standing, prepared.keys(), index["_class_name"]))
+    (output / "README.md").write_text(model_card(standing, prepared.keys(), index["_class_name"], codes))
     # Last: without it nobody takes the folder for a pipeline.
     parts.write_json(output / INDEX, index)
 

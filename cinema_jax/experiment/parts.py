@@ -34,6 +34,7 @@ from cinema_jax.models.cogvideox import vae_weights as cogvideox_vae_weights
 from cinema_jax.models.cogvideox import weights as cogvideox_weights
 from cinema_jax.models.cogvideox.config import CogVideoXConfig
 from cinema_jax.models.cogvideox.vae_config import CogVideoXVAEConfig
+from cinema_jax.models.quantised import large_kernels, quantise
 from cinema_jax.models.qwen_vl import config as qwen_config
 from cinema_jax.models.qwen_vl import model as qwen
 from cinema_jax.models.qwen_vl import weights as qwen_weights
@@ -47,15 +48,22 @@ from cinema_jax.models.wan import vae as wan_vae
 from cinema_jax.models.wan import weights as wan_vae_weights
 from cinema_jax.models.wan.config import WanVAEConfig
 from cinema_jax.models.wan.transformer_config import WanConfig
-from cinema_jax.weights import rules
+from cinema_jax.weights import quantised, rules
+from cinema_jax.weights.quantised import SCALE
+from cinema_jax.weights.quantised import Kind as Codes
 from cinema_jax.weights.rules import Array, Published
 from cinema_jax.weights.shards import read_along, write_tensors
-from cinema_jax.weights.stored import Stored, open_stored, tree_names
-from cinema_jax.weights.tensors import Tensor, WeightError, open_tensors
+from cinema_jax.weights.stored import open_stored, tree_names
+from cinema_jax.weights.tensors import WeightError, open_tensors
 
 PACKAGED = Path(__file__).parents[1] / "assets"
 # What a checkpoint holds beside the parts: the MLLM's tokenizer and T5's.
 TOKENIZERS = ("tokenizer", "t5_tokenizer")
+
+# The parts whose large kernels may be codes.
+QUANTISED = ("dit", "t5", "mllm")
+# The field of a config.json that says so: by its name other libraries know that they cannot read the weights.
+QUANTISATION = "quantization_config"
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -210,7 +218,7 @@ def read_config(name: str, folder: Path) -> Any:
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"{folder} holds no config.json, so there is no {name} to read here")
-    values = read_json(file)
+    values = plain(read_json(file))
     try:
         named = [kind for kind in KINDS[name] if published_name(values) in kind.names]
         kind = (named or KINDS[name])[0]
@@ -244,6 +252,18 @@ def completed_config(name: str, folder: Path, weights: Path | None = None) -> An
     return kind_of(name, config).completed(config, lambda: open_tensors(weights or folder))
 
 
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without what it says of kernels that are codes: the tensors themselves show that."""
+    said = values.get(QUANTISATION)
+    ours = isinstance(said, dict) and said.get("quant_method") == quantisation(None)["quant_method"]
+    return {name: value for name, value in values.items() if name != QUANTISATION or not ours}
+
+
+def quantisation(weights: Codes | None) -> dict[str, Any]:
+    """What a config.json says of kernels that are codes."""
+    return {"quant_method": "cinema_jax", "weights": weights}
+
+
 def published_name(values: Mapping[str, Any]) -> str | None:
     """What a published config.json calls its network."""
     called = values.get("_class_name") or values.get("model_type")
@@ -263,9 +283,15 @@ def identify(folder: Path) -> str:
     return known[called]
 
 
-def structure(name: str, config: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    """A part's graph definition and the shapes of its parameters, without allocating any."""
-    graph, shapes = _structure(kind_of(name, config).build, config, jax.config.jax_enable_x64)
+def structure(
+    name: str, config: Any, weights: Codes | None = None
+) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """A part's graph definition and the shapes of its parameters, without allocating any.
+
+    Args:
+        weights: what its large kernels are, if not numbers.
+    """
+    graph, shapes = _structure(kind_of(name, config).build, config, weights, jax.config.jax_enable_x64)
     return graph, {f"{name}/{path}": leaf for path, leaf in shapes.items()}
 
 
@@ -273,9 +299,13 @@ def structure(name: str, config: Any) -> tuple[nnx.GraphDef, dict[str, jax.Shape
 # `x64`.
 @functools.lru_cache(maxsize=64)
 def _structure(
-    build: Callable[..., nnx.Module], config: Any, x64: bool
+    build: Callable[..., nnx.Module], config: Any, weights: Codes | None, x64: bool
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    def network() -> nnx.Module:
+        made = build(config, rngs=nnx.Rngs(0))
+        return quantise(made, weights) if weights else made
+
+    module = nnx.eval_shape(network)
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     assert not nnx.to_flat_state(rest), f"{build} holds state that is no parameter: {rest}"
     # Without the mesh on which it was asked.
@@ -294,8 +324,10 @@ def initialise(name: str, config: Any, seed: int) -> dict[str, np.ndarray]:
     return {f"{name}/{path}": np.asarray(leaf) for path, leaf in rules.flatten(state).items()}
 
 
-def read(name: str, config: Any, folder: Path) -> dict[str, Tensor | Stored]:
+def read(name: str, config: Any, folder: Path) -> dict[str, Array]:
     """A part's parameters from its folder, as they are; each is read as far and as often as somebody asks for it.
+
+    Kernels that lie there as codes are `quantised.Dequantised`.
 
     Raises:
         WeightError: they are not those of a part with this config; names all that is wrong.
@@ -308,9 +340,13 @@ def read(name: str, config: Any, folder: Path) -> dict[str, Tensor | Stored]:
             raise WeightError(f"{folder}: {', '.join(sorted(wrong))} differ from what config.json describes")
         return arrays
     expected = {path.removeprefix(f"{name}/"): leaf for path, leaf in expected.items()}
-    tensors = kind.after_reading(open_tensors(folder), config)
-    arrays = rules.import_weights(tensors, kind.table(config), expected)
-    return {f"{name}/{path}": array for path, array in arrays.items()}
+    tensors, table = open_tensors(folder), tuple(kind.table(config))
+    scales = {each + SCALE: tensors.pop(each + SCALE) for each in quantised.scaled_names(tensors)}
+    if scales:
+        table += quantised.scale_rules(table)
+        expected |= {path + SCALE: quantised.scales_like(expected[path]) for path in large_kernels(expected)}
+    arrays = rules.import_weights({**kind.after_reading(tensors, config), **scales}, table, expected)
+    return {f"{name}/{path}": array for path, array in quantised.joined(arrays).items()}
 
 
 def _shape(arrays: Mapping[str, Any], path: str) -> tuple[int, ...] | None:
@@ -320,8 +356,14 @@ def _shape(arrays: Mapping[str, Any], path: str) -> tuple[int, ...] | None:
 def published(name: str, config: Any, params: Mapping[str, Array]) -> dict[str, Published]:
     """A part's tensors under their published names, none of them read yet."""
     own = {path.removeprefix(f"{name}/"): x for path, x in params.items() if path.startswith(f"{name}/")}
-    kind = kind_of(name, config)
-    return kind.before_writing(rules.publish(own, kind.table(config)), config)
+    kind, table = kind_of(name, config), tuple(kind_of(name, config).table(config))
+    return kind.before_writing(rules.publish(own, table + quantised.scale_rules(table)), config)
+
+
+def with_codes(name: str, params: Mapping[str, Array], weights: Codes | None) -> dict[str, Array]:
+    """A part's parameters with codes and scales in the place of its large kernels, none of them read yet."""
+    large = large_kernels(params) if weights and name in QUANTISED else ()
+    return quantised.quantised(params, dict.fromkeys(large, weights))
 
 
 def write(name: str, config: Any, params: Mapping[str, Array], folder: Path, dtype: Any = np.float32) -> None:

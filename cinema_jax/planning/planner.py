@@ -23,9 +23,10 @@ from cinema_jax.experiment.run import Run
 from cinema_jax.planning import hosts, program, report
 from cinema_jax.planning.hosts import GIB, Hosts
 from cinema_jax.planning.report import Report
-from cinema_jax.sampling.room import device_bytes, sampler_mesh
+from cinema_jax.sampling.room import Offload, device_bytes, sampler_mesh
 from cinema_jax.training.beginning import check_samples
 from cinema_jax.training.phases import check_batches, label, phases, run_in
+from cinema_jax.weights.quantised import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -152,15 +153,16 @@ def plan_step(run: Run, stage: str, target: Target, whole: Run | None = None) ->
         return dataclasses.replace(result, hosts=asked)
 
 
-def plan_sampler(run: Run, topology: str, offload: bool = False) -> list[Report]:
+def plan_sampler(run: Run, topology: str, offload: Offload = False, weights: Kind | None = None) -> list[Report]:
     """Compile what generates one video, on the mesh that `generate` takes by itself.
 
     Args:
-        offload: parts are on the chips only while they are in use.
+        offload: what is on the chips only while it is in use.
+        weights: what large kernels are, if not numbers.
     """
     mesh = sampler_mesh(devices(topology))
     with jax.set_mesh(mesh):
-        programs = program.sampler_programs(run, mesh, offload)
+        programs = program.sampler_programs(run, mesh, offload, weights)
         return [_compile(run, name, topology, mesh, planned, 1) for name, planned in programs.items()]
 
 

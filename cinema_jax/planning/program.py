@@ -11,16 +11,19 @@ from jax.sharding import Mesh
 from cinema_jax.cinema import Cinema
 from cinema_jax.devices import sharding
 from cinema_jax.devices.axes import WEIGHTS
+from cinema_jax.experiment import parts
 from cinema_jax.experiment.fit import outer_sizes
 from cinema_jax.experiment.run import Run
 from cinema_jax.planning.blank import blank_examples, blank_preprocessor
 from cinema_jax.sampling.programs import reading
+from cinema_jax.sampling.room import Offload
 from cinema_jax.sampling.sampler import needed_parts, planned_sampler
 from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.phases import Phase, batch_shapes
 from cinema_jax.training.stages import STAGES, make_step
 from cinema_jax.training.state import TrainState
+from cinema_jax.weights.quantised import Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +85,20 @@ def abstract_batch(
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
 
 
-def sampler_programs(run: Run, mesh: Mesh, offload: bool = False) -> dict[str, Program]:
+def sampler_programs(run: Run, mesh: Mesh, offload: Offload = False, weights: Kind | None = None) -> dict[str, Program]:
     """What generates one video, in the order in which it runs: the conditions, a guided step, the decoder.
 
     Args:
-        offload: parts are on the chips only while they are in use.
+        offload: what is on the chips only while it is in use.
+        weights: what large kernels are, if not numbers.
 
     Raises:
         InputError: no video of the config's size can be generated.
     """
-    cinema = Cinema(run.config, reading(part_configs(run, needed_parts(run.config))))
-    sampler = planned_sampler(cinema, blank_preprocessor(cinema), mesh)
+    names = needed_parts(run.config)
+    quantised = {name: weights for name in names if weights and name in parts.QUANTISED}
+    cinema = Cinema(run.config, reading(part_configs(run, names)), quantised)
+    sampler = planned_sampler(cinema, blank_preprocessor(cinema), mesh, streams=offload == "layers")
     programs = {}
     for name, (function, arguments) in sampler.programs(sampler.settings()).items():
         used = arguments[0]

@@ -79,7 +79,7 @@ class Report:
 
 def memory(program: Program, mesh: Mesh | AbstractMesh) -> dict[str, float]:
     """GiB of each chip by what they are for, activations, gradients and the batch aside."""
-    parts = {"frozen parts": dict(program.frozen)}
+    parts = {"frozen parts": {path: x for path, x in program.frozen.items() if not sharding.is_away(x)}}
     if program.state is not None:
         parts |= {
             "trained parameters": program.state.params,
@@ -101,13 +101,13 @@ def ideal_wire(program: Program, mesh: Mesh | AbstractMesh) -> dict[str, float]:
     trained = sum(math.prod(x.shape) for x in program.state.params.values()) if program.state else 0
     # Vocabularies are looked up where they lie, and an output layer that no step uses is not moved.
     frozen = sum(
-        math.prod(x.shape)
+        math.prod(x.shape) * min(2, x.dtype.itemsize)
         for path, x in program.frozen.items()
         if path not in program.beside and not path.endswith(("embedding", "lm_head/kernel"))
     )
     return {
         "trained": 2 * trained * (3 * share + 2 * (copies - 1) / copies / parts) / GIB,
-        "frozen": 2 * frozen * share / GIB,
+        "frozen": frozen * share / GIB,
     }
 
 

@@ -95,6 +95,7 @@ class Many:
         pictures = [hashlib.sha256(path.read_bytes()).hexdigest() for path in entry.pictures]
         made_of = {**lists.as_json(entry), "references": pictures, "settings": dataclasses.asdict(settings)}
         made_of |= {**self._written, "weights": self._weights, "standing": str(self.pipeline.standing)}
+        made_of |= {"quantised": self.pipeline.weights} if self.pipeline.weights else {}
         said = entry.line.expand_prompt
         if not (self._expand if said is None else said):
             return Job(entry, settings, made_of, None)

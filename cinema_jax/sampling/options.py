@@ -55,11 +55,16 @@ _MESH = flags.DEFINE_string(
     "What the work is split over, for example context=4 (the tokens of each video) or data=2,context=2 (videos, too); "
     "also fsdp and tensor, as for training. By default context, over all devices.",
 )
-_OFFLOAD = flags.DEFINE_bool(
-    "offload",
-    False,
+_WEIGHTS = flags.DEFINE_enum(
+    "weights",
+    None,
+    ("int8", "fp8"),
+    "The large kernels of transformer, T5 and multimodal LLM as codes of one byte, with a scale for each output "
+    "channel: they take half of bfloat16's memory; by default as they are stored.",
+)
+_OFFLOAD = command.offload_flag(
     "Keep each network in the host's memory while it is not in use: slower, and of several networks only one is on the "
-    "devices at a time.",
+    "devices at a time. --offload=layers: also the transformer's layers, of which two are there at a time."
 )
 _CACHE_FOLDER = "~/.cache/cinema_jax"
 _CACHE = command.compilation_cache_flag(_CACHE_FOLDER)
@@ -124,7 +129,7 @@ def pipeline() -> Any:
     """The `Pipeline` of `--checkpoint`; none of its weights are read yet."""
     from cinema_jax.sampling.pipeline import Pipeline
 
-    return Pipeline.open(CHECKPOINT.value, init=INIT.value)
+    return Pipeline.open(CHECKPOINT.value, init=INIT.value, weights=_WEIGHTS.value)
 
 
 def tell(standing: Any) -> None:

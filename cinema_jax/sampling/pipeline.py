@@ -24,13 +24,16 @@ from cinema_jax.experiment.standing import Standing, line, stands_for
 from cinema_jax.inputs.texts import check_whole, listed
 from cinema_jax.inputs.typed import checked
 from cinema_jax.models.qwen_vl.processing import collate
+from cinema_jax.sampling import room
 from cinema_jax.sampling.expanding import expanded, instruction_of
 from cinema_jax.sampling.mllm import MLLM, speaker
 from cinema_jax.sampling.references import PictureLike, is_picture, references
+from cinema_jax.sampling.room import Offload, Plan
 from cinema_jax.sampling.sampler import (
     Request,
     Sampler,
     Settings,
+    abstract_sampler,
     check_references,
     check_requests,
     check_trained,
@@ -40,6 +43,7 @@ from cinema_jax.sampling.sampler import (
     sampler_of,
 )
 from cinema_jax.sampling.video import Video
+from cinema_jax.weights.quantised import Kind, check_kind
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +94,12 @@ class Pipeline:
     Args:
         run: the checkpoint. None of its weights are read before the first video, or `load`.
         checkpoint: how it was named.
+        weights: as what its large kernels are sampled with, as for `from_pretrained`.
     """
 
-    def __init__(self, run: Run, checkpoint: str = ""):
-        self.run, self.checkpoint = run, checkpoint or str(run.workdir)
+    def __init__(self, run: Run, checkpoint: str = "", weights: Kind | None = None):
+        check_kind(weights)
+        self.run, self.checkpoint, self.weights = run, checkpoint or str(run.workdir), weights
         self._sampler: Sampler | None = None
 
     @classmethod
@@ -102,8 +108,9 @@ class Pipeline:
         checkpoint: str | os.PathLike[str] = "packaged",
         *,
         init: str = "",
+        weights: Kind | None = None,
         mesh: Mesh | None = None,
-        offload: bool = False,
+        offload: Offload = False,
     ) -> "Pipeline":
         """A checkpoint with its weights.
 
@@ -112,22 +119,28 @@ class Pipeline:
                 as a repository of the Hugging Face hub, `hf://owner/name`. Without it, the demo that ships with the
                 project, which draws critters at 64x64 pixels.
             init: where the parts that a run did not train are on this machine, if not where its config says.
+            weights: `"int8"` or `"fp8"`: the large kernels of transformer, T5 and multimodal LLM are codes of one byte,
+                with a scale for each output channel. By default they are as they are stored.
             mesh: what it runs on, of `cinema_jax.sampling.room.sampler_mesh`; by default all devices, over which the
                 tokens of each video are split.
-            offload: keep each network in the host's memory while it is not in use.
+            offload: keep each network in the host's memory while it is not in use; `"layers"`: of the transformer's
+                layers all but two also while it is.
 
         Raises:
             InputError: there is no such checkpoint, or it lacks a part that generates a video.
         """
-        pipeline = cls.open(checkpoint, init=init)
+        pipeline = cls.open(checkpoint, init=init, weights=weights)
         pipeline.load(mesh=mesh, offload=offload)
         return pipeline
 
     @classmethod
-    def open(cls, checkpoint: str | os.PathLike[str] = "packaged", *, init: str = "") -> "Pipeline":
+    def open(
+        cls, checkpoint: str | os.PathLike[str] = "packaged", *, init: str = "", weights: Kind | None = None
+    ) -> "Pipeline":
         """The same, whose weights are read when the first video is asked for and known to be possible."""
         name = os.fspath(checkpoint)
-        return cls(Run.load(parts.checkpoint_folder(name), init), name)
+        check_kind(weights)
+        return cls(Run.load(parts.checkpoint_folder(name), init), name, weights)
 
     def load(self, tell: Callable[[Standing], Any] | None = None, **placement: Any) -> Sampler:
         """Read the weights, unless that was done.
@@ -140,8 +153,33 @@ class Pipeline:
             InputError: a part is not trained yet, or there is no room.
         """
         if self._sampler is None:
-            self._sampler = sampler_of(self.run, tell or self._log, standing=self.standing, **placement)
+            given = {"standing": self.standing, "weights": self.weights}
+            self._sampler = sampler_of(self.run, tell or self._log, **given, **placement)
         return self._sampler
+
+    def plan(
+        self, *, mesh: Mesh | None = None, offload: Offload = False, count: int = 1, **options: Unpack[Options]
+    ) -> Plan:
+        """What making `count` videos at once takes of each device, and whether it fits; no weights are read.
+
+        The programs are compiled: those that a call compiles, so that it need not do so again.
+
+        Args:
+            mesh: as for `from_pretrained`; by default that of the weights, if they are read.
+            offload: as for `from_pretrained`.
+            count: of the prompts.
+            options: see `Options`.
+
+        Raises:
+            InputError: as a call.
+        """
+        settings = self.checked([], **options)
+        if mesh is None and self._sampler is not None:
+            sampler = self._sampler
+        else:
+            mesh = room.sampler_mesh() if mesh is None else mesh
+            sampler = abstract_sampler(self.run, self.standing, mesh, self.weights, streams=offload == "layers")
+        return room.plan(sampler, settings, count, offload=offload, limit=room.memory(sampler.mesh))
 
     def _log(self, standing: Standing) -> None:
         logger.info("%s", line(self.checkpoint, standing))

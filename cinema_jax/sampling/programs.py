@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +46,14 @@ def reading(configs: Mapping[str, Any]) -> dict[str, Any]:
 def of_parts(params: Params, names: tuple[str, ...]) -> Params:
     """Those of `params` that belong to some parts."""
     return {path: x for path, x in params.items() if path.split("/")[0] in names}
+
+
+def streamed(path: str) -> bool:
+    """Whether a parameter may stay with the host while it is used: the kernels of the transformer's stacked layers.
+
+    Their vectors are few bytes, and TPUs cannot take rows of a host's arrays of vectors.
+    """
+    return path.startswith("dit/") and path.endswith("/kernel") and re.search(sharding.STACKED, path) is not None
 
 
 class Layout:
@@ -98,10 +107,13 @@ def cut(tree: Any, count: int) -> Any:
 
 
 class Programs:
-    """Jitted functions of the parameters of some parts and of a batch, whose rows the mesh splits evenly."""
+    """Jitted functions of the parameters of some parts and of a batch, whose rows the mesh splits evenly.
 
-    def __init__(self, cinema: Cinema, mesh: Mesh | None):
-        self.cinema, self.layout = cinema, Layout(mesh)
+    With `streams` what is `streamed` lies with the host.
+    """
+
+    def __init__(self, cinema: Cinema, mesh: Mesh | None, streams: bool = False):
+        self.cinema, self.layout, self.streams = cinema, Layout(mesh), streams
         jit = functools.partial(jax.jit, out_shardings=self.layout.rows)
         self.read, self.encode = map(jit, (cinema.conditions, cinema.encode_video))
         # Whole, and in tiles.
@@ -136,7 +148,7 @@ class Programs:
             tiled: whether videos are decoded in tiles.
         """
         layout, config, names = self.layout, self.cinema.config, self.cinema.part_configs
-        params = jax.tree.map(_on_device, dict(params))
+        params = {path: _on_device(x, self.streams and streamed(path)) for path, x in params.items()}
         reading, dit, vae = (of_parts(params, names) for names in (condition_parts(config), ("dit",), ("vae",)))
         with layout.in_use():
             batch = {name: layout.planned((count, *x.shape), x.dtype) for name, x in example.items()}
@@ -160,9 +172,10 @@ class Programs:
         return jax.tree.map(lambda x: self.layout.planned(x.shape, x.dtype), shapes)
 
 
-def _on_device(x: Any) -> jax.ShapeDtypeStruct:
+def _on_device(x: Any, streams: bool) -> jax.ShapeDtypeStruct:
     """A parameter, abstract, where it is used."""
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding and x.sharding.with_memory_kind("device"))
+    kind = sharding.HOST if streams else "device"
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding and x.sharding.with_memory_kind(kind))
 
 
 def _guided(network, params, factors, conditions):

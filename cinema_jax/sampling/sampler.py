@@ -34,7 +34,9 @@ from cinema_jax.experiment.standing import Gone, Standing, line, stands_for
 from cinema_jax.models.chunks import latent_shape
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.sampling import room
-from cinema_jax.sampling.programs import Programs, condition_parts, cut, of_parts, reading
+from cinema_jax.sampling.programs import Programs, condition_parts, cut, of_parts, reading, streamed
+from cinema_jax.sampling.room import Offload
+from cinema_jax.weights.quantised import Dequantised, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +76,15 @@ class Settings:
     tiled_decoding: bool = False
 
 
-def load_sampler(
-    checkpoint: str | Path = "packaged", *, mesh: Mesh | None = None, offload: bool = False
-) -> tuple[Run, "Sampler"]:
+def load_sampler(checkpoint: str | Path = "packaged", **placement: Any) -> tuple[Run, "Sampler"]:
     """A checkpoint by its name on the command line: a finished run, a released pipeline, or the packaged demo.
 
     Args:
-        mesh: what it runs on, as for `sampler_of`.
-        offload: parts lie in the memory of the hosts while they are not in use.
+        placement: where the weights lie, and as what: of `sampler_of`.
     """
     run = Run.load(parts.checkpoint_folder(str(checkpoint)))
     tell = functools.partial(line, str(checkpoint))
-    return run, sampler_of(run, lambda standing: logger.info("%s", tell(standing)), mesh=mesh, offload=offload)
+    return run, sampler_of(run, lambda standing: logger.info("%s", tell(standing)), **placement)
 
 
 def check_references(config: Config, count: int) -> None:
@@ -107,7 +106,8 @@ def sampler_of(
     tell: Callable[[Standing], Any] = lambda standing: None,
     *,
     mesh: Mesh | None = None,
-    offload: bool = False,
+    offload: Offload = False,
+    weights: Kind | None = None,
     settings: Settings | None = None,
     count: int = 1,
     standing: Standing | None = None,
@@ -117,7 +117,9 @@ def sampler_of(
     Args:
         tell: is told which these are, before they are read; again where a run that goes on removes them meanwhile.
         mesh: what it runs on; None: `room.sampler_mesh()`, all devices.
-        offload: parts lie in the memory of the hosts while they are not in use.
+        offload: parts lie in the memory of the hosts while they are not in use; "layers": the transformer's layers also
+            while it is in use, but for two of them.
+        weights: as what large kernels lie there: codes of "int8" or "fp8"; None: as they are stored.
         settings: of the largest batch that will be asked for: where the devices' memory is known, whether it has room
             is then known before weights are read.
         count: of the requests of that batch.
@@ -127,8 +129,9 @@ def sampler_of(
         InputError: a part is not trained yet, or there is no room.
     """
     mesh = room.sampler_mesh() if mesh is None else mesh
-    cinema = Cinema(run.config, reading(run.part_configs(needed_parts(run.config))))
-    sampler = planned_sampler(cinema, run.preprocessor().whole(), mesh)
+    standing = standing or stands_for(run)
+    check_trained(run, standing)
+    sampler = abstract_sampler(run, standing, mesh, weights, streams=offload == "layers")
     if settings is not None and (limit := room.memory(mesh)):
         room.check(sampler, settings, count, limit, offload=offload)
     for _ in range(_TRIES):
@@ -142,6 +145,21 @@ def sampler_of(
     raise InputError(f"{run.workdir} removes its checkpoints faster than they are read: raise config.{stage}.keep")
 
 
+def abstract_sampler(
+    run: Run, standing: Standing, mesh: Mesh, weights: Kind | None = None, streams: bool = False
+) -> "Sampler":
+    """What `sampler_of` loads, of abstract weights; raises like it where parts do not fit or are not there."""
+
+    def kind(name: str) -> Kind | None:
+        stored = (x.kind for x in standing.arrays(name).values() if isinstance(x, Dequantised))
+        return weights or next(stored, None)
+
+    names = needed_parts(run.config)
+    quantised = {name: found for name in names if name in parts.QUANTISED and (found := kind(name))}
+    cinema = Cinema(run.config, reading(run.part_configs(names)), quantised)
+    return planned_sampler(cinema, run.preprocessor().whole(), mesh, streams)
+
+
 def check_trained(run: Run, standing: Standing) -> None:
     """Raises `InputError` where there are no weights of a part that generates a video."""
     missing = [name for name in needed_parts(run.config) if not standing.has(name)]
@@ -151,11 +169,14 @@ def check_trained(run: Run, standing: Standing) -> None:
         )
 
 
-def _placed(cinema: Cinema, standing: Standing, mesh: Mesh, offload: bool) -> Params:
+def _placed(cinema: Cinema, standing: Standing, mesh: Mesh, offload: Offload) -> Params:
     """The weights, each device's slices read from the files straight to where they lie."""
     try:
-        params = {path: x for name in cinema.part_configs for path, x in standing.params(name).items()}
-        params = {path: x for path, x in params.items() if path in cinema.shapes}
+        params: Params = {}
+        for name in cinema.part_configs:
+            # Without what sampling has no use for, as the MLLM's output layer.
+            own = {path: x for path, x in standing.params(name).items() if path in cinema.shapes}
+            params |= parts.with_codes(name, own, cinema.quantised.get(name))
         placed = sharding.place(cinema.held(params), mesh, WEIGHTS, sharding.HOST if offload else None)
     except Exception:
         # What is wrong with files that are going away says nothing.
@@ -165,10 +186,23 @@ def _placed(cinema: Cinema, standing: Standing, mesh: Mesh, offload: bool) -> Pa
     return placed
 
 
-def planned_sampler(cinema: Cinema, preprocessor: Preprocessor, mesh: Mesh) -> "Sampler":
-    """A sampler of abstract weights, whose `programs` are those of a real one on this mesh."""
+def planned_sampler(cinema: Cinema, preprocessor: Preprocessor, mesh: Mesh, streams: bool = False) -> "Sampler":
+    """A sampler of abstract weights, whose `programs` are those of a real one on this mesh.
+
+    Args:
+        streams: as for `Sampler`.
+
+    Raises:
+        InputError: layers whose kernels are codes cannot be streamed.
+    """
+    if streams and (kind := cinema.quantised.get("dit")):
+        # XLA lays them out anew before it takes a layer: all of them, on the device, in every turn (libtpu 0.0.52).
+        raise InputError(
+            f"layers cannot be offloaded one by one where their kernels are {kind} codes: take --offload alone, or "
+            "weights that are no codes"
+        )
     params = sharding.abstract(jax.eval_shape(cinema.held, cinema.shapes), mesh, WEIGHTS)
-    return Sampler(cinema, params, preprocessor, mesh)
+    return Sampler(cinema, params, preprocessor, mesh, streams)
 
 
 def check_requests(preprocessor: Preprocessor, requests: Iterable[Request]) -> None:
@@ -226,11 +260,19 @@ class Sampler:
             only while it is used.
         mesh: what the programs are split over, by `devices/sharding.py`: videos over its batch axes, their tokens over
             `context`, weights by the table. None: the mesh in use, which splits no batch.
+        streams: the transformer's layers stay in `sharding.HOST` memory while it samples; its programs fetch them.
     """
 
-    def __init__(self, cinema: Cinema, params: Params, preprocessor: Preprocessor | None, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        cinema: Cinema,
+        params: Params,
+        preprocessor: Preprocessor | None,
+        mesh: Mesh | None = None,
+        streams: bool = False,
+    ):
         self.cinema, self.params, self.preprocessor, self.mesh = cinema, params, preprocessor, mesh
-        self._programs = Programs(cinema, mesh)
+        self._programs = Programs(cinema, mesh, streams)
         self._layout = self._programs.layout
 
     def settings(self, **changes: float | int | str | None) -> Settings:
@@ -324,7 +366,8 @@ class Sampler:
         if any(sharding.is_away(x) for x in own.values()):
             # Till then the parts before are there, too.
             jax.block_until_ready(after)
-        return sharding.on_devices(own)
+        stay = {path: x for path, x in own.items() if self._programs.streams and streamed(path)}
+        return {**own, **sharding.on_devices({path: x for path, x in own.items() if path not in stay})}
 
     def _of_rows(self, function: Callable[..., Any], params: Params, names: tuple[str, ...], batch: Any) -> Any:
         count = len(jax.tree.leaves(batch)[0])

@@ -20,11 +20,12 @@ import numpy as np
 from flax import nnx
 
 from cinema_jax.devices import distributed
+from cinema_jax.weights.made import Made
 from cinema_jax.weights.stored import Stored
 from cinema_jax.weights.tensors import Scratch, Tensor, WeightError, contiguous
 
 # What holds a parameter: all of them have a shape, a type, and a part for an index.
-Array = np.ndarray | jax.Array | Tensor | Stored
+Array = np.ndarray | jax.Array | Tensor | Stored | Made
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 

@@ -27,6 +27,7 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "I8": np.dtype(np.int8),
 }
 # Bytes of which XLA wants the addresses of arrays to be multiples.
 _ALIGNED = 64
