@@ -27,6 +27,7 @@ from cinema_jax.models.qwen_vl.tokenizer import load_tokenizer
 from cinema_jax.sampling.programs import Layout, of_parts
 from cinema_jax.sampling.room import sampler_mesh
 from cinema_jax.weights import rules
+from cinema_jax.weights.quantised import SCALE, kind_of
 
 # The least that prompts, pictures (in merged blocks) and answers are filled up to.
 _LEAST_TOKENS, _LEAST_BLOCKS, _LEAST_NEW = 64, 16, 32
@@ -87,7 +88,8 @@ class MLLM:
     ):
         check_speaks(config, "this multimodal LLM")
         self.config, self.params, self.processor = config, dict(params), processor
-        self._graph, _ = parts.structure("mllm", config)
+        codes = next((kind_of(x.dtype) for path, x in params.items() if path + SCALE in params), None)
+        self._graph, _ = parts.structure("mllm", config, codes)
         self._layout = Layout(mesh)
 
     @classmethod
