@@ -48,7 +48,8 @@ AVERAGE = 0.995
 
 Params = dict[str, Array]
 Batch = Mapping[str, Any]
-State = tuple[Params, Params, optax.OptState]  # parameters, their moving average, moments
+# Parameters, their moving average, and moments, whose type in optax names others by strings.
+State = tuple[Params, Params, Any]
 
 
 def teach(folder: Path, config: JudgeConfig, parts: Sequence[Part] = PARTS) -> Params:
