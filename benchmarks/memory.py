@@ -17,7 +17,8 @@ import numpy as np
 from absl import app, flags
 
 from cinema_jax.data.example import Reference
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a finished training run.", required=True)
 GENERATE = flags.DEFINE_integer("generate", None, "Generate so many frames and print this process's peak (MiB).")

@@ -14,7 +14,8 @@ import numpy as np
 from absl import app, flags
 
 from cinema_jax.diffusion.config import FLOW_SOLVERS
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 from cinema_jax.training.reports import SHOWN, held_out_conditions
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a finished training run.", required=True)

@@ -92,7 +92,7 @@ def _sampler(pipeline: Any, requests: Iterable[Any], settings: Any, batch: int) 
     """The sampler of a checkpoint, once all that it will be asked for is known to be right."""
     import jax
 
-    from cinema_jax.sampling.sampler import check_requests
+    from cinema_jax.sampling.requests import check_requests
 
     check_requests(pipeline.preprocessor, requests)
     options.keep_compiled()

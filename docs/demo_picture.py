@@ -12,7 +12,8 @@ import numpy as np
 
 from cinema_jax.data.critters.source import Critters
 from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 
 SEED, EACH, FRAMES, TILE = 3, 2, 5, 96
 

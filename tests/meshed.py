@@ -28,7 +28,8 @@ from cinema_jax.errors import InputError
 from cinema_jax.experiment.run import Run
 from cinema_jax.planning import program, report
 from cinema_jax.sampling import room
-from cinema_jax.sampling.sampler import Request, Sampler, Settings, sampler_of
+from cinema_jax.sampling.requests import Request, Settings
+from cinema_jax.sampling.sampler import Sampler, sampler_of
 
 STEPS, REQUESTS = 2, 3
 # Sizes of the axes, and how many requests: three do not split over two or four.

@@ -16,7 +16,8 @@ from cinema_jax.diffusion.guidance import FULL, REFERENCES_ONLY, UNCONDITIONAL
 from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts as kinds
 from cinema_jax.experiment.run import Run
-from cinema_jax.sampling.sampler import Request, Sampler, sampler_of
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import Sampler, sampler_of
 from cinema_jax.training.stages import STAGES
 from cinema_jax.training.state import stage_seed, trainable
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tiny import random_run
 
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 from cinema_jax.training.stages.flow import flow_errors
 
 FILE = Path(__file__).parents[1] / "examples/train_minimal.py"

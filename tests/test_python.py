@@ -18,7 +18,8 @@ from cinema_jax.data.example import Reference
 from cinema_jax.data.images import read_image
 from cinema_jax.data.video import probe
 from cinema_jax.errors import InputError
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 
 ROOT = Path(__file__).parents[1]
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 56, 4), np.uint8)

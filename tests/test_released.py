@@ -19,7 +19,8 @@ from cinema_jax.diffusion import flow
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.pipelines import pipeline_config
 from cinema_jax.experiment.run import Run
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 
 SEED, STEPS = 3, 10
 

@@ -27,7 +27,8 @@ from cinema_jax.experiment.presets import PHANTOM
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.models.wan.transformer_config import WanConfig
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 from cinema_jax.training.stages import STAGES
 
 SEED, STEPS = 3, 10

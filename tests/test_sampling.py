@@ -12,7 +12,8 @@ from tiny import random_run
 
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.sampling.sampler import Request, Sampler, sampler_of
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import Sampler, sampler_of
 
 STEPS = 3
 

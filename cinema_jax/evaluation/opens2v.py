@@ -19,7 +19,8 @@ from cinema_jax.errors import InputError
 from cinema_jax.evaluation.videos import claim, fingerprint, make_missing
 from cinema_jax.experiment import parts
 from cinema_jax.inputs.files import check_regular, within
-from cinema_jax.sampling.sampler import Request, Sampler, Settings
+from cinema_jax.sampling.requests import Request, Settings
+from cinema_jax.sampling.sampler import Sampler
 
 # Version 1.1 (eval/merge_result.py of PKU-YuanGroup/OpenS2V-Nexus). File and field of each score; the range that
 # becomes [0, 1]; what it weighs in total for open-domain (also single-domain) and for human-domain lists.

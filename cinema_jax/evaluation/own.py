@@ -16,7 +16,8 @@ from cinema_jax.evaluation import videos, webpage
 from cinema_jax.evaluation.videos import Video
 from cinema_jax.experiment import parts
 from cinema_jax.experiment.run import Run
-from cinema_jax.sampling.sampler import Request, Sampler, Settings
+from cinema_jax.sampling.requests import Request, Settings
+from cinema_jax.sampling.sampler import Sampler
 from cinema_jax.training.reports import held_out_conditions
 
 # Levels of each colour that are told apart.

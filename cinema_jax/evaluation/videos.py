@@ -23,7 +23,8 @@ from cinema_jax.experiment import parts
 from cinema_jax.experiment.checkpoint import digest
 from cinema_jax.inputs.files import whole_file
 from cinema_jax.inputs.typed import checked
-from cinema_jax.sampling.sampler import Request, Sampler, Settings
+from cinema_jax.sampling.requests import Request, Settings
+from cinema_jax.sampling.sampler import Sampler
 
 Video = UInt8[np.ndarray, "frames height width 3"]
 

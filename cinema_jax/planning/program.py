@@ -16,8 +16,9 @@ from cinema_jax.experiment.fit import outer_sizes
 from cinema_jax.experiment.run import Run
 from cinema_jax.planning.blank import blank_examples, blank_preprocessor
 from cinema_jax.sampling.programs import reading
+from cinema_jax.sampling.requests import needed_parts
 from cinema_jax.sampling.room import Offload
-from cinema_jax.sampling.sampler import needed_parts, planned_sampler
+from cinema_jax.sampling.sampler import planned_sampler
 from cinema_jax.training import state, work
 from cinema_jax.training.optimizer import make_optimizer
 from cinema_jax.training.phases import Phase, batch_shapes

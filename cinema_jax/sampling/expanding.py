@@ -17,7 +17,7 @@ from cinema_jax.experiment.run import Run
 from cinema_jax.inputs.files import read_text
 from cinema_jax.models.qwen_vl.chat import ask
 from cinema_jax.sampling.mllm import MLLM, speaker
-from cinema_jax.sampling.sampler import Request, check_requests
+from cinema_jax.sampling.requests import Request, check_requests
 
 logger = logging.getLogger(__name__)
 

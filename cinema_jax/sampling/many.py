@@ -24,7 +24,7 @@ from cinema_jax.inputs.files import read_json, write_json
 from cinema_jax.sampling import lists
 from cinema_jax.sampling.lists import Entry, Found
 from cinema_jax.sampling.pipeline import Pipeline
-from cinema_jax.sampling.sampler import Request, Settings, needed_parts
+from cinema_jax.sampling.requests import Request, Settings, needed_parts
 from cinema_jax.sampling.video import Video
 
 # In a note, what is not compared: it follows from the rest, and tells people.

@@ -28,20 +28,16 @@ from cinema_jax.sampling import room
 from cinema_jax.sampling.expanding import expanded, instruction_of
 from cinema_jax.sampling.mllm import MLLM, speaker
 from cinema_jax.sampling.references import PictureLike, is_picture, references
-from cinema_jax.sampling.room import Offload, Plan
-from cinema_jax.sampling.sampler import (
+from cinema_jax.sampling.requests import (
     Request,
-    Sampler,
     Settings,
-    abstract_sampler,
     check_references,
     check_requests,
-    check_trained,
     checked_settings,
     needed_parts,
-    progress_bar,
-    sampler_of,
 )
+from cinema_jax.sampling.room import Offload, Plan
+from cinema_jax.sampling.sampler import Sampler, abstract_sampler, check_trained, progress_bar, sampler_of
 from cinema_jax.sampling.video import Video
 from cinema_jax.weights.quantised import Kind, check_kind
 

@@ -1,11 +1,9 @@
 """Videos from prompts and references: conditions, guidance and sampler together."""
 
 import contextlib
-import dataclasses
 import functools
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,11 @@ from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from cinema_jax.cinema import Batch, Cinema, Conditions, Params
-from cinema_jax.config import Config
-from cinema_jax.data.example import Reference
 from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.devices import distributed, sharding
 from cinema_jax.devices.axes import WEIGHTS
 from cinema_jax.diffusion import flow
-from cinema_jax.diffusion.config import DISCRETE_SOLVERS, Solver, Spacing
+from cinema_jax.diffusion.config import DISCRETE_SOLVERS
 from cinema_jax.diffusion.discrete import discrete_start, discrete_steps, dynamic_guidance
 from cinema_jax.diffusion.guidance import Branch, branch_factors, guidance_coefficients
 from cinema_jax.diffusion.samplers import sample_steps, solver_steps, time_grid, timestep_grid
@@ -35,6 +31,7 @@ from cinema_jax.models.chunks import latent_shape
 from cinema_jax.models.qwen_vl.processing import collate
 from cinema_jax.sampling import room
 from cinema_jax.sampling.programs import Programs, condition_parts, cut, of_parts, reading, streamed
+from cinema_jax.sampling.requests import Request, Settings, checked_settings, needed_parts
 from cinema_jax.sampling.room import Offload
 from cinema_jax.weights.quantised import Dequantised, Kind
 
@@ -42,38 +39,6 @@ logger = logging.getLogger(__name__)
 
 # How often weights are looked for anew that a run which goes on has removed.
 _TRIES = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One video to generate."""
-
-    prompt: str
-    references: tuple[Reference, ...]
-    # Decides the noise, alone: what else is in the batch changes nothing.
-    seed: int = 0
-    # Replaces the empty prompt in the branches without text.
-    negative_prompt: str = ""
-    # What the user had written, where the prompt is what the MLLM made of it.
-    asked: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How videos are sampled."""
-
-    solver: Solver
-    spacing: Spacing
-    steps: int
-    guidance_text: float
-    guidance_reference: float
-    frames: int
-    height: int
-    width: int
-    # Of a flow's times: see `flow.shift_times`.
-    shift: float
-    # Whether the VAE decodes in tiles: in less memory, and slightly other videos.
-    tiled_decoding: bool = False
 
 
 def load_sampler(checkpoint: str | Path = "packaged", **placement: Any) -> tuple[Run, "Sampler"]:
@@ -85,20 +50,6 @@ def load_sampler(checkpoint: str | Path = "packaged", **placement: Any) -> tuple
     run = Run.load(parts.checkpoint_folder(str(checkpoint)))
     tell = functools.partial(line, str(checkpoint))
     return run, sampler_of(run, lambda standing: logger.info("%s", tell(standing)), **placement)
-
-
-def check_references(config: Config, count: int) -> None:
-    """Raises InputError where a checkpoint with this config reads no references and some are given."""
-    if count and config.condition.conditioner != "mllm" and not config.condition.entities:
-        raise InputError(
-            f"number of references given: {count}, but this checkpoint makes videos of a prompt alone: leave them out, "
-            "or take weights that read references"
-        )
-
-
-def needed_parts(config: Config) -> tuple[str, ...]:
-    """The parts that generate a video."""
-    return tuple(dict.fromkeys(("vae", *condition_parts(config), "dit")))
 
 
 def sampler_of(
@@ -203,53 +154,6 @@ def planned_sampler(cinema: Cinema, preprocessor: Preprocessor, mesh: Mesh, stre
         )
     params = sharding.abstract(jax.eval_shape(cinema.held, cinema.shapes), mesh, WEIGHTS)
     return Sampler(cinema, params, preprocessor, mesh, streams)
-
-
-def check_requests(preprocessor: Preprocessor, requests: Iterable[Request]) -> None:
-    """What can be wrong with requests, before any weights are read.
-
-    Raises:
-        InputError: a text that the model has no room for or cannot read, or too many references.
-    """
-    for request in requests:
-        for text in dict.fromkeys((request.prompt, request.negative_prompt)):
-            preprocessor.check(text, request.references)
-
-
-def checked_settings(config: Config, part_configs: Mapping[str, Any], **changes: float | int | str | None) -> Settings:
-    """A config's own settings, with those changes that are not None; no weights are needed.
-
-    Args:
-        part_configs: of the VAE and the transformer.
-
-    Raises:
-        InputError: the VAE cannot hold such a size (the nearest allowed one is named), or the solver does not fit.
-    """
-    flow, data = config.flow, config.data
-    own = {"frames": data.frames, "height": data.height, "width": data.width, "steps": flow.sample_steps}
-    own |= {"solver": flow.solver, "spacing": flow.spacing, "shift": flow.shift}
-    own |= {"tiled_decoding": flow.tiled_decoding}
-    own |= {"guidance_text": flow.guidance_text, "guidance_reference": flow.guidance_reference}
-    settings = Settings(**own | {name: value for name, value in changes.items() if value is not None})
-    if settings.solver in DISCRETE_SOLVERS and flow.prediction != "v_prediction":
-        raise InputError(
-            f"solver is {settings.solver}, but this transformer was trained as a flow: take unipc or euler"
-        )
-    if not 0 < settings.shift < math.inf:
-        raise InputError(f"shift is {settings.shift}; it must be above 0 and finite")
-    if changes.get("shift") is not None and (settings.solver in DISCRETE_SOLVERS or settings.spacing == "schedule"):
-        raise InputError(f"shift is {settings.shift}, but the times of this checkpoint's noise schedule have none")
-    vae, dit = (part_configs[name] for name in ("vae", "dit"))
-    unit = vae.spatial_compression * dit.patch_size
-    for name, value, step, rest in (
-        ("frames", settings.frames, vae.frame_unit, 1),
-        ("height", settings.height, unit, 0),
-        ("width", settings.width, unit, 0),
-    ):
-        nearest = max(step * (1 - rest), round((value - rest) / step) * step) + rest
-        if value != nearest:
-            raise InputError(f"{name} is {value}; the nearest that the model can hold is {nearest}")
-    return settings
 
 
 class Sampler:

@@ -12,7 +12,7 @@ from cinema_jax.experiment.amending import has_begun
 from cinema_jax.experiment.run import Run
 from cinema_jax.experiment.standing import refuse_unfinished
 from cinema_jax.models.chunks import latent_shape
-from cinema_jax.sampling.sampler import needed_parts
+from cinema_jax.sampling.requests import needed_parts
 from cinema_jax.training import texts
 from cinema_jax.training.phases import check_microbatches, every_run
 from cinema_jax.training.stages import STAGES

@@ -27,7 +27,8 @@ from cinema_jax.experiment.run import Run
 from cinema_jax.models.numerics import at_least_fp32, token_log_likelihood
 from cinema_jax.models.qwen_vl.config import MLLMInputs
 from cinema_jax.models.qwen_vl.processing import collate
-from cinema_jax.sampling.sampler import Request, Sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import Sampler
 from cinema_jax.training.samples import generate
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from cinema_jax.data.sheets import Group, Row, contact_sheet, spread
 from cinema_jax.devices import distributed
 from cinema_jax.experiment.run import Run
 from cinema_jax.inputs.files import whole_file
-from cinema_jax.sampling.sampler import Request, Sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import Sampler
 from cinema_jax.training.metrics import MetricsWriter
 from cinema_jax.training.samples import BATCH, generate
 

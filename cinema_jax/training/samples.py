@@ -13,7 +13,8 @@ from cinema_jax.cinema import Cinema, Params
 from cinema_jax.config import Config
 from cinema_jax.devices import watchdog
 from cinema_jax.experiment.run import Run
-from cinema_jax.sampling.sampler import Request, Sampler, needed_parts
+from cinema_jax.sampling.requests import Request, needed_parts
+from cinema_jax.sampling.sampler import Sampler
 
 # Videos sampled at once. One size, so that one program is compiled.
 BATCH = 4

@@ -19,7 +19,7 @@ from cinema_jax.errors import InputError
 from cinema_jax.inputs.texts import listed
 from cinema_jax.sampling.pipeline import Pipeline
 from cinema_jax.sampling.references import references
-from cinema_jax.sampling.sampler import Request, Settings, check_references
+from cinema_jax.sampling.requests import Request, Settings, check_references
 from cinema_jax.sampling.video import Video
 
 

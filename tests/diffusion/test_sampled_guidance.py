@@ -16,7 +16,8 @@ from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.diffusion.config import DISCRETE_SOLVERS, SOLVERS
 from cinema_jax.diffusion.guidance import FULL, REFERENCES_ONLY, UNCONDITIONAL, branch_factors
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
-from cinema_jax.sampling.sampler import Sampler, Settings
+from cinema_jax.sampling.requests import Settings
+from cinema_jax.sampling.sampler import Sampler
 
 SCALES = st.one_of(st.sampled_from([0.0, 0.5, 1.0, 6.0]), st.floats(-20, 20))
 

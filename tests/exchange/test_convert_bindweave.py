@@ -26,7 +26,8 @@ from cinema_jax.experiment.pipelines import pipeline_config
 from cinema_jax.experiment.presets import BINDWEAVE
 from cinema_jax.experiment.run import Run
 from cinema_jax.sampling.pipeline import Pipeline
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 
 NEGATIVE, SEED = "the lazy dog", 3
 

@@ -26,7 +26,8 @@ from cinema_jax.exchange.imports import import_checkpoint
 from cinema_jax.experiment import parts
 from cinema_jax.experiment.pipelines import pipeline_config
 from cinema_jax.experiment.run import Run
-from cinema_jax.sampling.sampler import Request, load_sampler, sampler_of
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler, sampler_of
 from cinema_jax.weights import rules, shards
 from cinema_jax.weights.tensors import WeightError, open_tensors
 

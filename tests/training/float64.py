@@ -24,7 +24,8 @@ from cinema_jax.devices.axes import WEIGHTS
 from cinema_jax.experiment import parts
 from cinema_jax.experiment.run import Run
 from cinema_jax.models.attention import mesh as attention_mesh
-from cinema_jax.sampling.sampler import Request, Sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import Sampler
 from cinema_jax.training import loop, reports, state
 from cinema_jax.training.stages import STAGES, make_step
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cinema_jax.data.example import Reference
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 
 
 def latents_digest(workdir: Path) -> str:

@@ -20,7 +20,8 @@ from cinema_jax.errors import InputError
 from cinema_jax.experiment import parts
 from cinema_jax.experiment.checkpoint import complete_steps, load_params
 from cinema_jax.experiment.run import Run
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 from cinema_jax.training import loop, reports
 from cinema_jax.training.loop import Trainer
 from cinema_jax.training.stages import STAGES

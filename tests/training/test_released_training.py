@@ -22,7 +22,8 @@ from cinema_jax.experiment.run import Run
 from cinema_jax.models.qwen_vl.config import Qwen2VLConfig, Qwen2VLVisionConfig, config_to_hf
 from cinema_jax.models.qwen_vl.processing import Template, collate
 from cinema_jax.models.qwen_vl.tokenizer import build_word_tokenizer
-from cinema_jax.sampling.sampler import Request, load_sampler
+from cinema_jax.sampling.requests import Request
+from cinema_jax.sampling.sampler import load_sampler
 from cinema_jax.training.loop import Trainer, train
 from cinema_jax.training.stages import STAGES
 from configs import cogvideox_2b, cogvideox_5b, wan_1_3b, wan_14b

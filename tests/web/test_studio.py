@@ -20,7 +20,7 @@ from cinema_jax.data.images import letterbox, read_image
 from cinema_jax.errors import InputError
 from cinema_jax.sampling import references
 from cinema_jax.sampling.pipeline import Pipeline
-from cinema_jax.sampling.sampler import Request
+from cinema_jax.sampling.requests import Request
 from cinema_jax.web.page import build
 from cinema_jax.web.studio import Order, Report, Stopped, Studio
 
