@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from cinema_jax.data.images import on_white
-from cinema_jax.data.pipeline import Preprocessor
+from cinema_jax.data.preprocessor import Preprocessor
 from cinema_jax.errors import InputError
 from cinema_jax.experiment.parts import PACKAGED
 from cinema_jax.experiment.run import Run
