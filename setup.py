@@ -60,7 +60,8 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings[python]", "ruff"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
-        "curate": ["apache-beam>=2.77", "scenedetect-headless>=0.7.2"],
+        # Apache Beam holds protobuf below 7, which newer versions of sentencepiece want.
+        "curate": ["apache-beam>=2.77", "scenedetect-headless>=0.7.2", "sentencepiece<0.2.3"],
         "web": ["gradio>=6.16"],
     },
 )
