@@ -75,6 +75,8 @@ def main() -> None:
     output = Path(OUTPUT.value) if OUTPUT.value else _beside(run.workdir)
     check_folder(output)
     {"critters": _critters, "opens2v": _opens2v, "own": _own}[suite](pipeline, settings, output)
+    # While the first one judges, which may take long: whoever leaves early would end it.
+    distributed.meet("the report")
 
 
 def _check_files() -> None:

@@ -201,12 +201,11 @@ class Records:
 
     @staticmethod
     def _texts_of(entry: _Entry, file: str, line: str) -> ClipTexts:
-        number = entry.record + 1
-        where = f"{file}:{number}: "
-        told = checked(parse_json(line, where.removesuffix(": ")), dict[str, Any], where.removesuffix(": "))
-        found = checked(told | {"file": file, "line": number}, ClipTexts, where)
+        place = f"{file}:{entry.record + 1}"
+        told = checked(parse_json(line, place), dict[str, Any], place)
+        found = checked(told | {"file": file, "line": entry.record + 1}, ClipTexts, f"{place}: ")
         if found.id != entry.id:
-            raise InputError(f"{where}id is {found.id!r}; the record is {entry.id!r}")
+            raise InputError(f"{place}: id is {found.id!r}; the record is {entry.id!r}")
         return found
 
     def video(self, index: int) -> UInt8[np.ndarray, "frames height width 3"]:

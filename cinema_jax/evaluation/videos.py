@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -23,6 +22,7 @@ from cinema_jax.experiment import parts
 from cinema_jax.experiment.checkpoint import digest
 from cinema_jax.inputs.files import whole_file
 from cinema_jax.inputs.typed import checked
+from cinema_jax.sampling.many import own_share
 from cinema_jax.sampling.requests import Request, Settings
 from cinema_jax.sampling.sampler import Sampler
 
@@ -154,7 +154,7 @@ def make_missing(
     """
     # Before the first one writes, all know what all have to do.
     missing = distributed.gather([name for name in names if not file(name).exists()])[0]
-    starts = range(0, len(missing), batch)[jax.process_index() :: jax.process_count()]
+    starts = list(own_share(range(0, len(missing), batch)))
     for start in tqdm(starts, desc="generate", unit="batch", disable=not starts):
         now = missing[start : start + batch]
         filled = [request(name) for name in now + now[:1] * (batch - len(now))]  # one shape, one compilation

@@ -8,9 +8,9 @@ n-th batch of what is missing.
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from tqdm import tqdm
@@ -26,6 +26,8 @@ from cinema_jax.sampling.lists import Entry, Found
 from cinema_jax.sampling.pipeline import Pipeline
 from cinema_jax.sampling.requests import Request, Settings, needed_parts
 from cinema_jax.sampling.video import Video
+
+Batch = TypeVar("Batch")
 
 # In a note, what is not compared: it follows from the rest, and tells people.
 _TOLD = {"standing", "expanded_prompt"}
@@ -154,7 +156,7 @@ class Many:
         missing = [number for number, job in enumerate(self.jobs) if not self._video(job).exists()]
         # Before the first one writes, all know what all have to do.
         missing = distributed.gather(missing)[0]
-        share = list(_share(_batches([self.jobs[number] for number in missing], batch)))
+        share = list(own_share(_batches([self.jobs[number] for number in missing], batch)))
         failed: list[str] = []
         if share:
             largest = max((jobs[0].settings for jobs in share), key=lambda x: x.frames * x.height * x.width)
@@ -219,6 +221,6 @@ def _batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
         yield from (own[start : start + size] for start in range(0, len(own), size))
 
 
-def _share(batches: Iterator[list[Job]]) -> Iterator[list[Job]]:
+def own_share(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Those of this process: its devices make them, and no others."""
     return itertools.islice(batches, jax.process_index(), None, jax.process_count())
